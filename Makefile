@@ -1,0 +1,54 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-unit test-kernel test-interop test-lab lint format bench clean \
+	install-system-packages
+
+python := .venv/bin/python
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: install-system-packages .venv/.complete ## Install what is missing: Debian packages (as root) and .venv
+
+demo: setup ## Walk through a CNI attachment on the real kernel, step by step
+	@demo/walkthrough
+
+test: setup lint test-lab ## Lint and run every test
+	@$(python) -m pytest tests
+
+test-unit: .venv/.complete ## Tests that need no privileges
+	@$(python) -m pytest tests/unit
+
+test-kernel: setup ## Tests on the real kernel, in namespaces of their own (as root)
+	@$(python) -m pytest tests/kernel
+
+test-interop: setup ## Tests against the programs of others (as root)
+	@$(python) -m pytest tests/interop
+
+test-lab: setup ## Tests that need a fuller kernel, in an emulator
+	@tools/system-packages lab
+	@PYCNI_LAB=1 tools/kernel-lab $(python) -m pytest tests/lab -p no:cacheprovider
+
+lint: .venv/.complete ## Check format, style, types and the import rules
+	@$(python) -m ruff format --check --quiet . || { echo "hint: make format"; false; }
+	@$(python) -m ruff check --quiet .
+	@$(python) -m mypy
+	@.venv/bin/lint-imports
+
+format: .venv/.complete ## Format the code and mend what ruff can mend
+	@$(python) -m ruff check --fix --quiet . ; $(python) -m ruff format .
+
+bench: setup ## Measure against the reference plugins, as ratios
+	@$(python) bench/run.py
+
+clean: ## Remove .venv and everything built or cached
+	rm -rf .venv .cache build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+install-system-packages: ## Install the Debian packages that are missing (as root)
+	@tools/system-packages run test
+
+.venv/.complete: pyproject.toml
+	@python=$$(tools/find-python) && echo "building .venv from $$python" && $$python -m venv --clear .venv
+	@$(python) -m pip install -qq --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(python) -m pip install -qq --disable-pip-version-check --editable '.[cli]' --group dev
+	@touch $@

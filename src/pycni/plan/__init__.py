@@ -1,0 +1,1 @@
+"""What should exist for an attachment, as ordered steps with their undo and comparison. No I/O."""

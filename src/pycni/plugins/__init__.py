@@ -1,0 +1,1 @@
+"""One module per plugin, named as the plugin; what several share stands in `shared`."""

@@ -1,0 +1,1 @@
+"""The runtime side (libcni): find and load configs, chain plugins, cache results."""

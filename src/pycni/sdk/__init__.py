@@ -1,0 +1,1 @@
+"""What a plugin author imports: plugin base class, typed config, request, dispatch, delegation."""
