@@ -1,0 +1,21 @@
+"""What the tests on the real kernel share: namespaces, looking at the host, running plugins."""
+
+from __future__ import annotations
+
+from harness.host import Host, Snapshot, ip_json, nft_list, run_in, snapshot
+from harness.namespaces import Namespace, enter_new_netns, private_mounts
+from harness.plugin import PluginRun, run_plugin
+
+__all__ = [
+    "Host",
+    "Namespace",
+    "PluginRun",
+    "Snapshot",
+    "enter_new_netns",
+    "ip_json",
+    "nft_list",
+    "private_mounts",
+    "run_in",
+    "run_plugin",
+    "snapshot",
+]

@@ -1,0 +1,88 @@
+"""Private namespaces for tests: a thread's own network, the process's own mounts.
+
+Made with the C library, since `os.setns` and `os.unshare` came with Python 3.12 only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWNET = 0x40000000
+MS_REC = 0x4000
+MS_PRIVATE = 1 << 18
+
+# Folders that plugins, runtimes and `ip netns` write to: each test process has its own.
+PRIVATE_FOLDERS = ("/run", "/var/lib/cni")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """A network namespace with a name, as `ip netns` makes them."""
+
+    name: str
+
+    @property
+    def path(self) -> str:
+        """The file that stands for it: what goes into CNI_NETNS."""
+        return f"/run/netns/{self.name}"
+
+    @classmethod
+    def create(cls, name: str) -> Namespace:
+        subprocess.run(["ip", "netns", "add", name], check=True)
+        return cls(name)
+
+    def delete(self) -> None:
+        """Remove it; one that is gone already is no error."""
+        if os.path.exists(self.path):
+            subprocess.run(["ip", "netns", "delete", self.name], check=True)
+
+
+@contextmanager
+def enter_new_netns() -> Iterator[int]:
+    """Put the calling thread into a fresh network namespace, and back at the end.
+
+    Yields a descriptor of the new namespace. Threads and programs started meanwhile are in it
+    too. The kernel drops it, with all that is in it, when nothing refers to it any more.
+    """
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.unshare(CLONE_NEWNET), "unshare")
+        inside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+            yield inside
+        finally:
+            os.close(inside)
+            _check(_libc.setns(before, CLONE_NEWNET), "setns")
+    finally:
+        os.close(before)
+
+
+def private_mounts() -> None:
+    """Give this process its own empty `PRIVATE_FOLDERS`; the machine's stay untouched."""
+    for folder in PRIVATE_FOLDERS:
+        os.makedirs(folder, exist_ok=True)
+    _check(_libc.unshare(CLONE_NEWNS), "unshare")
+    _mount(b"none", b"/", None, MS_REC | MS_PRIVATE)
+    for folder in PRIVATE_FOLDERS:
+        _mount(b"pycni-test", folder.encode(), b"tmpfs", 0)
+    Path("/run/netns").mkdir()
+
+
+def _mount(source: bytes, target: bytes, kind: bytes | None, flags: int) -> None:
+    _check(_libc.mount(source, target, kind, ctypes.c_ulong(flags), None), f"mount {target!r}")
+
+
+def _check(status: int, what: str) -> None:
+    if status != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
