@@ -1,1 +1,5 @@
-"""What should exist for an attachment, as ordered steps with their undo and comparison. No I/O."""
+"""Plans: what should exist for an attachment, as plain data. No I/O.
+
+A plugin turns configuration and request into a plan; `pycni.kernel.executor` makes, checks, repairs
+and removes what it names.
+"""

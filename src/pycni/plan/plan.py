@@ -1,0 +1,26 @@
+"""A plan: the steps for one attachment, in order, and the interfaces its result tells of."""
+
+from __future__ import annotations
+
+from ..spec.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .steps import Step
+
+
+class Reported(Record):
+    """An interface that the result lists: where it is (`steps.HOST` or `steps.SANDBOX`), its name."""
+
+    where: str
+    name: str
+
+
+class Plan(Record):
+    """What should exist for one attachment.
+
+    steps are made in order and removed in reverse; interfaces appear in the result in this order.
+    """
+
+    steps: tuple[Step, ...] = ()
+    interfaces: tuple[Reported, ...] = ()

@@ -1,0 +1,196 @@
+"""The steps a plan is made of: one class for each thing that can exist for an attachment.
+
+A step names things (links by name, sandbox or host by `where`); what only the kernel knows (an
+index, a MAC address) the executor looks up. `kind` is the module in `pycni.kernel.steps` that
+makes, checks and removes it. `follows_link` marks what the kernel removes together with the
+attachment's interface, so that DEL need not.
+"""
+
+from __future__ import annotations
+
+from ..spec.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+    from ..spec.ip import IPAddress, IPNetwork
+    from ..spec.owner import Owner
+
+HOST = "host"
+SANDBOX = "sandbox"
+
+
+class Step(Record):
+    """Base of all steps."""
+
+    kind: ClassVar[str] = ""
+    follows_link: ClassVar[bool] = False
+
+
+class Bridge(Step):
+    """A bridge on the host, shared by a network's attachments: made when missing, never removed.
+
+    mtu: bytes, 0 for the kernel's choice; an existing bridge keeps its own.
+    """
+
+    kind: ClassVar[str] = "bridge"
+
+    name: str
+    mtu: int = 0
+    vlan_filtering: bool = False
+    promiscuous: bool = False
+
+
+class VLANs(Record):
+    """VLAN membership of a bridge port.
+
+    pvid: the untagged VLAN, 0 for none asked; trunk: tagged VLANs as (first, last) ranges;
+    keep_default: leave what the bridge gave the port when it joined.
+    """
+
+    pvid: int = 0
+    trunk: tuple[tuple[int, int], ...] = ()
+    keep_default: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.pvid or self.trunk)
+
+
+class BridgePort(Record):
+    """How the host end of a pair is plugged into a bridge."""
+
+    bridge: str
+    hairpin: bool = False
+    isolated: bool = False
+    vlans: VLANs = VLANs()
+
+
+class VethPair(Step):
+    """A pair of linked interfaces, one in the sandbox and one on the host.
+
+    The host end's name is derived from the owner, so a plan stays pure and DEL finds it without a
+    sandbox. mtu: bytes, 0 for the kernel's choice; mac: of the sandbox end, "" for a random one.
+    """
+
+    kind: ClassVar[str] = "veth"
+
+    owner: Owner
+    name: str
+    host_name: str
+    mtu: int = 0
+    mac: str = ""
+    port: BridgePort | None = None
+
+
+class LinkUp(Step):
+    """An interface is administratively up. `running` also waits until the host link carries."""
+
+    kind: ClassVar[str] = "link_up"
+    follows_link: ClassVar[bool] = True
+
+    where: str
+    link: str
+
+
+class PortRunning(Step):
+    """The host end forwards: waited for by the kernel's own notification, never polled."""
+
+    kind: ClassVar[str] = "port_running"
+    follows_link: ClassVar[bool] = True
+
+    link: str
+    timeout_ms: int = 5000
+
+
+class Sysctl(Step):
+    """A kernel setting, keys as sysctl names them. Not required ones may be missing."""
+
+    kind: ClassVar[str] = "sysctl"
+    follows_link: ClassVar[bool] = True
+
+    where: str
+    key: str
+    value: str
+    required: bool = False
+
+
+class Address(Step):
+    """An address of an interface. `dad` asks the kernel to probe an IPv6 address for duplicates."""
+
+    kind: ClassVar[str] = "address"
+    follows_link: ClassVar[bool] = True
+
+    where: str
+    link: str
+    address: IPNetwork
+    dad: bool = False
+
+
+class GatewayAddress(Step):
+    """A gateway's address on a link that attachments share; it stays when they go.
+
+    force: replace another address of the family that conflicts, instead of failing.
+    """
+
+    kind: ClassVar[str] = "gateway_address"
+
+    link: str
+    address: IPNetwork
+    force: bool = False
+
+
+class Route(Step):
+    """A route. Fields as in a result's route; `link` is the outgoing interface.
+
+    scope: a number of linux/rtnetlink.h, None for the kernel's default; src: preferred source.
+    """
+
+    kind: ClassVar[str] = "route"
+    follows_link: ClassVar[bool] = True
+
+    where: str
+    link: str
+    dst: IPNetwork
+    gw: IPAddress | None = None
+    src: IPAddress | None = None
+    priority: int = 0
+    table: int | None = None
+    scope: int | None = None
+    mtu: int = 0
+    advmss: int = 0
+
+
+class Forwarding(Step):
+    """The host forwards packets of a family (AF_INET or AF_INET6). Stays: others rely on it."""
+
+    kind: ClassVar[str] = "forwarding"
+
+    family: int
+
+
+class Masquerade(Step):
+    """Packets from these addresses to outside their subnet leave with the host's address.
+
+    backend: "nftables", "iptables", or "" for nftables where the host has it.
+    """
+
+    kind: ClassVar[str] = "masquerade"
+
+    owner: Owner
+    addresses: tuple[IPNetwork, ...]
+    backend: str = ""
+
+
+class SpoofGuard(Step):
+    """Frames that enter the bridge from this host link carry this MAC address, or are dropped.
+
+    mac: "" stands for the address that the sandbox's interface has.
+    """
+
+    kind: ClassVar[str] = "spoof_guard"
+
+    owner: Owner
+    host_link: str
+    link: str
+    mac: str = ""

@@ -1,0 +1,51 @@
+"""CNI_ARGS: `KEY=VALUE;KEY=VALUE`, the oldest way to hand a plugin extra arguments.
+
+The specification deprecates it in favour of `args` and `runtimeConfig`; runtimes still send it.
+Plugins that take no arguments never look, so that garbage stays harmless there.
+"""
+
+from __future__ import annotations
+
+from .errors import INVALID_ENVIRONMENT, CNIError
+from .versions import quote
+
+_TRUE = ("1", "true")
+_FALSE = ("0", "false")
+
+
+def parse_args(text: str) -> dict[str, str]:
+    """Split CNI_ARGS into its pairs; of a repeated key the last counts. Raises CNIError."""
+    arguments: dict[str, str] = {}
+    if not text:
+        return arguments
+    for pair in text.split(";"):
+        parts = pair.split("=")
+        if len(parts) != 2:
+            raise CNIError(
+                INVALID_ENVIRONMENT,
+                f"ARGS: invalid pair {quote(pair)}",
+                "CNI_ARGS is KEY=VALUE pairs with ';' between them",
+            )
+        arguments[parts[0]] = parts[1]
+    return arguments
+
+
+def known_args(text: str, *known: str) -> dict[str, str]:
+    """The arguments a plugin knows; others are refused unless IgnoreUnknown is true."""
+    arguments = parse_args(text)
+    ignore = arguments.pop("IgnoreUnknown", "")
+    if ignore and ignore.lower() not in _TRUE + _FALSE:
+        raise CNIError(
+            INVALID_ENVIRONMENT,
+            f'ARGS: error parsing value of pair "IgnoreUnknown={ignore}": '
+            f"boolean unmarshal error: invalid input {ignore.lower()}",
+            "IgnoreUnknown is 1, true, 0 or false",
+        )
+    unknown = [f"{key}={value}" for key, value in arguments.items() if key not in known]
+    if unknown and ignore.lower() not in _TRUE:
+        raise CNIError(
+            INVALID_ENVIRONMENT,
+            f"ARGS: unknown args [{' '.join(map(quote, unknown))}]",
+            f"known are {', '.join(known)}; IgnoreUnknown=1 lets others pass",
+        )
+    return {key: value for key, value in arguments.items() if key in known and value}

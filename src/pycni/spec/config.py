@@ -1,0 +1,147 @@
+"""The keys of a plugin's configuration that the specification itself names.
+
+A plugin declares its own keys in a subclass of `NetConf`. What the runtime adds on the way
+(`prevResult`, `runtimeConfig`, the attachments that GC must keep) is read here too.
+"""
+
+from __future__ import annotations
+
+from . import versions
+from .errors import DECODING_FAILURE, INVALID_CONFIG, CNIError
+from .fields import Anything, Config, Flag, ListOf, MapOf, Object, Text, field
+from .jsontext import JSONError, loads
+from .names import is_name
+from .record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+VALID_ATTACHMENTS = "cni.dev/valid-attachments"
+LEGACY_ATTACHMENTS = "cni.dev/attachments"  # what drafts of 1.1.0 called it
+
+
+class Attachment(Record):
+    """One interface of one container: what ADD makes and what GC is told to keep."""
+
+    container_id: str
+    ifname: str
+
+
+class DNS(Config):
+    """Name resolution, as a configuration gives it and a result returns it."""
+
+    nameservers: tuple[str, ...] = field(
+        "nameservers", ListOf(Text()), (), doc="DNS servers, in order of preference"
+    )
+    domain: str = field("domain", Text(), "", doc="the local domain")
+    search: tuple[str, ...] = field(
+        "search", ListOf(Text()), (), doc="domains to search, in order of preference"
+    )
+    options: tuple[str, ...] = field("options", ListOf(Text()), (), doc="resolver options")
+
+
+class _AttachmentKeys(Config):
+    container_id: str = field("containerID", Text(), "", doc="the container's id")
+    ifname: str = field("ifname", Text(), "", doc="the interface's name in the container")
+
+
+class NetConf(Config):
+    """The configuration of one plugin, as it arrives on stdin."""
+
+    cni_version: str = field("cniVersion", Text(), "", doc="version of the specification")
+    name: str = field("name", Text(), "", doc="the network's name, unique on the host")
+    type: str = field("type", Text(), "", doc="the plugin: the name of its executable")
+    capabilities: dict[str, bool] = field(
+        "capabilities", MapOf(Flag()), None, doc="runtime settings the plugin wants, by name"
+    )
+    args: Any = field("args", Anything(), None, doc="free arguments; by convention args.cni")
+    runtime_config: Any = field(
+        "runtimeConfig", Anything(), None, doc="what the runtime gives for the capabilities"
+    )
+    ipam: Any = field("ipam", Anything(), None, doc="the address plugin and its settings")
+    dns: DNS | None = field("dns", Object(DNS), None, doc="name resolution for the result")
+    prev_result: Any = field(
+        "prevResult", Anything(), None, doc="the result of the plugin before, from the runtime"
+    )
+    valid_attachments: tuple[_AttachmentKeys, ...] | None = field(
+        VALID_ATTACHMENTS, ListOf(Object(_AttachmentKeys)), None, doc="what GC must keep"
+    )
+
+    @property
+    def version(self) -> str:
+        """The specification's version that this configuration is written for."""
+        return self.cni_version or versions.DEFAULT
+
+    @property
+    def ipam_type(self) -> str:
+        """The address plugin's name; "" for none."""
+        if not isinstance(self.ipam, dict):
+            return ""
+        kind = self.ipam.get("type", "")
+        return kind if isinstance(kind, str) else ""
+
+
+def parse_config(data: bytes) -> dict[str, Any]:
+    """The configuration on stdin as a JSON object. Raises CNIError (code 6 or 7)."""
+    try:
+        document = loads(data)
+    except JSONError as error:
+        raise CNIError(
+            DECODING_FAILURE,
+            f"error unmarshall network config: {error}",
+            "stdin must hold the network configuration as one JSON object",
+        ) from None
+    if not isinstance(document, dict):
+        raise CNIError(
+            DECODING_FAILURE,
+            "error unmarshall network config: the document is not a JSON object",
+            "stdin must hold the network configuration as one JSON object",
+        )
+    return document
+
+
+def network_name(document: dict[str, Any]) -> str:
+    """The network's name, checked as a plugin must (code 7)."""
+    name = _fold(document, "name")
+    if name is not None and not isinstance(name, str):
+        raise CNIError(DECODING_FAILURE, "error unmarshall network config: name is not a string")
+    if not name:
+        raise CNIError(
+            INVALID_CONFIG, "missing network name", 'the configuration needs "name": the network'
+        )
+    if not is_name(name):
+        raise CNIError(INVALID_CONFIG, "invalid characters found in network name", name)
+    return name
+
+
+def config_version(document: dict[str, Any]) -> str:
+    """The configuration's version; 0.1.0 where it names none (code 6 if it is not a string)."""
+    version = _fold(document, "cniVersion")
+    if version is not None and not isinstance(version, str):
+        raise CNIError(
+            DECODING_FAILURE,
+            "decoding version from network config: cniVersion is not a string",
+            f"expected one of {', '.join(versions.ALL)}",
+        )
+    return version or versions.DEFAULT
+
+
+def valid_attachments(document: dict[str, Any]) -> frozenset[Attachment] | None:
+    """What GC must keep; None where the runtime did not say, which is not the same as nothing."""
+    listed = document.get(VALID_ATTACHMENTS)
+    if listed is None:
+        listed = document.get(LEGACY_ATTACHMENTS)
+    if listed is None:
+        return None
+    config = NetConf.decode({VALID_ATTACHMENTS: listed})
+    return frozenset(
+        Attachment(item.container_id, item.ifname) for item in config.valid_attachments or ()
+    )
+
+
+def _fold(document: dict[str, Any], key: str) -> Any:
+    if key in document:
+        return document[key]
+    wanted = key.lower()
+    return next((value for name, value in document.items() if name.lower() == wanted), None)

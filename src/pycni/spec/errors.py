@@ -1,0 +1,80 @@
+"""The error object of the protocol, and its codes (SPEC 1.1.0, section "Error").
+
+Every failure that reaches a caller is a `CNIError`: a runtime sees it as JSON on stdout, a Python
+program as an exception with the same three parts. `message` says what is wrong with which thing,
+`details` says what was expected or what to do.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+UNKNOWN = 0
+INCOMPATIBLE_VERSION = 1
+UNSUPPORTED_FIELD = 2
+UNKNOWN_CONTAINER = 3
+INVALID_ENVIRONMENT = 4
+IO_FAILURE = 5
+DECODING_FAILURE = 6
+INVALID_CONFIG = 7
+INVALID_NETNS = 8  # used by the reference, not in the specification's table
+TRY_AGAIN_LATER = 11
+UNAVAILABLE = 50
+UNAVAILABLE_LIMITED = 51
+INTERNAL = 999  # the reference's code for whatever a plugin did not classify
+
+# 100 and above are the plugins' own. Ours mean the same in every plugin:
+KERNEL_REFUSED = 100
+ALREADY_EXISTS = 101
+CHECK_FAILED = 102
+ADDRESS_UNAVAILABLE = 103
+CLEANUP_INCOMPLETE = 104
+
+
+class CNIError(Exception):
+    """What a plugin answers in place of a result.
+
+    code: a number of the table above; message: short, names the thing and its value;
+    details: what was expected and the way out, may be empty.
+    """
+
+    def __init__(self, code: int, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.details = details
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.details}" if self.details else self.message
+
+    def to_json(self) -> dict[str, Any]:
+        """The error object in the order the reference writes it."""
+        document: dict[str, Any] = {"code": self.code, "msg": self.message}
+        if self.details:
+            document["details"] = self.details
+        return document
+
+    def within(self, what: str) -> CNIError:
+        """The same error, told from further out: its message is prefixed with what was going on."""
+        return CNIError(self.code, f"{what}: {self.message}", self.details)
+
+
+def invalid_config(message: str, details: str = "") -> CNIError:
+    """A network configuration that breaks a rule (code 7)."""
+    return CNIError(INVALID_CONFIG, message, details)
+
+
+def join_errors(errors: list[CNIError]) -> CNIError:
+    """One error that tells several, for clean-ups that go on after a failure.
+
+    The first error's code stands: it is the one that the others may follow from.
+    """
+    if len(errors) == 1:
+        return errors[0]
+    return CNIError(
+        errors[0].code,
+        "; ".join(error.message for error in errors),
+        "; ".join(error.details for error in errors if error.details),
+    )

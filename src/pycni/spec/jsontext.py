@@ -1,0 +1,188 @@
+"""JSON read and written the way the other side of the protocol does (Go's `encoding/json`).
+
+Reading is strict: UTF-8 without a byte order mark, no NaN or Infinity, nothing after the value.
+Writing escapes `<`, `>`, `&`, U+2028 and U+2029, and prints numbers as Go prints a float64, so that
+bytes compare equal with what the reference writes. The standard library's C scanner does the work;
+it is imported directly because the `json` package brings `re` and `enum`, half of a plugin's start.
+"""
+
+from __future__ import annotations
+
+from _json import encode_basestring, make_scanner
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, NoReturn
+
+MAX_SIZE = 16 * 1024 * 1024  # bytes; a configuration with its prevResult is a few kilobytes
+_SPACE = " \t\n\r"
+_EXACT = 1 << 53  # above it, an integer that went through a float64 is no longer itself
+
+
+class JSONError(ValueError):
+    """Text that is not JSON: what is wrong, and where (line and column count from 1)."""
+
+    def __init__(self, problem: str, text: str, position: int) -> None:
+        self.line = text.count("\n", 0, position) + 1
+        self.column = position - text.rfind("\n", 0, position)
+        self.problem = problem
+        super().__init__(f"{problem} at line {self.line}, column {self.column}")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _parse_float(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"the number {text} is out of range")
+    return value
+
+
+class _Context:
+    """What the C scanner asks of its caller (json.JSONDecoder's attributes)."""
+
+    strict = True
+    object_hook = None
+    object_pairs_hook = None
+    parse_float = staticmethod(_parse_float)
+    parse_int = int
+    parse_constant = staticmethod(_refuse_constant)
+
+
+def loads(data: bytes | str) -> Any:
+    """Parse one JSON document. Raises JSONError."""
+    if len(data) > MAX_SIZE:
+        raise JSONError(f"{len(data)} bytes are more than the {MAX_SIZE} that are read", "", 0)
+    # Bytes that are not UTF-8 read as U+FFFD, as the reference's decoder does.
+    text = data if isinstance(data, str) else str(data, "utf-8", "replace")
+    start = _skip_space(text, 0)
+    try:
+        value, end = make_scanner(_Context)(text, start)
+    except (StopIteration, ValueError, RecursionError, SystemError):
+        raise _explain(text) from None
+    end = _skip_space(text, end)
+    if end != len(text):
+        raise JSONError(f"unexpected {text[end]!r} after the end of the value", text, end)
+    return value
+
+
+def _explain(text: str) -> JSONError:
+    """What the scanner choked on. Only `json` itself tells, and only failures pay for it."""
+    import json
+
+    if not text.strip(_SPACE):
+        return JSONError("unexpected end of JSON input", text, len(text))
+    try:
+        json.loads(text, parse_float=_parse_float, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        return JSONError(error.msg[:1].lower() + error.msg[1:], text, error.pos)
+    except RecursionError:
+        return JSONError("too deeply nested", text, 0)
+    except ValueError as error:
+        return JSONError(str(error), text, 0)
+    raise AssertionError("json reads what its own scanner refused")
+
+
+def _skip_space(text: str, position: int) -> int:
+    while position < len(text) and text[position] in _SPACE:
+        position += 1
+    return position
+
+
+def dumps(value: Any, *, indent: int = 0, sort_keys: bool = False) -> str:
+    """Write a document: compact, or indented by `indent` spaces a level; no newline at the end."""
+    text = "".join(_write(value, " " * indent, "\n", sort_keys))
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate, read from an escape
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _write(value: Any, indent: str, newline: str, sort_keys: bool) -> Iterator[str]:
+    if isinstance(value, str):
+        yield _string(value)
+    elif value is None:
+        yield "null"
+    elif isinstance(value, bool):
+        yield "true" if value else "false"
+    elif isinstance(value, int | float):
+        yield _number(value)
+    elif isinstance(value, dict):
+        items = sorted(value.items()) if sort_keys else value.items()
+        inner = newline + indent
+        separator = "{"
+        for key, item in items:
+            yield separator
+            if indent:
+                yield inner
+            yield _string(key)
+            yield ": " if indent else ":"
+            yield from _write(item, indent, inner, sort_keys)
+            separator = ","
+        yield _closing("{", "}", separator, newline if indent else "")
+    elif isinstance(value, list | tuple):
+        inner = newline + indent
+        separator = "["
+        for item in value:
+            yield separator
+            if indent:
+                yield inner
+            yield from _write(item, indent, inner, sort_keys)
+            separator = ","
+        yield _closing("[", "]", separator, newline if indent else "")
+    else:
+        raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _closing(opening: str, closing: str, separator: str, newline: str) -> str:
+    return opening + closing if separator == opening else newline + closing
+
+
+def _string(text: str) -> str:
+    quoted = encode_basestring(text)
+    for character, escape in _ESCAPES:
+        if character in quoted:
+            quoted = quoted.replace(character, escape)
+    return str(quoted)
+
+
+_ESCAPES = (
+    ("<", "\\u003c"),
+    (">", "\\u003e"),
+    ("&", "\\u0026"),
+    ("\u2028", "\\u2028"),
+    ("\u2029", "\\u2029"),
+)
+
+
+def _number(value: float) -> str:
+    """A number as Go prints a float64: shortest form, plain between 1e-6 and 1e21."""
+    if isinstance(value, int) and -_EXACT <= value <= _EXACT:
+        return str(value)
+    value = float(value)
+    mantissa, _, exponent = repr(value).partition("e")
+    if value != 0 and not 1e-6 <= abs(value) < 1e21:
+        if not exponent:
+            mantissa, _, exponent = f"{value:.16e}".partition("e")
+        return f"{_trim(mantissa)}e{'-' if int(exponent) < 0 else '+'}{abs(int(exponent))}"
+    if exponent:
+        return _trim(_plain(mantissa, int(exponent)))
+    return _trim(mantissa)
+
+
+def _trim(decimal: str) -> str:
+    return decimal.rstrip("0").rstrip(".") if "." in decimal else decimal
+
+
+def _plain(mantissa: str, exponent: int) -> str:
+    sign = "-" if mantissa.startswith("-") else ""
+    whole, _, fraction = mantissa.lstrip("-").partition(".")
+    digits = whole + fraction
+    point = len(whole) + exponent
+    if point <= 0:
+        return f"{sign}0.{'0' * -point}{digits}"
+    return f"{sign}{digits.ljust(point, '0')[:point]}.{digits[point:] or '0'}"
