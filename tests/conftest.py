@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_known(nodeid: str, reason: str) -> bool:
-    """Whether a line of tests/known-skips.txt, node id pattern | reason pattern, names this skip."""
+    """Whether a line of tests/known-skips.txt, NODE-ID | REASON as shell patterns, names it."""
     for line in (TESTS / "known-skips.txt").read_text().splitlines():
         node_pattern, bar, reason_pattern = (part.strip() for part in line.partition("|"))
         if line.startswith("#") or not bar:
