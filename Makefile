@@ -1,4 +1,5 @@
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help setup demo test test-unit test-kernel test-interop test-lab lint format bench clean \
 	install-system-packages
 
@@ -26,13 +27,13 @@ test-interop: setup ## Tests against the programs of others (as root)
 
 test-lab: setup ## Tests that need a fuller kernel, in an emulator
 	@tools/system-packages lab
-	@PYCNI_LAB=1 tools/kernel-lab $(python) -m pytest tests/lab -p no:cacheprovider
+	@PYCNI_LAB=1 tools/kernel-lab $(python) -m pytest tests/lab -p no:cacheprovider -q
 
 lint: .venv/.complete ## Check format, style, types and the import rules
 	@$(python) -m ruff format --check --quiet . || { echo "hint: make format"; false; }
 	@$(python) -m ruff check --quiet .
 	@$(python) -m mypy
-	@.venv/bin/lint-imports
+	@.venv/bin/lint-imports --no-logo
 
 format: .venv/.complete ## Format the code and mend what ruff can mend
 	@$(python) -m ruff check --fix --quiet . ; $(python) -m ruff format .
