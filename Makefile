@@ -49,7 +49,9 @@ install-system-packages: ## Install the Debian packages that are missing (as roo
 	@tools/system-packages run test
 
 .venv/.complete: pyproject.toml
-	@python=$$(tools/find-python) && echo "building .venv from $$python" && $$python -m venv --clear .venv
+	@$(python) -c '' 2> /dev/null || { \
+		found=$$(tools/find-python) && echo "building .venv from $$found" && \
+		"$$found" -m venv --clear .venv; }
 	@$(python) -m pip install -qq --disable-pip-version-check --upgrade 'pip>=25.1'
 	@$(python) -m pip install -qq --disable-pip-version-check --editable '.[cli]' --group dev
 	@touch $@
