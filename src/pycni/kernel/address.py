@@ -1,0 +1,195 @@
+"""Addresses of links: what `ip address` does, and the wait for duplicate address detection.
+
+Formats: include/uapi/linux/if_addr.h. Errors: `NetlinkError`. Used by the executor of plans and
+by plugins that look at the host.
+"""
+
+from __future__ import annotations
+
+import errno
+from _socket import AF_INET, AF_INET6, AF_UNSPEC
+from struct import Struct
+
+from pycni.kernel import link
+from pycni.kernel.netlink import constants as c
+from pycni.kernel.netlink.codec import IP, STRING, U32, MalformedMessage, Request, Schema
+from pycni.kernel.netlink.errors import EventsLost, NetlinkError
+from pycni.spec.ip import IPAddress, IPNetwork
+from pycni.spec.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycni.kernel.netlink.socket import NetlinkSocket
+
+_IFADDR = Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
+
+_ATTRIBUTES = Schema(
+    address=(c.IFA_ADDRESS, IP),
+    local=(c.IFA_LOCAL, IP),
+    label=(c.IFA_LABEL, STRING),
+    broadcast=(c.IFA_BROADCAST, IP),
+    flags=(c.IFA_FLAGS, U32),
+)
+
+
+class Address(Record):
+    """An address on the link with index `index`.
+
+    peer: the other end of a point-to-point address, else None; scope: RT_SCOPE_...;
+    flags: IFA_F_...
+    """
+
+    index: int
+    network: IPNetwork
+    peer: IPAddress | None = None
+    broadcast: IPAddress | None = None
+    scope: int = c.RT_SCOPE_UNIVERSE
+    flags: int = 0
+    label: str = ""
+
+
+def add(
+    index: int,
+    network: IPNetwork,
+    *,
+    scope: int = c.RT_SCOPE_UNIVERSE,
+    no_dad: bool = False,
+    replace: bool = False,
+) -> Request:
+    """Put an address on a link. EEXIST if it is there, unless `replace`.
+
+    An IPv4 address with a prefix under 31 gets its broadcast address. no_dad: an IPv6 address
+    is usable at once, without duplicate address detection.
+    """
+    values: dict[str, object] = {"local": network.address, "address": network.address}
+    if network.is_ipv4 and network.prefix < 31:
+        values["broadcast"] = network.broadcast
+    if no_dad and not network.is_ipv4:
+        values["flags"] = c.IFA_F_NODAD
+    body = _IFADDR.pack(network.family, network.prefix, 0, scope, index) + _ATTRIBUTES.encode(values)
+    flags = c.NLM_F_CREATE | (c.NLM_F_REPLACE if replace else c.NLM_F_EXCL)
+    return Request(c.RTM_NEWADDR, flags, body, f"add address {network} to link {index}")
+
+
+def delete(index: int, network: IPNetwork) -> Request:
+    """Take an address off a link. EADDRNOTAVAIL if it is not there, ENODEV without the link."""
+    body = _IFADDR.pack(network.family, network.prefix, 0, 0, index) + _ATTRIBUTES.encode(
+        {"local": network.address}
+    )
+    return Request(c.RTM_DELADDR, 0, body, f"delete address {network} from link {index}")
+
+
+def dump(netlink: NetlinkSocket, index: int = 0, family: int = AF_UNSPEC) -> list[Address]:
+    """The addresses of one link, or of all; of one family, or both. The kernel does the choosing.
+
+    ENODEV if there is no link with that index.
+    """
+    where = f"link {index}" if index else "all links"
+    request = Request(
+        c.RTM_GETADDR, 0, _IFADDR.pack(family, 0, 0, 0, index), f"list addresses of {where}"
+    )
+    found = (parse(message.payload) for message in netlink.dump(request))
+    # Other families answer to AF_UNSPEC too, and a kernel without strict checks to everything.
+    return [
+        address
+        for address in found
+        if address is not None
+        and index in (0, address.index)
+        and family in (AF_UNSPEC, address.network.family)
+    ]
+
+
+def wait_settled(netlink: NetlinkSocket, index: int, deadline: float) -> None:
+    """Wait until no IPv6 address of a link is tentative; `deadline` as for time.monotonic().
+
+    Raises NetlinkError: EADDRINUSE if another host has one of them, ETIMEDOUT. A link that is
+    not running at the deadline is no error: without a carrier, detection cannot go on.
+    """
+    netlink.subscribe((c.RTNLGRP_IPV6_IFADDR,))
+    try:
+        while True:
+            tentative = _tentative(netlink, index)
+            if not tentative:
+                return
+            if not _settle(netlink, index, tentative, deadline):
+                continue
+            if not tentative:
+                return
+            if link.get(netlink, index).operstate != "up":
+                return
+            waiting = ", ".join(sorted(str(address) for address in tentative))
+            raise NetlinkError(
+                errno.ETIMEDOUT, f"still tentative: {waiting}", f"settle addresses of link {index}"
+            )
+    finally:
+        netlink.unsubscribe()
+
+
+def parse(payload: bytes) -> Address | None:
+    """Read an RTM_NEWADDR or RTM_DELADDR message; None for families other than IPv4 and IPv6.
+
+    Raises MalformedMessage.
+    """
+    if len(payload) < _IFADDR.size:
+        raise MalformedMessage(f"address message of {len(payload)} bytes")
+    family, prefix, flags, scope, index = _IFADDR.unpack_from(payload)
+    if family not in (AF_INET, AF_INET6):
+        return None
+    found = _ATTRIBUTES.decode(payload[_IFADDR.size :])
+    address = found.get("local", found.get("address"))
+    if address is None or address.family != family or prefix > address.bits:
+        raise MalformedMessage(f"address message without an address of family {family}")
+    peer = found.get("address")
+    return Address(
+        index=index,
+        network=IPNetwork(address, prefix),
+        peer=None if peer == address else peer,
+        broadcast=found.get("broadcast"),
+        scope=scope,
+        flags=found.get("flags", flags),
+        label=found.get("label", ""),
+    )
+
+
+def _tentative(netlink: NetlinkSocket, index: int) -> set[IPAddress]:
+    """The addresses of a link that detection is at work on."""
+    waiting: set[IPAddress] = set()
+    for address in dump(netlink, index, AF_INET6):
+        _note(waiting, address)
+    return waiting
+
+
+def _settle(
+    netlink: NetlinkSocket, index: int, tentative: set[IPAddress], deadline: float
+) -> bool:
+    """Take from `tentative` what settles, until it is empty or time is up; False: read it anew."""
+    while tentative:
+        try:
+            events = netlink.events(deadline)
+        except EventsLost:
+            return False
+        if not events:
+            return True
+        for event in events:
+            address = parse(event.payload)
+            if address is None or address.index != index:
+                continue
+            if event.kind == c.RTM_DELADDR and not address.flags & c.IFA_F_DADFAILED:
+                tentative.discard(address.network.address)
+            else:
+                _note(tentative, address)
+    return True
+
+
+def _note(tentative: set[IPAddress], address: Address) -> None:
+    if address.flags & c.IFA_F_DADFAILED:
+        raise NetlinkError(
+            errno.EADDRINUSE,
+            f"another host has {address.network.address}",
+            f"settle addresses of link {address.index}",
+        )
+    # An optimistic address can be used while it is being checked.
+    if address.flags & c.IFA_F_TENTATIVE and not address.flags & c.IFA_F_OPTIMISTIC:
+        tentative.add(address.network.address)
+    else:
+        tentative.discard(address.network.address)

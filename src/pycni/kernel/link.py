@@ -1,0 +1,559 @@
+"""Links: what `ip link` and `bridge vlan` do.
+
+Reading takes a socket; everything that changes a link is a request to be sent, alone or in a
+batch. A link is named by its index, its name (or altname), or a `Link` read before. Formats:
+include/uapi/linux/if_link.h, if_bridge.h, veth.h. Errors: `NetlinkError`, ENODEV for a link that
+is not there. Used by the executor of plans and by plugins that look at the host.
+"""
+
+from __future__ import annotations
+
+import errno
+from _socket import AF_BRIDGE, AF_UNSPEC
+from struct import Struct
+
+from pycni.kernel.netlink import constants as c
+from pycni.kernel.netlink.codec import (
+    BYTES,
+    MAC,
+    STRING,
+    U8,
+    U16,
+    U32,
+    ByKind,
+    MalformedMessage,
+    Many,
+    Request,
+    Schema,
+    Structure,
+)
+from pycni.kernel.netlink.errors import EventsLost, NetlinkError
+from pycni.spec.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycni.kernel.netlink.codec import Message
+    from pycni.kernel.netlink.socket import NetlinkSocket
+
+# IF_OPER_...: RFC 2863, in the words of the reference's messages.
+OPERSTATES = ("unknown", "not-present", "down", "lower-layer-down", "testing", "dormant", "up")
+MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8, "source": 16}
+IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
+
+_IFINFO = Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
+_BRVLAN = Struct("=BxHI")  # struct br_vlan_msg: family, reserved, index
+
+_KIND_DATA = {
+    "bridge": Schema(vlan_filtering=(c.IFLA_BR_VLAN_FILTERING, U8)),
+    "ipvlan": Schema(mode=(c.IFLA_IPVLAN_MODE, U16)),
+    "macvlan": Schema(
+        mode=(c.IFLA_MACVLAN_MODE, U32),
+        broadcast_queue=(c.IFLA_MACVLAN_BC_QUEUE_LEN, U32),
+    ),
+    "veth": Schema(peer=(c.VETH_INFO_PEER, BYTES)),
+    "vlan": Schema(id=(c.IFLA_VLAN_ID, U16)),
+    "vrf": Schema(table=(c.IFLA_VRF_TABLE, U32)),
+}
+_PORT_DATA = {
+    "bridge": Schema(
+        hairpin=(c.IFLA_BRPORT_MODE, U8),
+        isolated=(c.IFLA_BRPORT_ISOLATED, U8),
+    ),
+}
+_ATTRIBUTES = Schema(
+    name=(c.IFLA_IFNAME, STRING),
+    altname=(c.IFLA_ALT_IFNAME, STRING),
+    mac=(c.IFLA_ADDRESS, MAC),
+    mtu=(c.IFLA_MTU, U32),
+    link=(c.IFLA_LINK, U32),
+    master=(c.IFLA_MASTER, U32),
+    txqlen=(c.IFLA_TXQLEN, U32),
+    operstate=(c.IFLA_OPERSTATE, U8),
+    alias=(c.IFLA_IFALIAS, STRING),
+    netns=(c.IFLA_NET_NS_FD, U32),
+    ext_mask=(c.IFLA_EXT_MASK, U32),
+    promiscuity=(c.IFLA_PROMISCUITY, U32),
+    link_netnsid=(c.IFLA_LINK_NETNSID, U32),
+    allmulti=(c.IFLA_ALLMULTI, U32),
+    info=(
+        c.IFLA_LINKINFO,
+        Schema(
+            kind=(c.IFLA_INFO_KIND, STRING),
+            data=(c.IFLA_INFO_DATA, ByKind("kind", _KIND_DATA)),
+            port_kind=(c.IFLA_INFO_SLAVE_KIND, STRING),
+            port=(c.IFLA_INFO_SLAVE_DATA, ByKind("port_kind", _PORT_DATA)),
+        ),
+    ),
+)
+_VLAN_INFO = Structure("=HH")  # struct bridge_vlan_info: flags, vid
+_PORT_VLANS = Schema(
+    af_spec=(
+        c.IFLA_AF_SPEC,
+        Schema(
+            flags=(c.IFLA_BRIDGE_FLAGS, U16),
+            vlans=(c.IFLA_BRIDGE_VLAN_INFO, Many(_VLAN_INFO)),
+        ),
+    ),
+)
+_VLAN_DATABASE = Schema(
+    entries=(
+        c.BRIDGE_VLANDB_ENTRY,
+        Many(
+            Schema(
+                info=(c.BRIDGE_VLANDB_ENTRY_INFO, _VLAN_INFO),
+                last=(c.BRIDGE_VLANDB_ENTRY_RANGE, U16),
+            )
+        ),
+    ),
+)
+
+
+class Link(Record):
+    """A link as the kernel describes it.
+
+    kind is "" for hardware and loopback. master and link are indexes, 0 for none; link is the
+    peer of a veth, the parent of a macvlan, ipvlan or vlan. That index counts in another
+    namespace if link_netnsid is set. promiscuity and allmulti count who asked for it. The
+    fields of single kinds are None for others, hairpin and isolated for all but bridge ports.
+    """
+
+    index: int
+    name: str
+    kind: str = ""
+    mac: str = ""
+    mtu: int = 0
+    flags: int = 0
+    operstate: str = "unknown"
+    master: int = 0
+    link: int = 0
+    link_netnsid: int | None = None
+    alias: str = ""
+    promiscuity: int = 0
+    allmulti: int = 0
+    txqlen: int = 0
+    vlan_filtering: bool | None = None
+    macvlan_mode: str | None = None
+    ipvlan_mode: str | None = None
+    vlan_id: int | None = None
+    vrf_table: int | None = None
+    hairpin: bool | None = None
+    isolated: bool | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it was set up; whether it also carries traffic is in operstate."""
+        return bool(self.flags & c.IFF_UP)
+
+
+class PortVlan(Record):
+    """VLANs `first` to `last` of a bridge port that share their flags."""
+
+    first: int
+    last: int
+    pvid: bool = False
+    untagged: bool = False
+
+
+class NewLink(Request):
+    """A request that creates a link."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, kind: str, name: str, body: bytes) -> None:
+        flags = c.NLM_F_CREATE | c.NLM_F_EXCL
+        super().__init__(c.RTM_NEWLINK, flags, body, f'create {kind} "{name}"')
+        self.name = name
+
+
+# --- reading -------------------------------------------------------------------------------
+
+
+def get(netlink: NetlinkSocket, target: int | str) -> Link:
+    """The link with an index, a name or an altname. Raises NetlinkError (ENODEV)."""
+    return _read(netlink.request(_get_request(target)), target)
+
+
+def find(netlink: NetlinkSocket, target: int | str) -> Link | None:
+    """Like `get`, but None if there is no such link."""
+    try:
+        return get(netlink, target)
+    except NetlinkError as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
+
+
+def dump(netlink: NetlinkSocket, master: int = 0) -> list[Link]:
+    """All links, or the ports of one master."""
+    body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _ATTRIBUTES.encode(
+        {"ext_mask": c.RTEXT_FILTER_SKIP_STATS, "master": master or None}
+    )
+    links = netlink.dump(Request(c.RTM_GETLINK, 0, body, "list links"))
+    return [parse(message.payload) for message in links]
+
+
+def wait_running(netlink: NetlinkSocket, target: int | str, deadline: float) -> Link:
+    """Wait until a link's operstate is up; `deadline` is in terms of time.monotonic().
+
+    Raises NetlinkError: ETIMEDOUT with the state it was in, ENODEV if it is or goes away.
+    """
+    netlink.subscribe((c.RTNLGRP_LINK,))
+    try:
+        link = _get_past_events(netlink, target)
+        while link.operstate != "up":
+            try:
+                events = netlink.events(deadline)
+            except EventsLost:
+                link = _get_past_events(netlink, link.index)
+                continue
+            if not events:
+                raise NetlinkError(
+                    errno.ETIMEDOUT, f"it is {link.operstate}", f"wait for link {_label(link)}"
+                )
+            for event in events:
+                if index_of(event.payload) != link.index:
+                    continue
+                if event.kind == c.RTM_DELLINK:
+                    raise NetlinkError(errno.ENODEV, "", f"wait for link {_label(link)}")
+                link = parse(event.payload)
+        return link
+    finally:
+        netlink.unsubscribe()
+
+
+def vlans(netlink: NetlinkSocket, port: Link | int) -> list[PortVlan]:
+    """The VLANs of a bridge port, or of a bridge itself."""
+    index = port if isinstance(port, int) else port.index
+    request = Request(
+        c.RTM_GETVLAN, 0, _BRVLAN.pack(AF_BRIDGE, 0, index), f"list vlans of link {_label(port)}"
+    )
+    found = []
+    for message in netlink.dump(request):
+        for entry in _VLAN_DATABASE.decode(message.payload[_BRVLAN.size :]).get("entries", ()):
+            flags, vid = entry["info"]
+            found.append(
+                PortVlan(
+                    first=vid,
+                    last=entry.get("last", vid),
+                    pvid=bool(flags & c.BRIDGE_VLAN_INFO_PVID),
+                    untagged=bool(flags & c.BRIDGE_VLAN_INFO_UNTAGGED),
+                )
+            )
+    return found
+
+
+# --- creating ------------------------------------------------------------------------------
+
+
+def create(netlink: NetlinkSocket, request: NewLink, inside: NetlinkSocket | None = None) -> Link:
+    """Create a link and return it as the kernel made it.
+
+    inside: a socket in the namespace the link is created in, if that is not `netlink`'s.
+    Raises NetlinkError: EEXIST if the name is taken.
+    """
+    if inside is not None:
+        netlink.request(request)
+        return get(inside, request.name)
+    _, answer = netlink.batch((request, _get_request(request.name)))
+    return _read(answer, request.name)
+
+
+def bridge(
+    name: str, *, mac: str | None = None, mtu: int = 0, vlan_filtering: bool | None = None
+) -> NewLink:
+    """A bridge. Without `mac` it takes the lowest address of its ports, and changes with them."""
+    return _new("bridge", name, {"vlan_filtering": vlan_filtering}, mac=mac, mtu=mtu)
+
+
+def veth(
+    name: str,
+    peer: str,
+    *,
+    peer_netns: int | None = None,
+    mac: str | None = None,
+    peer_mac: str | None = None,
+    mtu: int = 0,
+    master: int = 0,
+    up: bool = False,
+    peer_up: bool = False,
+) -> NewLink:
+    """A veth pair: `name` here, `peer` in the namespace behind the descriptor `peer_netns`.
+
+    mtu is for both ends; master (an index) is for this end. The `Link` of this end holds the
+    peer's index in `link`.
+    """
+    flags = c.IFF_UP if peer_up else 0
+    body = _IFINFO.pack(AF_UNSPEC, 0, 0, flags, flags) + _ATTRIBUTES.encode(
+        {"name": peer, "mtu": mtu or None, "mac": peer_mac, "netns": peer_netns}
+    )
+    return _new("veth", name, {"peer": body}, mac=mac, mtu=mtu, master=master or None, up=up)
+
+
+def macvlan(
+    name: str,
+    parent: int,
+    mode: str = "bridge",
+    *,
+    mac: str | None = None,
+    mtu: int = 0,
+    broadcast_queue: int | None = None,
+    netns: int | None = None,
+) -> NewLink:
+    """A macvlan on the link with index `parent`; mode is a key of MACVLAN_MODES.
+
+    Here and below: with `netns`, a descriptor, the link is created inside that namespace.
+    """
+    data = {"mode": MACVLAN_MODES[mode], "broadcast_queue": broadcast_queue}
+    return _new("macvlan", name, data, link=parent, mac=mac, mtu=mtu, netns=netns)
+
+
+def ipvlan(
+    name: str, parent: int, mode: str = "l2", *, mtu: int = 0, netns: int | None = None
+) -> NewLink:
+    """An ipvlan on the link with index `parent`; mode is a key of IPVLAN_MODES."""
+    return _new("ipvlan", name, {"mode": IPVLAN_MODES[mode]}, link=parent, mtu=mtu, netns=netns)
+
+
+def vlan(name: str, parent: int, vid: int, *, mtu: int = 0, netns: int | None = None) -> NewLink:
+    """An 802.1Q VLAN on the link with index `parent`."""
+    return _new("vlan", name, {"id": vid}, link=parent, mtu=mtu, netns=netns)
+
+
+def dummy(name: str, *, mac: str | None = None, mtu: int = 0, netns: int | None = None) -> NewLink:
+    """A dummy link."""
+    return _new("dummy", name, None, mac=mac, mtu=mtu, netns=netns)
+
+
+def ifb(name: str, *, mtu: int = 0, txqlen: int | None = None, up: bool = False) -> NewLink:
+    """An intermediate functional block: shapes traffic that is redirected to it."""
+    return _new("ifb", name, None, mtu=mtu, txqlen=txqlen, up=up)
+
+
+def vrf(name: str, table: int, *, up: bool = False) -> NewLink:
+    """A VRF: links with it as master route by `table`."""
+    return _new("vrf", name, {"table": table}, up=up)
+
+
+# --- changing ------------------------------------------------------------------------------
+
+
+def update(
+    target: Link | int | str,
+    *,
+    up: bool | None = None,
+    promiscuous: bool | None = None,
+    allmulti: bool | None = None,
+    mtu: int | None = None,
+    mac: str | None = None,
+    txqlen: int | None = None,
+    master: int | None = None,
+    name: str | None = None,
+    alias: str | None = None,
+    netns: int | None = None,
+    hairpin: bool | None = None,
+    isolated: bool | None = None,
+) -> Request:
+    """Change what is given. master: an index, 0 to leave; netns: a descriptor to move there.
+
+    hairpin and isolated are for a link that is a bridge port already.
+    A new name needs a target given by `Link` or index.
+    """
+    flags = change = 0
+    for wanted, bit in ((up, c.IFF_UP), (promiscuous, c.IFF_PROMISC), (allmulti, c.IFF_ALLMULTI)):
+        if wanted is not None:
+            change |= bit
+            flags |= bit if wanted else 0
+    index, named = _target(target)
+    changed = {
+        "mtu": mtu,
+        "mac": mac,
+        "txqlen": txqlen,
+        "master": master,
+        "name": name,
+        "alias": alias,
+        "netns": netns,
+    }
+    if named and name is not None:
+        raise ValueError(f"to rename {name!r}, name the link by its index")
+    port = {"hairpin": hairpin, "isolated": isolated}
+    if hairpin is not None or isolated is not None:
+        changed["info"] = {"port_kind": "bridge", "port": port}
+    body = _IFINFO.pack(AF_UNSPEC, 0, index, flags, change) + _ATTRIBUTES.encode(named | changed)
+    asked = {"up": up, "promiscuous": promiscuous, "allmulti": allmulti} | changed | port
+    what = ", ".join(
+        f"{key} {value}" for key, value in asked.items() if value is not None and key != "info"
+    )
+    return Request(c.RTM_NEWLINK, 0, body, f"set link {_label(target)}: {what}")
+
+
+def delete(target: Link | int | str) -> Request:
+    """Delete a link. ENODEV if it is not there."""
+    index, named = _target(target)
+    body = _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + _ATTRIBUTES.encode(named)
+    return Request(c.RTM_DELLINK, 0, body, f"delete link {_label(target)}")
+
+
+def vlan_add(
+    port: Link | int,
+    first: int,
+    last: int | None = None,
+    *,
+    pvid: bool = False,
+    untagged: bool = False,
+    on_bridge: bool = False,
+) -> Request:
+    """Add VLANs `first` to `last` to a bridge port (`on_bridge`: to the bridge `port` itself)."""
+    flags = (c.BRIDGE_VLAN_INFO_PVID if pvid else 0) | (
+        c.BRIDGE_VLAN_INFO_UNTAGGED if untagged else 0
+    )
+    return _vlan_request(c.RTM_SETLINK, "add", port, first, last, flags, on_bridge)
+
+
+def vlan_delete(
+    port: Link | int, first: int, last: int | None = None, *, on_bridge: bool = False
+) -> Request:
+    """Take VLANs `first` to `last` off a bridge port."""
+    return _vlan_request(c.RTM_DELLINK, "delete", port, first, last, 0, on_bridge)
+
+
+# --- messages ------------------------------------------------------------------------------
+
+
+def parse(payload: bytes) -> Link:
+    """Read an RTM_NEWLINK or RTM_DELLINK message. Raises MalformedMessage."""
+    index, flags = _header(payload)
+    found = _ATTRIBUTES.decode(payload[_IFINFO.size :])
+    info = found.get("info", {})
+    kind = info.get("kind", "")
+    data = info.get("data", {})
+    port = info.get("port", {})
+    state = found.get("operstate", 0)
+    return Link(
+        index=index,
+        name=found.get("name", ""),
+        kind=kind,
+        mac=found.get("mac", ""),
+        mtu=found.get("mtu", 0),
+        flags=flags,
+        operstate=OPERSTATES[state] if state < len(OPERSTATES) else "unknown",
+        master=found.get("master", 0),
+        link=found.get("link", 0),
+        link_netnsid=found.get("link_netnsid"),
+        alias=found.get("alias", ""),
+        promiscuity=found.get("promiscuity", 0),
+        allmulti=found.get("allmulti", 0),
+        txqlen=found.get("txqlen", 0),
+        vlan_filtering=_boolean(data.get("vlan_filtering")),
+        macvlan_mode=_mode(MACVLAN_MODES, data.get("mode")) if kind == "macvlan" else None,
+        ipvlan_mode=_mode(IPVLAN_MODES, data.get("mode")) if kind == "ipvlan" else None,
+        vlan_id=data.get("id"),
+        vrf_table=data.get("table"),
+        hairpin=_boolean(port.get("hairpin")),
+        isolated=_boolean(port.get("isolated")),
+    )
+
+
+def index_of(payload: bytes) -> int:
+    """The link index in a link message, without reading the rest."""
+    return _header(payload)[0]
+
+
+def _header(payload: bytes) -> tuple[int, int]:
+    if len(payload) < _IFINFO.size:
+        raise MalformedMessage(f"link message of {len(payload)} bytes")
+    _, _, index, flags, _ = _IFINFO.unpack_from(payload)
+    return index, flags
+
+
+def _new(
+    kind: str,
+    name: str,
+    data: dict[str, int | bytes | None] | None,
+    *,
+    mac: str | None = None,
+    mtu: int = 0,
+    up: bool = False,
+    **attributes: int | None,
+) -> NewLink:
+    flags = c.IFF_UP if up else 0
+    info = {"kind": kind, "data": data}
+    body = _IFINFO.pack(AF_UNSPEC, 0, 0, flags, flags) + _ATTRIBUTES.encode(
+        {"name": name, "mac": mac, "mtu": mtu or None, **attributes, "info": info}
+    )
+    return NewLink(kind, name, body)
+
+
+def _get_request(target: int | str) -> Request:
+    index, named = _target(target)
+    body = _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + _ATTRIBUTES.encode(
+        named | {"ext_mask": c.RTEXT_FILTER_SKIP_STATS}
+    )
+    return Request(c.RTM_GETLINK, 0, body, f"get link {_label(target)}")
+
+
+def _get_past_events(netlink: NetlinkSocket, target: int | str) -> Link:
+    """`get` on a socket with notifications, whose overflow can take the answer with it."""
+    while True:
+        try:
+            return get(netlink, target)
+        except NetlinkError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+
+
+def _read(answer: list[Message], target: int | str) -> Link:
+    if not answer:
+        raise MalformedMessage(f"no answer to: get link {_label(target)}")
+    return parse(answer[0].payload)
+
+
+def _vlan_request(
+    kind: int,
+    verb: str,
+    port: Link | int,
+    first: int,
+    last: int | None,
+    flags: int,
+    on_bridge: bool,
+) -> Request:
+    if last is None or last == first:
+        infos = [(flags, first)]
+        span = str(first)
+    else:
+        infos = [
+            (flags | c.BRIDGE_VLAN_INFO_RANGE_BEGIN, first),
+            (flags | c.BRIDGE_VLAN_INFO_RANGE_END, last),
+        ]
+        span = f"{first}-{last}"
+    where = c.BRIDGE_FLAGS_SELF if on_bridge else c.BRIDGE_FLAGS_MASTER
+    index = port if isinstance(port, int) else port.index
+    body = _IFINFO.pack(AF_BRIDGE, 0, index, 0, 0) + _PORT_VLANS.encode(
+        {"af_spec": {"flags": where, "vlans": infos}}
+    )
+    return Request(kind, 0, body, f"{verb} vlan {span} on link {_label(port)}")
+
+
+def _target(target: Link | int | str) -> tuple[int, dict[str, str]]:
+    """The index for the header and, for a target given by name, the attribute that names it."""
+    if isinstance(target, int):
+        return target, {}
+    if isinstance(target, Link):
+        return target.index, {}
+    return 0, {"name" if len(target.encode()) < c.IFNAMSIZ else "altname": target}
+
+
+def _label(target: Link | int | str) -> str:
+    if isinstance(target, int):
+        return str(target)
+    return f'"{target if isinstance(target, str) else target.name}"'
+
+
+def _boolean(value: int | None) -> bool | None:
+    return None if value is None else bool(value)
+
+
+def _mode(modes: dict[str, int], value: int | None) -> str | None:
+    for name, number in modes.items():
+        if number == value:
+            return name
+    return None

@@ -1,0 +1,237 @@
+"""Network namespaces: open, compare, enter for a moment, make and delete.
+
+A namespace is entered by one thread only, and never for longer than a `with` block. Most work
+needs no more than a netlink socket opened inside and used from outside: `Namespace.netlink`.
+Used by plugins, the runtime, and whoever runs containers in Python.
+"""
+
+from __future__ import annotations
+
+import _thread
+import errno
+import os
+import sys
+from fcntl import F_DUPFD_CLOEXEC, LOCK_EX, fcntl, flock, ioctl
+
+from pycni.kernel import libc
+from pycni.kernel.netlink.constants import NETLINK_ROUTE
+from pycni.kernel.netlink.socket import NetlinkSocket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
+NAMED = "/run/netns"  # where `ip netns` keeps them
+OWN = "/proc/thread-self/ns/net"
+
+_NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
+_EX_OSERR = 71  # sysexits.h
+
+
+class NamespaceNotFound(FileNotFoundError):
+    """There is nothing at the path of a network namespace."""
+
+
+class NotANamespace(OSError):
+    """What is at the path is not a network namespace."""
+
+
+class Namespace:
+    """An open network namespace; it lives at least as long as this is open. Close it, or use `with`.
+
+    fd: its descriptor; path: where it was opened, "" if by descriptor.
+    """
+
+    __slots__ = ("_identity", "fd", "path")
+
+    def __init__(self, fd: int, path: str = "") -> None:
+        """Take over a descriptor. Raises NotANamespace, and closes it, if it is of something else."""
+        self.fd = fd
+        self.path = path
+        try:
+            kind = ioctl(fd, _NS_GET_NSTYPE)
+        except OSError:
+            kind = 0
+        if kind != libc.CLONE_NEWNET:
+            os.close(fd)
+            raise NotANamespace(errno.EINVAL, "not a network namespace", path or f"fd {fd}")
+        status = os.fstat(fd)
+        self._identity = (status.st_dev, status.st_ino)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Namespace {self.path or self.inode}>"
+
+    def close(self) -> None:
+        """Close the descriptor; closing twice is fine."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    @property
+    def device(self) -> int:
+        """With `inode`, what tells namespaces apart."""
+        return self._identity[0]
+
+    @property
+    def inode(self) -> int:
+        """The number in `net:[4026531840]`."""
+        return self._identity[1]
+
+    def same_as(self, other: Namespace) -> bool:
+        """Whether both are the same namespace, whatever path or descriptor they came by."""
+        return self._identity == other._identity
+
+    def enter(self) -> Entered:
+        """A context manager: the calling thread is inside during the block."""
+        return Entered(self)
+
+    def netlink(self, protocol: int = NETLINK_ROUTE) -> NetlinkSocket:
+        """Open a netlink socket inside, for use from anywhere."""
+        with self.enter():
+            return NetlinkSocket(protocol)
+
+
+class Entered:
+    """The calling thread's stay in a namespace; see `Namespace.enter`."""
+
+    __slots__ = ("_home", "_target")
+
+    def __init__(self, target: Namespace) -> None:
+        self._target = target
+
+    def __enter__(self) -> None:
+        self._home = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            libc.setns(self._target.fd)
+        except BaseException:
+            os.close(self._home)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            libc.setns(self._home)
+        except OSError as error:
+            _end_process(error)
+        os.close(self._home)
+
+
+def open_path(path: str) -> Namespace:
+    """Open the namespace at a path: /run/netns/<name>, /proc/<pid>/ns/net.
+
+    Raises NamespaceNotFound, NotANamespace, or another OSError (no permission).
+    """
+    try:
+        # O_NONBLOCK: should it be a FIFO, say.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        # ESRCH: the process of /proc/<pid>/ns/net has just ended.
+        if error.errno in (errno.ENOENT, errno.ESRCH):
+            raise NamespaceNotFound(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
+        raise
+    return Namespace(fd, path)
+
+
+def from_fd(fd: int) -> Namespace:
+    """A namespace by a descriptor that stays the caller's. Raises NotANamespace, OSError."""
+    return Namespace(fcntl(fd, F_DUPFD_CLOEXEC, 0))
+
+
+def current() -> Namespace:
+    """The calling thread's namespace."""
+    return open_path(OWN)
+
+
+def create() -> Namespace:
+    """A new namespace without a name; the kernel frees it when nobody uses it any more."""
+    return _in_new_namespace(None)
+
+
+def create_named(name: str) -> Namespace:
+    """A new namespace at /run/netns/<name>, as `ip netns add` makes it.
+
+    Raises FileExistsError; ValueError if `name` is not a file name.
+    """
+    path = _named_path(name)
+    os.makedirs(NAMED, 0o755, exist_ok=True)
+    _share_mounts(NAMED)
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
+    try:
+        return _in_new_namespace(path)
+    except BaseException:
+        os.unlink(path)
+        raise
+
+
+def delete_named(name: str) -> None:
+    """Remove /run/netns/<name>. Raises NamespaceNotFound."""
+    path = _named_path(name)
+    try:
+        libc.unmount(path)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            raise NamespaceNotFound(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
+        if error.errno != errno.EINVAL:  # not mounted: the plain file is still to be removed
+            raise
+    os.unlink(path)
+
+
+def _named_path(name: str) -> str:
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ValueError(f"not a name for a network namespace: {name!r}")
+    return f"{NAMED}/{name}"
+
+
+def _in_new_namespace(path: str | None) -> Namespace:
+    """Make a namespace in a thread that then ends, so that no thread has to come back from it."""
+    results: list[Namespace | BaseException] = []
+    finished = _thread.allocate_lock()
+    finished.acquire()
+
+    def make() -> None:
+        try:
+            libc.unshare_network()
+            if path is not None:
+                libc.mount(OWN, path, "none", libc.MS_BIND)
+            results.append(open_path(path or OWN))
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+            results.append(error)
+        finally:
+            finished.release()
+
+    _thread.start_new_thread(make, ())
+    finished.acquire()
+    result = results[0]
+    if isinstance(result, BaseException):
+        raise result
+    result.path = path or ""
+    return result
+
+
+def _share_mounts(directory: str) -> None:
+    """Let mounts below a directory reach other mount namespaces, as `ip netns` does."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        flock(fd, LOCK_EX)
+        try:
+            libc.mount("", directory, "none", libc.MS_SHARED | libc.MS_REC)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # Not a mount point yet.
+            libc.mount(directory, directory, "none", libc.MS_BIND | libc.MS_REC)
+            libc.mount("", directory, "none", libc.MS_SHARED | libc.MS_REC)
+    finally:
+        os.close(fd)
+
+
+def _end_process(error: OSError) -> None:
+    """A thread that cannot leave a namespace would serve its next request on the wrong network."""
+    sys.stderr.write(f"pycni: cannot return to the thread's network namespace: {error}; exiting\n")
+    sys.stderr.flush()
+    os._exit(_EX_OSERR)
