@@ -66,7 +66,9 @@ def add(
         values["broadcast"] = network.broadcast
     if no_dad and not network.is_ipv4:
         values["flags"] = c.IFA_F_NODAD
-    body = _IFADDR.pack(network.family, network.prefix, 0, scope, index) + _ATTRIBUTES.encode(values)
+    body = _IFADDR.pack(network.family, network.prefix, 0, scope, index) + _ATTRIBUTES.encode(
+        values
+    )
     flags = c.NLM_F_CREATE | (c.NLM_F_REPLACE if replace else c.NLM_F_EXCL)
     return Request(c.RTM_NEWADDR, flags, body, f"add address {network} to link {index}")
 
@@ -159,9 +161,7 @@ def _tentative(netlink: NetlinkSocket, index: int) -> set[IPAddress]:
     return waiting
 
 
-def _settle(
-    netlink: NetlinkSocket, index: int, tentative: set[IPAddress], deadline: float
-) -> bool:
+def _settle(netlink: NetlinkSocket, index: int, tentative: set[IPAddress], deadline: float) -> bool:
     """Take from `tentative` what settles, until it is empty or time is up; False: read it anew."""
     while tentative:
         try:

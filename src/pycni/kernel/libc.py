@@ -18,11 +18,11 @@ MS_SHARED = 1 << 20
 MNT_DETACH = 2
 
 
-class _Int(_ctypes._SimpleCData[int]):
+class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "i"
 
 
-class _Word(_ctypes._SimpleCData[int]):
+class _Word(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "L"
 
 
@@ -31,7 +31,7 @@ class _Function(_ctypes.CFuncPtr):
     _restype_ = _Int
 
 
-_LIBC = _ctypes.dlopen(None, 0)
+_LIBC = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
 
 
 def setns(fd: int) -> None:

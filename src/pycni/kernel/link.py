@@ -32,6 +32,8 @@ from pycni.spec.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pycni.kernel.netlink.codec import Message
     from pycni.kernel.netlink.socket import NetlinkSocket
 
@@ -364,7 +366,7 @@ def update(
             change |= bit
             flags |= bit if wanted else 0
     index, named = _target(target)
-    changed = {
+    changed: dict[str, object] = {
         "mtu": mtu,
         "mac": mac,
         "txqlen": txqlen,
@@ -468,7 +470,7 @@ def _header(payload: bytes) -> tuple[int, int]:
 def _new(
     kind: str,
     name: str,
-    data: dict[str, int | bytes | None] | None,
+    data: Mapping[str, int | bytes | None] | None,
     *,
     mac: str | None = None,
     mtu: int = 0,

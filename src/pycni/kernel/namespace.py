@@ -37,7 +37,7 @@ class NotANamespace(OSError):
 
 
 class Namespace:
-    """An open network namespace; it lives at least as long as this is open. Close it, or use `with`.
+    """An open network namespace, which lives at least as long. Close it, or use `with`.
 
     fd: its descriptor; path: where it was opened, "" if by descriptor.
     """
@@ -45,7 +45,7 @@ class Namespace:
     __slots__ = ("_identity", "fd", "path")
 
     def __init__(self, fd: int, path: str = "") -> None:
-        """Take over a descriptor. Raises NotANamespace, and closes it, if it is of something else."""
+        """Take over a descriptor. If it is not a namespace's: close it, raise NotANamespace."""
         self.fd = fd
         self.path = path
         try:

@@ -121,7 +121,13 @@ class NetlinkSocket:
             pause = min(LONGEST_PAUSE, 2 * pause or 0.0005)
             if before_send is not None:
                 before_send(request)
-            messages = self._dump_once(request)
+            try:
+                messages = self._dump_once(request)
+            except NetlinkError as error:
+                # Answers lost among notifications, or a dump given up before is still going on.
+                if error.errno not in (errno.ENOBUFS, errno.EBUSY):
+                    raise
+                continue
             if messages is not None:
                 return messages
         raise NetlinkError(errno.EAGAIN, "it kept changing while it was read", request.what)

@@ -1,0 +1,261 @@
+"""Routes: what `ip route` does.
+
+The verbs are those of `ip route`: they differ in what happens when the destination has a route
+already. Formats: include/uapi/linux/rtnetlink.h. Errors: `NetlinkError`. Used by the executor of
+plans and by plugins that look for the default route.
+"""
+
+from __future__ import annotations
+
+import errno
+from _socket import AF_INET, AF_INET6, AF_UNSPEC
+from struct import Struct
+
+from pycni.kernel.netlink import constants as c
+from pycni.kernel.netlink.codec import BYTES, IP, U32, MalformedMessage, Request, Schema
+from pycni.kernel.netlink.errors import NetlinkError
+from pycni.spec.ip import IPAddress, IPNetwork
+from pycni.spec.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycni.kernel.netlink.codec import Message
+    from pycni.kernel.netlink.socket import NetlinkSocket
+
+# struct rtmsg: family, dst and src prefix lengths, tos, table, protocol, scope, type, flags
+_ROUTE = Struct("=BBBBBBBBI")
+_NEXTHOP = Struct("=HBBi")  # struct rtnexthop: length, flags, weight - 1, index
+_VIA = Struct("=H")  # struct rtvia: family, then the address
+
+_ATTRIBUTES = Schema(
+    dst=(c.RTA_DST, IP),
+    oif=(c.RTA_OIF, U32),
+    gateway=(c.RTA_GATEWAY, IP),
+    via=(c.RTA_VIA, BYTES),
+    source=(c.RTA_PREFSRC, IP),
+    priority=(c.RTA_PRIORITY, U32),
+    table=(c.RTA_TABLE, U32),
+    metrics=(c.RTA_METRICS, Schema(mtu=(c.RTAX_MTU, U32), advmss=(c.RTAX_ADVMSS, U32))),
+    multipath=(c.RTA_MULTIPATH, BYTES),
+)
+
+
+class NextHop(Record):
+    """One way of a multipath route; weight counts from 1."""
+
+    index: int
+    gateway: IPAddress | None = None
+    weight: int = 1
+    flags: int = 0
+
+
+class Route(Record):
+    """A route. dst is a network, 0.0.0.0/0 or ::/0 for the default route.
+
+    index: of the link it leaves by, 0 if the gateway tells or if there are several (`multipath`);
+    source: the preferred source address; priority: the metric, 0 for the family's default;
+    onlink: take the gateway for reachable although no route says so. mtu and advmss are 0 if not
+    set. scope, protocol and type are RT_SCOPE_..., RTPROT_..., RTN_... numbers.
+    """
+
+    dst: IPNetwork
+    index: int = 0
+    gateway: IPAddress | None = None
+    source: IPAddress | None = None
+    priority: int = 0
+    table: int = c.RT_TABLE_MAIN
+    scope: int = c.RT_SCOPE_UNIVERSE
+    protocol: int = c.RTPROT_BOOT
+    type: int = c.RTN_UNICAST
+    onlink: bool = False
+    mtu: int = 0
+    advmss: int = 0
+    multipath: tuple[NextHop, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [str(self.dst)]
+        if self.gateway is not None:
+            parts.append(f"via {self.gateway}")
+        if self.index:
+            parts.append(f"dev {self.index}")
+        if self.priority:
+            parts.append(f"metric {self.priority}")
+        if self.table != c.RT_TABLE_MAIN:
+            parts.append(f"table {self.table}")
+        return " ".join(parts)
+
+
+def add(route: Route) -> Request:
+    """Add a route. EEXIST if one has its destination, priority and table."""
+    return _new(route, "add", c.NLM_F_CREATE | c.NLM_F_EXCL)
+
+
+def prepend(route: Route) -> Request:
+    """Add a route before others to the same destination (IPv4), or as one more way (IPv6).
+
+    This is what the reference plugins do. EEXIST if exactly this route is there.
+    """
+    return _new(route, "prepend", c.NLM_F_CREATE)
+
+
+def append(route: Route) -> Request:
+    """Add a route behind others to the same destination."""
+    return _new(route, "append", c.NLM_F_CREATE | c.NLM_F_APPEND)
+
+
+def replace(route: Route) -> Request:
+    """Add a route, or put it in the place of the one to the same destination."""
+    return _new(route, "replace", c.NLM_F_CREATE | c.NLM_F_REPLACE)
+
+
+def delete(route: Route, *, any_scope: bool = True) -> Request:
+    """Delete a route. ESRCH if it is not there.
+
+    Fields at their defaults match whatever the route has, and so does any scope and protocol.
+    """
+    scope = c.RT_SCOPE_NOWHERE if any_scope else route.scope
+    return Request(
+        c.RTM_DELROUTE,
+        0,
+        _encode(route, scope, c.RTPROT_UNSPEC, c.RTN_UNSPEC),
+        f"delete route {route}",
+    )
+
+
+def dump(
+    netlink: NetlinkSocket,
+    family: int = AF_UNSPEC,
+    *,
+    table: int = c.RT_TABLE_MAIN,
+    index: int = 0,
+    protocol: int = c.RTPROT_UNSPEC,
+) -> list[Route]:
+    """The routes of one table, chosen by the kernel: by family, link (`index`), protocol.
+
+    Multipath routes have no index of their own, and are left out if `index` is given. [] if
+    there is no such table. Cloned routes (the cache) are left out.
+    """
+    families = (family,) if family != AF_UNSPEC else (AF_INET, AF_INET6)
+    found: list[Route] = []
+    for one in families:
+        narrow = table if table < 256 else c.RT_TABLE_UNSPEC
+        body = _ROUTE.pack(one, 0, 0, 0, narrow, protocol, 0, 0, 0) + _ATTRIBUTES.encode(
+            {"table": table, "oif": index or None}
+        )
+        try:
+            answers = netlink.dump(
+                Request(c.RTM_GETROUTE, 0, body, f"list routes of table {table}")
+            )
+        except NetlinkError as error:
+            # The table, or the whole family, is not there.
+            if error.errno in (errno.ENOENT, errno.EAFNOSUPPORT):
+                continue
+            raise
+        for message in answers:
+            route = parse(message)
+            # A kernel without strict checks answers with everything.
+            if (
+                route is not None
+                and route.table == table
+                and index in (0, route.index)
+                and protocol in (c.RTPROT_UNSPEC, route.protocol)
+            ):
+                found.append(route)
+    return found
+
+
+def parse(message: Message) -> Route | None:
+    """Read an RTM_NEWROUTE or RTM_DELROUTE message; None for cloned routes and other families.
+
+    Raises MalformedMessage.
+    """
+    payload = message.payload
+    if len(payload) < _ROUTE.size:
+        raise MalformedMessage(f"route message of {len(payload)} bytes")
+    family, prefix, _, _, table, protocol, scope, kind, flags = _ROUTE.unpack_from(payload)
+    if family not in (AF_INET, AF_INET6) or flags & c.RTM_F_CLONED:
+        return None
+    found = _ATTRIBUTES.decode(payload[_ROUTE.size :])
+    dst = found.get("dst") or IPAddress.from_int(0, family)
+    if dst.family != family or prefix > dst.bits:
+        raise MalformedMessage(f"route message with a destination not of family {family}")
+    metrics = found.get("metrics", {})
+    return Route(
+        dst=IPNetwork(dst, prefix),
+        index=found.get("oif", 0),
+        gateway=_gateway(found),
+        source=found.get("source"),
+        priority=found.get("priority", 0),
+        table=found.get("table", table),
+        scope=scope,
+        protocol=protocol,
+        type=kind,
+        onlink=bool(flags & c.RTNH_F_ONLINK),
+        mtu=metrics.get("mtu", 0),
+        advmss=metrics.get("advmss", 0),
+        multipath=tuple(_nexthops(found.get("multipath", b""))),
+    )
+
+
+def _new(route: Route, verb: str, flags: int) -> Request:
+    body = _encode(route, route.scope, route.protocol, route.type)
+    return Request(c.RTM_NEWROUTE, flags, body, f"{verb} route {route}")
+
+
+def _encode(route: Route, scope: int, protocol: int, kind: int) -> bytes:
+    dst = route.dst
+    header = _ROUTE.pack(
+        dst.family,
+        dst.prefix,
+        0,
+        0,
+        route.table if route.table < 256 else c.RT_TABLE_UNSPEC,
+        protocol,
+        scope,
+        kind,
+        c.RTNH_F_ONLINK if route.onlink else 0,
+    )
+    gateway = route.gateway
+    values: dict[str, object] = {"dst": dst.network.address if dst.prefix else None}
+    if gateway is not None and gateway.family != dst.family:
+        values["via"] = _VIA.pack(gateway.family) + gateway.packed
+    else:
+        values["gateway"] = gateway
+    values["oif"] = route.index or None
+    values["source"] = route.source
+    values["priority"] = route.priority or None
+    values["table"] = route.table
+    if route.mtu or route.advmss:
+        values["metrics"] = {"mtu": route.mtu or None, "advmss": route.advmss or None}
+    if route.multipath:
+        values["multipath"] = b"".join(_encode_nexthop(hop) for hop in route.multipath)
+    return header + _ATTRIBUTES.encode(values)
+
+
+def _encode_nexthop(hop: NextHop) -> bytes:
+    attributes = _ATTRIBUTES.encode({"gateway": hop.gateway})
+    size = _NEXTHOP.size + len(attributes)
+    return _NEXTHOP.pack(size, hop.flags, hop.weight - 1, hop.index) + attributes
+
+
+def _nexthops(data: bytes) -> list[NextHop]:
+    hops = []
+    offset = 0
+    while offset < len(data):
+        if len(data) - offset < _NEXTHOP.size:
+            raise MalformedMessage(f"{len(data) - offset} bytes where a next hop should be")
+        size, flags, weight, index = _NEXTHOP.unpack_from(data, offset)
+        if size < _NEXTHOP.size or offset + size > len(data):
+            raise MalformedMessage(f"next hop of {size} bytes in {len(data) - offset}")
+        found = _ATTRIBUTES.decode(data[offset + _NEXTHOP.size : offset + size])
+        hops.append(NextHop(index, _gateway(found), weight + 1, flags))
+        offset += (size + 3) & ~3
+    return hops
+
+
+def _gateway(found: dict[str, object]) -> IPAddress | None:
+    gateway = found.get("gateway")
+    if isinstance(gateway, IPAddress):
+        return gateway
+    via = found.get("via")
+    return IP.decode(via[_VIA.size :]) if isinstance(via, bytes) else None

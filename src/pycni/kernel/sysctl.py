@@ -1,0 +1,89 @@
+"""Kernel parameters below /proc/sys, in a network namespace.
+
+A key is written with dots (`net.ipv4.ip_forward`) or slashes (`net/ipv4/ip_forward`). The first
+of the two in it separates its parts, and the other one stands for a dot inside a part, so both
+`net/ipv4/conf/eth0.5/forwarding` and `net.ipv4.conf.eth0/5.forwarding` name the link eth0.5.
+Used by the executor of plans and by plugins.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycni.kernel.namespace import Namespace
+
+_ROOT = "/proc/sys"
+_LIMIT = 64 * 1024  # of what is read from one file
+
+
+class SysctlRejected(OSError):
+    """The kernel took a value and then held another."""
+
+
+def path(key: str) -> str:
+    """The file of a key. Raises ValueError for what is not a key, or leads out of /proc/sys."""
+    dot, slash = key.find("."), key.find("/")
+    if dot >= 0 and (slash < 0 or dot < slash):
+        key = key.translate({ord("."): "/", ord("/"): "."})
+    parts = key.split("/")
+    if any(part in ("", ".", "..") or "\0" in part for part in parts):
+        raise ValueError(f"not a sysctl key: {key!r}")
+    return f"{_ROOT}/{key}"
+
+
+def read(key: str, namespace: Namespace | None = None) -> str:
+    """The value without its final newline; in the thread's namespace if none is given.
+
+    Raises FileNotFoundError if there is no such key, ValueError, another OSError.
+    """
+    if namespace is not None:
+        with namespace.enter():
+            return read(key)
+    fd = _open(path(key), os.O_RDONLY)
+    try:
+        return os.read(fd, _LIMIT).decode("utf-8", "replace").removesuffix("\n")
+    finally:
+        os.close(fd)
+
+
+def write(key: str, value: str, namespace: Namespace | None = None) -> str:
+    """Set a value unless it is set already; return the one before, "" if it cannot be read.
+
+    Values are compared word by word: the kernel separates them by tabs. Raises FileNotFoundError,
+    SysctlRejected, ValueError, another OSError.
+    """
+    if namespace is not None:
+        with namespace.enter():
+            return write(key, value)
+    try:
+        before = read(key)
+    except OSError as error:
+        # Some values cannot be read before they are set (stable_secret).
+        if error.errno != errno.EIO:
+            raise
+        before = ""
+    if before.split() == value.split():
+        return before
+    fd = _open(path(key), os.O_WRONLY)
+    try:
+        os.write(fd, value.encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path(key)) from None
+    finally:
+        os.close(fd)
+    after = read(key)
+    if after.split() != value.split():
+        raise SysctlRejected(errno.EINVAL, f"set to {value!r}, but holds {after!r}", path(key))
+    return before
+
+
+def _open(name: str, how: int) -> int:
+    fd = os.open(name, how | os.O_CLOEXEC | os.O_NOFOLLOW)
+    # Whatever was mounted over it is not the kernel's parameter.
+    if os.fstat(fd).st_dev != os.stat("/proc/self").st_dev:
+        os.close(fd)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    return fd
