@@ -1,15 +1,13 @@
-"""System calls the standard library lacks: setns and unshare before Python 3.12, mount, umount2.
+"""System calls the standard library lacks: mount, umount2, before 3.12 setns and unshare.
 
-`_ctypes` is the C module below `ctypes`; importing `ctypes` itself would add 3 ms to every start
-of a plugin. Used by `namespace`.
+`_ctypes` is the C module below `ctypes`; `ctypes` itself would add 3 ms to every start of a
+plugin. Used by `namespace`.
 """
 
 from __future__ import annotations
 
 import _ctypes
 import os
-
-CLONE_NEWNET = 0x40000000  # linux/sched.h
 
 # linux/mount.h
 MS_BIND = 0x1000
@@ -34,20 +32,14 @@ class _Function(_ctypes.CFuncPtr):
 _LIBC = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
 
 
-def setns(fd: int) -> None:
-    """Move the calling thread into the network namespace behind a descriptor."""
-    if hasattr(os, "setns"):
-        os.setns(fd, CLONE_NEWNET)
-    else:
-        _call("setns", fd, CLONE_NEWNET)
+def setns(fd: int, nstype: int) -> None:
+    """setns(2), as `os.setns` from Python 3.12 on."""
+    _call("setns", fd, nstype)
 
 
-def unshare_network() -> None:
-    """Move the calling thread into a new network namespace."""
-    if hasattr(os, "unshare"):
-        os.unshare(CLONE_NEWNET)
-    else:
-        _call("unshare", CLONE_NEWNET)
+def unshare(flags: int) -> None:
+    """unshare(2), as `os.unshare` from Python 3.12 on."""
+    _call("unshare", flags)
 
 
 def mount(source: str, target: str, kind: str, flags: int) -> None:

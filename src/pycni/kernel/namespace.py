@@ -13,9 +13,13 @@ import os
 import sys
 from fcntl import F_DUPFD_CLOEXEC, LOCK_EX, fcntl, flock, ioctl
 
-from pycni.kernel import libc
 from pycni.kernel.netlink.constants import NETLINK_ROUTE
 from pycni.kernel.netlink.socket import NetlinkSocket
+
+if sys.version_info >= (3, 12):
+    from os import setns, unshare
+else:
+    from pycni.kernel.libc import setns, unshare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 NAMED = "/run/netns"  # where `ip netns` keeps them
 OWN = "/proc/thread-self/ns/net"
 
+CLONE_NEWNET = 0x40000000  # linux/sched.h
 _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 _EX_OSERR = 71  # sysexits.h
 
@@ -52,7 +57,7 @@ class Namespace:
             kind = ioctl(fd, _NS_GET_NSTYPE)
         except OSError:
             kind = 0
-        if kind != libc.CLONE_NEWNET:
+        if kind != CLONE_NEWNET:
             os.close(fd)
             raise NotANamespace(errno.EINVAL, "not a network namespace", path or f"fd {fd}")
         status = os.fstat(fd)
@@ -108,14 +113,14 @@ class Entered:
     def __enter__(self) -> None:
         self._home = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            libc.setns(self._target.fd)
+            setns(self._target.fd, CLONE_NEWNET)
         except BaseException:
             os.close(self._home)
             raise
 
     def __exit__(self, *_: object) -> None:
         try:
-            libc.setns(self._home)
+            setns(self._home, CLONE_NEWNET)
         except OSError as error:
             _end_process(error)
         os.close(self._home)
@@ -170,6 +175,8 @@ def create_named(name: str) -> Namespace:
 
 def delete_named(name: str) -> None:
     """Remove /run/netns/<name>. Raises NamespaceNotFound."""
+    from pycni.kernel import libc
+
     path = _named_path(name)
     try:
         libc.unmount(path)
@@ -195,8 +202,10 @@ def _in_new_namespace(path: str | None) -> Namespace:
 
     def make() -> None:
         try:
-            libc.unshare_network()
+            unshare(CLONE_NEWNET)
             if path is not None:
+                from pycni.kernel import libc
+
                 libc.mount(OWN, path, "none", libc.MS_BIND)
             results.append(open_path(path or OWN))
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
@@ -215,6 +224,8 @@ def _in_new_namespace(path: str | None) -> Namespace:
 
 def _share_mounts(directory: str) -> None:
     """Let mounts below a directory reach other mount namespaces, as `ip netns` does."""
+    from pycni.kernel import libc
+
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         flock(fd, LOCK_EX)
