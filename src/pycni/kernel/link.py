@@ -380,7 +380,7 @@ def update(
     port = {"hairpin": hairpin, "isolated": isolated}
     if hairpin is not None or isolated is not None:
         changed["info"] = {"port_kind": "bridge", "port": port}
-    body = _IFINFO.pack(AF_UNSPEC, 0, index, flags, change) + _ATTRIBUTES.encode(named | changed)
+    body = _IFINFO.pack(AF_UNSPEC, 0, index, flags, change) + _ATTRIBUTES.encode(changed | named)
     asked = {"up": up, "promiscuous": promiscuous, "allmulti": allmulti} | changed | port
     what = ", ".join(
         f"{key} {value}" for key, value in asked.items() if value is not None and key != "info"

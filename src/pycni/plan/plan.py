@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from ..spec.record import Record
+from pycni.spec.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .steps import Step
+    from pycni.plan.steps import Step
 
 
 class Reported(Record):
-    """An interface that the result lists: where it is (`steps.HOST` or `steps.SANDBOX`), its name."""
+    """An interface that the result lists; where: `steps.HOST` or `steps.SANDBOX`."""
 
     where: str
     name: str

@@ -8,14 +8,14 @@ attachment's interface, so that DEL need not.
 
 from __future__ import annotations
 
-from ..spec.record import Record
+from pycni.spec.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import ClassVar
 
-    from ..spec.ip import IPAddress, IPNetwork
-    from ..spec.owner import Owner
+    from pycni.spec.ip import IPAddress, IPNetwork
+    from pycni.spec.owner import Owner
 
 HOST = "host"
 SANDBOX = "sandbox"
@@ -84,7 +84,7 @@ class VethPair(Step):
 
 
 class LinkUp(Step):
-    """An interface is administratively up. `running` also waits until the host link carries."""
+    """An interface is administratively up."""
 
     kind: ClassVar[str] = "link_up"
     follows_link: ClassVar[bool] = True
@@ -128,16 +128,30 @@ class Address(Step):
 
 
 class GatewayAddress(Step):
-    """A gateway's address on a link that attachments share; it stays when they go.
+    """The gateway addresses of a link that attachments share; they stay when those go.
 
-    force: replace another address of the family that conflicts, instead of failing.
+    force: take away other addresses that conflict, instead of failing. A conflict is another IPv4
+    address, or an IPv6 address whose network overlaps.
     """
 
     kind: ClassVar[str] = "gateway_address"
 
     link: str
-    address: IPNetwork
+    addresses: tuple[IPNetwork, ...]
     force: bool = False
+
+
+class VLANGateway(Step):
+    """A veth on the host, one end in a VLAN of the bridge, the other to carry a gateway's address.
+
+    Shared by the VLAN's attachments: made when missing, never removed.
+    """
+
+    kind: ClassVar[str] = "vlan_gateway"
+
+    name: str
+    bridge: str
+    vlans: VLANs
 
 
 class Route(Step):

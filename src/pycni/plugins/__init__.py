@@ -1,1 +1,51 @@
-"""One module per plugin, named as the plugin; what several share stands in `shared`."""
+"""The plugins, one module each, named as the plugin (`host-local` is host_local).
+
+Each module ends in its `plugin` object. Nothing here is imported until it is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from pycni.sdk.plugin import Plugin
+
+NAMES = ("bridge", "host-local", "loopback")
+
+# The second line of an executable that `pycni install` wrote.
+MARK = b"# pycni plugin: "
+
+
+def load(name: str) -> Plugin:
+    """The plugin of a name. Raises KeyError for a name that is not ours."""
+    if name not in NAMES:
+        raise KeyError(name)
+    module = __import__(f"{__name__}.{name.replace('-', '_')}", fromlist=["plugin"])
+    plugin: Plugin = module.plugin
+    return plugin
+
+
+def resolve(path: str) -> Plugin | None:
+    """The plugin behind an executable that `pycni install` wrote; None for any other."""
+    name = os.path.basename(path)
+    if name not in NAMES:
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        head = os.read(descriptor, 128)
+    finally:
+        os.close(descriptor)
+    return load(name) if MARK + name.encode() + b"\n" in head else None
+
+
+def run(name: str) -> NoReturn:
+    """Serve one call as the process of a plugin's executable, and end it."""
+    from pycni.sdk.entry import main
+
+    main(load(name), resolve)

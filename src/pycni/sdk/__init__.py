@@ -1,1 +1,1 @@
-"""What a plugin author imports: plugin base class, typed config, request, dispatch, delegation."""
+"""What a plugin's author imports: base classes, requests, dispatch, delegation."""

@@ -1,0 +1,102 @@
+"""A bridge on the host (`plan.steps.Bridge`): shared, so made when missing and never removed."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from pycni.kernel import link as links
+from pycni.kernel.netlink.constants import IFF_PROMISC
+from pycni.kernel.netlink.errors import NetlinkError
+from pycni.kernel.steps import router_advertisements
+from pycni.spec.errors import INVALID_CONFIG, CNIError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycni.kernel.context import Kernel
+    from pycni.kernel.executor import Undo
+    from pycni.kernel.link import Link
+    from pycni.plan.steps import Bridge
+
+
+def apply(step: Bridge, kernel: Kernel) -> Undo | None:
+    host = kernel.host
+    found = host.find(step.name)
+    made = False
+    if found is None:
+        found, made = _create(step, kernel)
+    if found.kind != "bridge":
+        raise CNIError(
+            INVALID_CONFIG,
+            f'"{step.name}" already exists but is not a bridge',
+            f"it is {found.kind or 'a hardware interface'}; "
+            'name another bridge in "bridge", or remove that interface',
+        )
+    promiscuous = step.promiscuous and not found.flags & IFF_PROMISC
+    try:
+        router_advertisements.refuse(host, step.name)
+        if promiscuous or not found.is_up:
+            host.request(links.update(found, up=True, promiscuous=promiscuous or None))
+    except BaseException:
+        if made:
+            remove_unused(kernel, step.name)
+        raise
+    if made:
+        return lambda: remove_unused(kernel, step.name)
+    if promiscuous or not found.is_up:
+        up = None if found.is_up else False
+        return lambda: host.request(
+            links.update(found, up=up, promiscuous=False if promiscuous else None)
+        )
+    return None
+
+
+def check(step: Bridge, kernel: Kernel) -> list[str]:
+    found = kernel.host.find(step.name)
+    if found is None:
+        return [f"bridge {step.name} is missing"]
+    if found.kind != "bridge":
+        return [f"{step.name} is not a bridge any more"]
+    differences = []
+    if not found.is_up:
+        differences.append(f"bridge {step.name} is down")
+    if step.promiscuous and not found.flags & IFF_PROMISC:
+        differences.append(f"bridge {step.name} is not promiscuous")
+    if step.vlan_filtering and not found.vlan_filtering:
+        differences.append(f"bridge {step.name} does not filter VLANs")
+    return differences
+
+
+def remove(step: Bridge, kernel: Kernel) -> None:
+    """Nothing: other attachments may use it, or be about to."""
+
+
+def remove_unused(kernel: Kernel, name: str) -> None:
+    """Delete a bridge that nobody has plugged anything into yet."""
+    found = kernel.host.find(name)
+    if found is not None and not links.dump(kernel.host.netlink, found.index):
+        kernel.host.request(links.delete(found))
+
+
+def _create(step: Bridge, kernel: Kernel) -> tuple[Link, bool]:
+    """The bridge, and whether it was us that made it.
+
+    It is made with an address of its own: without, it would take that of its lowest port, and its
+    address would change as containers come and go.
+    """
+    request = links.bridge(
+        step.name, mac=random_mac(), mtu=step.mtu, vlan_filtering=step.vlan_filtering or None
+    )
+    try:
+        return links.create(kernel.host.netlink, request), True
+    except NetlinkError as error:
+        if error.errno == errno.EEXIST:  # another ADD was first
+            return kernel.host.link(step.name), False
+        raise
+
+
+def random_mac() -> str:
+    """A random unicast MAC address from the locally administered ones."""
+    octets = bytearray(os.urandom(6))
+    octets[0] = octets[0] & 0xFE | 0x02
+    return octets.hex(":")

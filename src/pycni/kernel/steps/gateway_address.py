@@ -1,0 +1,77 @@
+"""The gateway addresses of a shared link (`plan.steps.GatewayAddress`)."""
+
+from __future__ import annotations
+
+from pycni.kernel import address as addresses
+from pycni.kernel import link as links
+from pycni.spec.errors import ALREADY_EXISTS, CNIError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycni.kernel.context import Kernel
+    from pycni.kernel.executor import Undo
+    from pycni.kernel.link import Link
+    from pycni.plan.steps import GatewayAddress
+    from pycni.spec.ip import IPNetwork
+
+
+def apply(step: GatewayAddress, kernel: Kernel) -> Undo | None:
+    host = kernel.host
+    link = host.link(step.link)
+    present = _present(link, kernel)
+    missing = [address for address in step.addresses if address not in present]
+    if not missing:
+        return None
+    conflicts = [found for found in present if _conflicts(found, step.addresses)]
+    if conflicts and not step.force:
+        raise CNIError(
+            ALREADY_EXISTS,
+            f'"{step.link}" already has an IP address different from {missing[0]}',
+            f"it has {', '.join(map(str, conflicts))}; remove that, give the network another "
+            'bridge, or set "forceAddress": true to have it replaced',
+        )
+    host.request(
+        *(addresses.delete(link.index, found) for found in conflicts),
+        # Setting the address a bridge has pins it: ports that join no longer change it.
+        links.update(link, mac=link.mac),
+        *(addresses.add(link.index, wanted, no_dad=True, replace=True) for wanted in missing),
+    )
+
+    def undo() -> None:
+        # Whoever plugged something in meanwhile relies on the address.
+        if not links.dump(host.netlink, link.index):
+            host.request(
+                *(addresses.delete(link.index, wanted) for wanted in missing),
+                *(addresses.add(link.index, found, replace=True) for found in conflicts),
+            )
+
+    return undo
+
+
+def check(step: GatewayAddress, kernel: Kernel) -> list[str]:
+    link = kernel.host.find(step.link)
+    present = _present(link, kernel) if link is not None else []
+    return [
+        f"gateway address {address} is missing on {step.link}"
+        for address in step.addresses
+        if address not in present
+    ]
+
+
+def remove(step: GatewayAddress, kernel: Kernel) -> None:
+    """Nothing: it is the gateway of other attachments too."""
+
+
+def _present(link: Link, kernel: Kernel) -> list[IPNetwork]:
+    return [found.network for found in addresses.dump(kernel.host.netlink, link.index)]
+
+
+def _conflicts(found: IPNetwork, wanted: tuple[IPNetwork, ...]) -> bool:
+    """Whether an address is in the way of the wanted ones, as the reference sees it."""
+    if found in wanted:
+        return False
+    if found.is_ipv4:
+        return any(address.is_ipv4 for address in wanted)
+    return any(
+        found.contains(address.address) or address.contains(found.address) for address in wanted
+    )

@@ -1,0 +1,56 @@
+"""A route (`plan.steps.Route`)."""
+
+from __future__ import annotations
+
+import errno
+
+from pycni.kernel import route as routes
+from pycni.kernel.netlink.constants import RT_SCOPE_UNIVERSE, RT_TABLE_MAIN
+from pycni.kernel.netlink.errors import NetlinkError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycni.kernel.context import Kernel
+    from pycni.kernel.executor import Undo
+    from pycni.plan.steps import Route
+
+
+def apply(step: Route, kernel: Kernel) -> Undo | None:
+    site = kernel.site(step.where)
+    route = routes.Route(
+        dst=step.dst,
+        index=site.index(step.link),
+        gateway=step.gw,
+        source=step.src,
+        priority=step.priority,
+        table=RT_TABLE_MAIN if step.table is None else step.table,
+        scope=RT_SCOPE_UNIVERSE if step.scope is None else step.scope,
+        mtu=step.mtu,
+        advmss=step.advmss,
+    )
+    try:
+        site.request(routes.prepend(route))
+    except NetlinkError as error:
+        if error.errno == errno.EEXIST:  # exactly this route: of the address, or listed twice
+            return None
+        raise
+    return lambda: site.request(routes.delete(route))
+
+
+def check(step: Route, kernel: Kernel) -> list[str]:
+    site = kernel.site(step.where)
+    table = RT_TABLE_MAIN if step.table is None else step.table
+    found = routes.dump(site.netlink, step.dst.family, table=table)
+    dst = step.dst.network
+    same = [route for route in found if route.dst == dst]
+    # A default route may have been replaced by a plugin later in the chain.
+    if step.gw is not None and not step.dst.is_default:
+        same = [route for route in same if step.gw in _gateways(route)]
+    if same:
+        return []
+    via = f" via {step.gw}" if step.gw is not None else ""
+    return [f"route {step.dst}{via} is missing in the {step.where}"]
+
+
+def _gateways(route: routes.Route) -> list[object]:
+    return [route.gateway, *(hop.gateway for hop in route.multipath)]

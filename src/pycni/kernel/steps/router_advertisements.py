@@ -1,0 +1,24 @@
+"""Host interfaces that we make accept no router advertisements.
+
+A container could otherwise send one, and have the host route through it (CVE-2020-10749).
+"""
+
+from __future__ import annotations
+
+from pycni.kernel import sysctl
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycni.kernel.context import Site
+
+
+def refuse(site: Site, name: str) -> None:
+    """Set an interface's accept_ra to 0. Raises OSError where it fails and IPv6 is in use there."""
+    conf = f"net/ipv6/conf/{name}"
+    try:
+        sysctl.write(f"{conf}/accept_ra", "0", site.namespace)
+    except FileNotFoundError:
+        pass  # no IPv6, nothing to accept
+    except OSError:
+        if sysctl.read(f"{conf}/disable_ipv6", site.namespace) != "1":
+            raise

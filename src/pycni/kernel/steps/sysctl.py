@@ -1,0 +1,38 @@
+"""A kernel setting (`plan.steps.Sysctl`)."""
+
+from __future__ import annotations
+
+from pycni.kernel import sysctl
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycni.kernel.context import Kernel
+    from pycni.kernel.executor import Undo
+    from pycni.plan.steps import Sysctl
+
+
+def apply(step: Sysctl, kernel: Kernel) -> Undo | None:
+    namespace = kernel.site(step.where).namespace
+    try:
+        before = sysctl.write(step.key, step.value, namespace)
+    except OSError:
+        if step.required:
+            raise
+        return None
+    if before == step.value:
+        return None
+    return lambda: _restore(step, before, kernel)
+
+
+def check(step: Sysctl, kernel: Kernel) -> list[str]:
+    try:
+        value = sysctl.read(step.key, kernel.site(step.where).namespace)
+    except OSError as error:
+        return [f"{step.key} cannot be read: {error.strerror}"] if step.required else []
+    if value.split() == step.value.split() or not step.required:
+        return []
+    return [f"{step.key} is {value}, expected {step.value}"]
+
+
+def _restore(step: Sysctl, value: str, kernel: Kernel) -> None:
+    sysctl.write(step.key, value, kernel.site(step.where).namespace)

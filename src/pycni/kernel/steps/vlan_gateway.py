@@ -1,0 +1,66 @@
+"""The veth that carries a VLAN's gateway address on the host (`plan.steps.VLANGateway`)."""
+
+from __future__ import annotations
+
+import errno
+
+from pycni.kernel import link as links
+from pycni.kernel.netlink.errors import NetlinkError
+from pycni.kernel.steps import port_vlans, router_advertisements
+from pycni.spec.errors import INVALID_CONFIG, CNIError
+from pycni.spec.owner import hashed_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycni.kernel.context import Kernel
+    from pycni.kernel.executor import Undo
+    from pycni.plan.steps import VLANGateway
+
+
+def apply(step: VLANGateway, kernel: Kernel) -> Undo | None:
+    host = kernel.host
+    found = host.find(step.name)
+    if found is not None:
+        if found.kind != "veth":
+            raise CNIError(
+                INVALID_CONFIG,
+                f'"{step.name}" already exists but is not a veth',
+                f"it is where VLAN {step.vlans.pvid} of bridge {step.bridge} has its gateway; "
+                "remove that interface",
+            )
+        return None
+    bridge = host.link(step.bridge)
+    peer = _peer_name(step)
+    try:
+        made = links.create(host.netlink, links.veth(step.name, peer, mtu=bridge.mtu, peer_up=True))
+    except NetlinkError as error:
+        if error.errno == errno.EEXIST:  # another ADD was first
+            return None
+        raise
+    try:
+        router_advertisements.refuse(host, step.name)
+        host.request(links.update(peer, master=bridge.index))
+        port_vlans.assign(host, host.link(peer), step.vlans)
+        host.request(links.update(made, up=True))
+    except BaseException:
+        host.request(links.delete(made))
+        raise
+    return lambda: host.request(links.delete(made))
+
+
+def check(step: VLANGateway, kernel: Kernel) -> list[str]:
+    found = kernel.host.find(step.name)
+    if found is None or found.kind != "veth":
+        return [f"the gateway interface {step.name} is missing"]
+    port = kernel.host.find(found.link)
+    if port is None:
+        return [f"the bridge's end of {step.name} is missing"]
+    return port_vlans.differences(kernel.host, port, step.vlans)
+
+
+def remove(step: VLANGateway, kernel: Kernel) -> None:
+    """Nothing: other attachments of the VLAN use it."""
+
+
+def _peer_name(step: VLANGateway) -> str:
+    return hashed_name("veth", f"{step.bridge}.{step.vlans.pvid}", 15)

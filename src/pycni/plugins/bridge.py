@@ -1,0 +1,277 @@
+"""bridge: plugs the sandbox into a bridge on the host through a veth pair.
+
+What it makes for an attachment stands in `BridgePlugin.plan`, in order. The bridge, its gateway
+address and the host's forwarding are shared by attachments and stay; DEL removes the rest.
+"""
+
+from __future__ import annotations
+
+from _socket import AF_INET, AF_INET6
+
+from pycni.plan.plan import Plan, Reported
+from pycni.plan.steps import (
+    HOST,
+    SANDBOX,
+    Bridge,
+    BridgePort,
+    Forwarding,
+    GatewayAddress,
+    LinkUp,
+    Masquerade,
+    PortRunning,
+    SpoofGuard,
+    Sysctl,
+    VethPair,
+    VLANGateway,
+    VLANs,
+)
+from pycni.sdk.addressing import announce, configure
+from pycni.sdk.interface import InterfacePlugin
+from pycni.sdk.mac import MACConf, requested_mac
+from pycni.spec.errors import invalid_config
+from pycni.spec.fields import Config, Flag, Integer, ListOf, Object, Text, field
+from pycni.spec.ip import IPAddress, IPNetwork, default_network
+from pycni.spec.names import MAX_INTERFACE_NAME, check_interface_name
+from pycni.spec.owner import hashed_name
+from pycni.spec.result import Route
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+    from pycni.plan.steps import Step
+    from pycni.sdk.request import Request
+    from pycni.spec.result import IPConfig, Result
+
+MAX_VLAN = 4094
+
+
+class TrunkItem(Config):
+    """One item of vlanTrunk: a range of VLANs, a single one, or both."""
+
+    min_id: int | None = field("minID", Integer(), None, doc="first VLAN of a range")
+    max_id: int | None = field("maxID", Integer(), None, doc="last VLAN of the range")
+    id: int | None = field("id", Integer(), None, doc="a single VLAN")
+
+
+class BridgeConfig(MACConf):
+    """The keys of bridge."""
+
+    bridge: str = field("bridge", Text(), "cni0", doc="name of the bridge on the host")
+    is_gateway: bool = field(
+        "isGateway", Flag(), False, doc="give the bridge the gateway's address"
+    )
+    is_default_gateway: bool = field(
+        "isDefaultGateway", Flag(), False, doc="isGateway, and a default route through it"
+    )
+    force_address: bool = field(
+        "forceAddress", Flag(), False, doc="replace a conflicting address of the bridge"
+    )
+    ip_masq: bool = field(
+        "ipMasq", Flag(), False, doc="masquerade what leaves the container's subnet"
+    )
+    ip_masq_backend: str = field(
+        "ipMasqBackend", Text(), "", doc='"nftables" or "iptables"; default: nftables'
+    )
+    mtu: int = field("mtu", Integer(0, 65535), 0, doc="bytes; 0 for the kernel's choice")
+    hairpin_mode: bool = field(
+        "hairpinMode", Flag(), False, doc="let the container reach itself through the bridge"
+    )
+    promisc_mode: bool = field("promiscMode", Flag(), False, doc="set the bridge promiscuous")
+    vlan: int = field("vlan", Integer(), 0, doc="untagged VLAN of the container, 0 for none")
+    vlan_trunk: tuple[TrunkItem, ...] | None = field(
+        "vlanTrunk", ListOf(Object(TrunkItem)), None, doc="VLANs that reach the container tagged"
+    )
+    preserve_default_vlan: bool = field(
+        "preserveDefaultVlan", Flag(), False, doc="keep the port's default VLAN too"
+    )
+    macspoofchk: bool = field(
+        "macspoofchk", Flag(), False, doc="drop frames from the container with a forged MAC"
+    )
+    enable_dad: bool = field(
+        "enabledad", Flag(), False, doc="let the container look for duplicates of its addresses"
+    )
+    disable_container_interface: bool = field(
+        "disableContainerInterface", Flag(), False, doc="leave the container's interface down"
+    )
+    port_isolation: bool = field(
+        "portIsolation", Flag(), False, doc="keep isolated ports from reaching each other"
+    )
+
+    @property
+    def gateway(self) -> bool:
+        return self.is_gateway or self.is_default_gateway
+
+    @property
+    def filters_vlans(self) -> bool:
+        return self.vlan != 0 or self.vlan_trunk is not None
+
+    @property
+    def vlans(self) -> VLANs:
+        return VLANs(self.vlan, trunk_ranges(self.vlan_trunk or ()), self.preserve_default_vlan)
+
+    @property
+    def gateway_link(self) -> str:
+        """The host interface that carries the gateway's address."""
+        return f"{self.bridge}.{self.vlan}" if self.vlan else self.bridge
+
+    def validate(self) -> None:
+        check_interface_name(self.bridge)
+        if not 0 <= self.vlan <= MAX_VLAN:
+            raise invalid_config(
+                f"invalid VLAN ID {self.vlan} (must be between 0 and {MAX_VLAN})",
+                'see "vlan"; 0 means none',
+            )
+        trunk_ranges(self.vlan_trunk or ())
+        if self.ipam_type and self.disable_container_interface:
+            raise invalid_config(
+                "cannot use IPAM when DisableContainerInterface flag is set",
+                'an interface that stays down has no use for addresses: drop "ipam" or '
+                '"disableContainerInterface"',
+            )
+        if self.hairpin_mode and self.promisc_mode:
+            raise invalid_config(
+                "cannot set hairpin mode and promiscuous mode at the same time",
+                'drop "hairpinMode" or "promiscMode": together they return every frame twice',
+            )
+        if self.ip_masq_backend not in ("", "nftables", "iptables"):
+            raise invalid_config(
+                f'unknown ipmasq backend "{self.ip_masq_backend}"',
+                'expected "nftables" or "iptables" in "ipMasqBackend"',
+            )
+        if self.gateway and len(self.gateway_link.encode()) > MAX_INTERFACE_NAME:
+            raise invalid_config(
+                f'interface name "{self.gateway_link}" is too long',
+                f"the VLAN's gateway interface is named BRIDGE.VLAN, {MAX_INTERFACE_NAME} bytes "
+                'at most: give "bridge" a shorter name',
+            )
+
+
+class BridgePlugin(InterfacePlugin):
+    """A veth pair into a bridge."""
+
+    type: ClassVar[str] = "bridge"
+    config = BridgeConfig
+    kinds: ClassVar[tuple[str, ...]] = ("veth", "spoof_guard", "masquerade")
+
+    def complete(self, config: BridgeConfig, network: Result) -> Result:
+        """Fill in gateways that the address plugin left open, and default routes if asked for."""
+        if not config.gateway:
+            return network
+        ips = tuple(_with_gateway(entry) for entry in network.ips)
+        routes = network.routes
+        if config.is_default_gateway:
+            for entry in ips:
+                default = default_network(entry.address.family)
+                if not any(route.dst == default and route.gw is not None for route in routes):
+                    routes = (*routes, Route(dst=default, gw=entry.gateway))
+        return network.replace(ips=ips, routes=routes)
+
+    def plan(self, request: Request, config: BridgeConfig, network: Result) -> Plan:
+        ifname = request.ifname
+        outer = _host_end(request, config, network)
+        mac = requested_mac(config, request.args)
+        port = BridgePort(config.bridge, config.hairpin_mode, config.port_isolation, config.vlans)
+        gateways = tuple(
+            IPNetwork(entry.gateway, entry.address.prefix)
+            for entry in network.ips
+            if config.gateway and entry.gateway is not None
+        )
+        steps: list[Step] = [
+            Bridge(config.bridge, config.mtu, config.filters_vlans, config.promisc_mode)
+        ]
+        interfaces = [
+            Reported(HOST, config.bridge),
+            Reported(HOST, outer),
+            Reported(SANDBOX, ifname),
+        ]
+        if gateways:
+            if config.vlan:
+                vlans = VLANs(config.vlan, keep_default=config.preserve_default_vlan)
+                steps.append(VLANGateway(config.gateway_link, config.bridge, vlans))
+                interfaces.append(Reported(HOST, config.gateway_link))
+            steps.append(GatewayAddress(config.gateway_link, gateways, config.force_address))
+        steps.append(VethPair(request.owner, ifname, outer, config.mtu, mac, port))
+        if config.macspoofchk:
+            steps.append(SpoofGuard(request.owner, outer, ifname, mac))
+        if config.ipam_type:
+            steps += _probing(ifname, config.enable_dad)
+            steps += announce(ifname)
+            steps += configure(ifname, network, dad=config.enable_dad)
+        elif not config.disable_container_interface:
+            steps.append(LinkUp(SANDBOX, ifname))
+        if not config.disable_container_interface:
+            steps.append(PortRunning(outer))
+        if config.ip_masq and config.ipam_type:
+            addresses = tuple(entry.address for entry in network.ips)
+            steps.append(Masquerade(request.owner, addresses, config.ip_masq_backend))
+        # Last, since it is the one thing that cannot be taken back once others rely on it.
+        families = {gateway.family for gateway in gateways}
+        steps += [Forwarding(family) for family in (AF_INET, AF_INET6) if family in families]
+        return Plan(tuple(steps), tuple(interfaces))
+
+
+def trunk_ranges(items: tuple[TrunkItem, ...]) -> tuple[tuple[int, int], ...]:
+    """The VLANs of vlanTrunk as ranges (first, last), in order, merged. Raises CNIError."""
+    ranges = []
+    for item in items:
+        if item.min_id is not None and item.max_id is not None:
+            if not 0 < item.min_id <= MAX_VLAN:
+                raise _bad_trunk("incorrect trunk minID parameter", item.min_id)
+            if not 0 < item.max_id <= MAX_VLAN:
+                raise _bad_trunk("incorrect trunk maxID parameter", item.max_id)
+            if item.max_id < item.min_id:
+                raise _bad_trunk("minID is greater than maxID in trunk parameter", item.min_id)
+            ranges.append((item.min_id, item.max_id))
+        elif item.min_id is not None or item.max_id is not None:
+            missing = "minID" if item.min_id is None else "maxID"
+            raise invalid_config(
+                f"minID and maxID should be configured simultaneously, {missing} is missing",
+                'a range in "vlanTrunk" has both ends; a single VLAN is "id"',
+            )
+        if item.id is not None:
+            if not 0 < item.id <= MAX_VLAN:
+                raise _bad_trunk("incorrect trunk id parameter", item.id)
+            ranges.append((item.id, item.id))
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    return tuple(merged)
+
+
+def _bad_trunk(message: str, value: int) -> Exception:
+    return invalid_config(message, f'{value} in "vlanTrunk": VLANs are numbered 1 to {MAX_VLAN}')
+
+
+def _with_gateway(entry: IPConfig) -> IPConfig:
+    """An address with its gateway, by default the first address of its network."""
+    if entry.gateway is not None:
+        return entry
+    first = IPAddress.from_int(entry.address.first + 1, entry.address.family)
+    return entry.replace(gateway=first)
+
+
+def _host_end(request: Request, config: BridgeConfig, network: Result) -> str:
+    """The name of the pair's host end: the one ADD reported, or the one that it will get."""
+    for interface in network.interfaces:
+        if not interface.sandbox and interface.name not in (config.bridge, config.gateway_link):
+            return interface.name
+    owner = request.owner
+    return hashed_name("veth", f"{owner.network}/{owner.container_id}/{owner.ifname}", 15)
+
+
+def _probing(ifname: str, wanted: bool) -> list[Step]:
+    """Duplicate address detection for IPv6 in the container: the address plugin rules it out."""
+    conf = f"net/ipv6/conf/{ifname}"
+    if wanted:
+        return [
+            Sysctl(SANDBOX, f"{conf}/enhanced_dad", "1"),
+            Sysctl(SANDBOX, f"{conf}/accept_dad", "1"),
+        ]
+    return [Sysctl(SANDBOX, f"{conf}/accept_dad", "0")]
+
+
+plugin = BridgePlugin()

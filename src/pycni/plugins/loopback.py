@@ -1,0 +1,77 @@
+"""loopback: the sandbox's own `lo`, up. The first plugin of nearly every runtime."""
+
+from __future__ import annotations
+
+from pycni.kernel import address as addresses
+from pycni.kernel import link as links
+from pycni.kernel.executor import translate
+from pycni.sdk.plugin import Plugin
+from pycni.sdk.sandbox import find_sandbox, open_sandbox
+from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError
+from pycni.spec.result import Interface, IPConfig, Result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+    from pycni.sdk.request import Request
+
+LO = "lo"
+
+
+class Loopback(Plugin):
+    """Whatever CNI_IFNAME says, the interface is `lo`; there are no keys of its own."""
+
+    type: ClassVar[str] = "loopback"
+
+    def add(self, request: Request) -> Result:
+        previous = request.prev_result
+        with open_sandbox(request) as kernel:
+            sandbox = kernel.site("sandbox")
+            try:
+                sandbox.request(links.update(LO, up=True))
+                lo = sandbox.link(LO)
+                present = addresses.dump(sandbox.netlink, lo.index)
+            except OSError as error:
+                raise translate(error) from error
+        for found in present:
+            if not found.network.address.is_loopback:
+                raise CNIError(
+                    INVALID_CONFIG,
+                    f'loopback interface found with non-loopback address "{found.network.address}"',
+                    f"the sandbox {request.netns} is not fresh: something gave lo that address",
+                )
+        if previous is not None:
+            return previous
+        first = {found.network.family: found.network for found in reversed(present)}
+        return Result(
+            interfaces=(Interface(name=LO, mac=lo.mac, sandbox=request.netns),),
+            ips=tuple(
+                IPConfig(address=network, interface=0) for _, network in sorted(first.items())
+            ),
+        )
+
+    def check(self, request: Request) -> None:
+        with open_sandbox(request) as kernel:
+            try:
+                up = kernel.site("sandbox").link(LO).is_up
+            except OSError as error:
+                raise translate(error) from error
+        if not up:
+            raise CNIError(
+                CHECK_FAILED,
+                "loopback interface is down",
+                f"lo of {request.netns} was set down after ADD; set it up again",
+            )
+
+    def delete(self, request: Request) -> None:
+        with find_sandbox(request) as kernel:
+            if kernel.sandbox is None:
+                return
+            try:
+                kernel.sandbox.request(links.update(LO, up=False))
+            except OSError as error:
+                raise translate(error) from error
+
+
+plugin = Loopback()

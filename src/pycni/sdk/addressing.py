@@ -1,0 +1,62 @@
+"""The steps that give an interface its addresses and routes, whatever its kind."""
+
+from __future__ import annotations
+
+from _socket import AF_INET6
+
+from pycni.plan.steps import SANDBOX, Address, LinkUp, Route, Sysctl
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycni.plan.steps import Step
+    from pycni.spec.ip import IPAddress, IPNetwork
+    from pycni.spec.result import Result
+
+
+def configure(link: str, network: Result, *, dad: bool = False) -> list[Step]:
+    """Addresses, then up, then routes, for the interface `link` in the sandbox.
+
+    The addresses come first so that the kernel announces them when the interface comes up
+    (arp_notify, ndisc_notify). dad: have the kernel look for duplicates of IPv6 addresses first,
+    which delays them by a second or two.
+    """
+    steps: list[Step] = []
+    if any(entry.address.family == AF_INET6 for entry in network.ips):
+        steps += [
+            Sysctl(SANDBOX, "net/ipv6/conf/lo/disable_ipv6", "0"),
+            Sysctl(SANDBOX, f"net/ipv6/conf/{link}/disable_ipv6", "0"),
+            Sysctl(SANDBOX, f"net/ipv6/conf/{link}/keep_addr_on_down", "1"),
+        ]
+    steps += [Address(SANDBOX, link, entry.address, dad) for entry in network.ips]
+    steps.append(LinkUp(SANDBOX, link))
+    steps += [
+        Route(
+            SANDBOX,
+            link,
+            route.dst,
+            gw=route.gw or gateway_of(network, route.dst),
+            priority=route.priority,
+            table=route.table,
+            scope=route.scope,
+            mtu=route.mtu,
+            advmss=route.advmss,
+        )
+        for route in network.routes
+    ]
+    return steps
+
+
+def announce(link: str) -> list[Step]:
+    """Have neighbours told of the interface's addresses when it comes up."""
+    return [
+        Sysctl(SANDBOX, f"net/ipv4/conf/{link}/arp_notify", "1"),
+        Sysctl(SANDBOX, f"net/ipv6/conf/{link}/ndisc_notify", "1"),
+    ]
+
+
+def gateway_of(network: Result, dst: IPNetwork) -> IPAddress | None:
+    """The first gateway of the family of a route that names none."""
+    for entry in network.ips:
+        if entry.gateway is not None and entry.gateway.family == dst.family:
+            return entry.gateway
+    return None

@@ -1,0 +1,34 @@
+"""The plugins that work on the interface of the plugins before them: tuning, portmap, and yours.
+
+They take prevResult and hand it on. See `pycni.sdk.planned` for what such a plugin declares.
+"""
+
+from __future__ import annotations
+
+from pycni.kernel import executor
+from pycni.sdk.planned import PlannedPlugin, require_prev_result
+from pycni.sdk.sandbox import open_sandbox
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pycni.kernel.context import Kernel
+    from pycni.sdk.request import Request
+    from pycni.spec.result import Result
+
+
+class ChainedPlugin(PlannedPlugin):
+    """Base of plugins that come second or later in a list."""
+
+    def result(self, request: Request, config: Any, previous: Result, kernel: Kernel) -> Result:
+        """The result to hand on, from the one received; called when the plan has been made."""
+        return previous
+
+    def add(self, request: Request) -> Result:
+        config = self.config.decode(request.document)
+        previous = require_prev_result(request)
+        network = self.complete(config, self.concern(request, previous))
+        with open_sandbox(request) as kernel, executor.Transaction(kernel) as transaction:
+            transaction.apply(self.plan(request, config, network))
+            return self.result(request, config, previous, kernel)

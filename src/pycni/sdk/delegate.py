@@ -1,0 +1,67 @@
+"""Handing an operation to another plugin: an address plugin, or whatever a meta plugin wraps.
+
+The other plugin is found on CNI_PATH by its name. If the executable found is one of ours, its
+object is called right here; if not, it runs as a process with our environment and the same stdin.
+Either way the answer and the errors are the same.
+"""
+
+from __future__ import annotations
+
+from pycni.sdk.dispatch import perform
+from pycni.sdk.execute import execute, find_plugin
+from pycni.spec.errors import DECODING_FAILURE, CNIError
+from pycni.spec.jsontext import JSONError, dumps, loads
+from pycni.spec.result import decode_result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from pycni.sdk.request import Request
+    from pycni.spec.result import Result
+
+
+def delegate(
+    request: Request, plugin_type: str, command: str, document: Mapping[str, Any] | None = None
+) -> Result | None:
+    """Have another plugin do an operation for the same attachment; ADD returns its result.
+
+    document: the configuration to hand on, the request's own if not given. Raises CNIError: the
+    other plugin's own error, or one that says why it could not be run.
+    """
+    path = find_plugin(plugin_type, request.path)
+    inner = request.replace(command=command, document=document or request.document)
+    plugin = request.resolve(path)
+    if plugin is not None:
+        return perform(plugin, inner)
+    output = execute(path, process_environ(inner), dumps(inner.document, sort_keys=True).encode())
+    return read_answer(output, inner.version) if command == "ADD" else None
+
+
+def process_environ(request: Request) -> dict[str, str]:
+    """The environment of a plugin's process that serves this request."""
+    return {
+        **request.environ,
+        "CNI_COMMAND": request.command,
+        "CNI_CONTAINERID": request.container_id,
+        "CNI_NETNS": request.netns,
+        "CNI_IFNAME": request.ifname,
+        "CNI_ARGS": request.args,
+        "CNI_PATH": ":".join(request.path),
+    }
+
+
+def read_answer(output: bytes, version: str) -> Result:
+    """The result in a plugin's output; one that names no version has the configuration's."""
+    try:
+        document = loads(output)
+    except JSONError as error:
+        raise CNIError(DECODING_FAILURE, f"failed to unmarshal raw result: {error}") from None
+    if not isinstance(document, dict | None):
+        raise CNIError(DECODING_FAILURE, "failed to unmarshal raw result: not a JSON object")
+    document = document or {}
+    own = document.get("cniVersion")
+    if not isinstance(own, str) or not own:
+        own = version
+    return decode_result({**document, "cniVersion": own}, own)

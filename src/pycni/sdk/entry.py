@@ -1,0 +1,50 @@
+"""The way in of a plugin's executable: stdin and environment in, stdout and exit code out.
+
+Only the result goes to stdout. While the plugin runs, descriptor 1 is stderr, so that a stray
+`print` in a plugin or a library cannot break the protocol.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pycni.sdk.dispatch import serve
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+    from pycni.sdk.plugin import Plugin
+
+_CHUNK = 1 << 16
+
+
+def main(plugin: Plugin, resolve: Callable[[str], Plugin | None] | None = None) -> NoReturn:
+    """Serve one call and end the process.
+
+    The interpreter is not torn down: nothing is left to do, and it would take milliseconds.
+    """
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    outcome = serve(plugin, os.environ, _read_stdin, resolve=resolve)
+    code = outcome.code
+    try:
+        _write(2, outcome.stderr)
+        _write(stdout, outcome.stdout)
+    except OSError:
+        code = 1  # the caller is gone; it cannot have taken this for success
+    os._exit(code)
+
+
+def _read_stdin() -> bytes:
+    chunks = []
+    while chunk := os.read(0, _CHUNK):
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _write(descriptor: int, text: str) -> None:
+    data = text.encode()
+    while data:
+        data = data[os.write(descriptor, data) :]

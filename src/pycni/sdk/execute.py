@@ -1,0 +1,107 @@
+"""Running a plugin as a process: finding the executable, its exit, and what its failure means.
+
+Used where a plugin delegates to one that is not ours, and by the runtime's exec engine. Texts of
+failures are the reference's, since runtimes match on some of them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from pycni.kernel.process import run
+from pycni.spec.errors import UNKNOWN, CNIError
+from pycni.spec.jsontext import JSONError, loads
+from pycni.spec.names import check_plugin_type
+from pycni.spec.versions import quote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+def find_plugin(plugin_type: str, directories: Sequence[str]) -> str:
+    """The path of a plugin's executable: the first directory that has a regular file so named.
+
+    Raises CNIError: for a name that is none (code 7), or if no directory has it (code 0).
+    """
+    check_plugin_type(plugin_type)
+    if not any(directories):
+        raise CNIError(
+            UNKNOWN,
+            "no paths provided",
+            f"CNI_PATH must name the directories to find the plugin {quote(plugin_type)} in",
+        )
+    for directory in directories:
+        path = os.path.join(directory, plugin_type)
+        try:
+            if stat.S_ISREG(os.stat(path).st_mode):
+                return path
+        except OSError:
+            continue
+    raise CNIError(
+        UNKNOWN,
+        f"failed to find plugin {quote(plugin_type)} in path [{' '.join(directories)}]",
+        "install the plugin into one of these directories, or correct CNI_PATH or the plugin's "
+        '"type"',
+    )
+
+
+def execute(
+    path: str,
+    environ: Mapping[str, str],
+    stdin: bytes,
+    *,
+    timeout: float | None = None,
+) -> bytes:
+    """Run a plugin and return its stdout. Raises CNIError with what the plugin said, or why not.
+
+    timeout: seconds until it is killed; None waits. Its stderr is passed on to ours if it succeeds
+    and told in the error if it fails.
+    """
+    try:
+        code, stdout, stderr = run([path], stdin, environ, timeout=timeout)
+    except OSError as error:
+        raise CNIError(
+            UNKNOWN,
+            f"netplugin failed with no error message: fork/exec {path}: {error.strerror}",
+            "the plugin's file must be an executable for this machine",
+        ) from None
+    if code == 0:
+        if stderr:
+            os.write(2, stderr)
+        return stdout
+    raise failed(code, stdout, stderr)
+
+
+def failed(code: int, stdout: bytes, stderr: bytes) -> CNIError:
+    """The error that a plugin's failed process stands for; code is negative for a signal."""
+    reason = f"exit status {code}" if code > 0 else f"signal: {_signal_name(-code)}"
+    words = str(stderr, "utf-8", "replace").strip()
+    if not stdout:
+        if words:
+            return CNIError(UNKNOWN, f"netplugin failed: {quote(words)}: {reason}")
+        return CNIError(UNKNOWN, f"netplugin failed with no error message: {reason}")
+    try:
+        document = loads(stdout)
+        if not isinstance(document, dict):
+            raise JSONError("not an error object", "", 0)
+    except JSONError as error:
+        output = quote(str(stdout, "utf-8", "replace"))
+        return CNIError(
+            UNKNOWN,
+            f"netplugin failed but error parsing its diagnostic message {output}: {error}",
+            words,
+        )
+    number, message, details = (document.get(key) for key in ("code", "msg", "details"))
+    return CNIError(
+        number if isinstance(number, int) and number >= 0 else UNKNOWN,
+        message if isinstance(message, str) else f"netplugin failed: {reason}",
+        details if isinstance(details, str) else "",
+    )
+
+
+def _signal_name(number: int) -> str:
+    return {9: "killed", 15: "terminated", 11: "segmentation fault", 6: "aborted"}.get(
+        number, str(number)
+    )

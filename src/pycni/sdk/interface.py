@@ -1,0 +1,111 @@
+"""The plugins that make an interface in the sandbox: bridge, ptp, macvlan, and yours.
+
+Addresses come from the address plugin that the configuration names; they are released when anything
+fails. See `pycni.sdk.planned` for what such a plugin declares.
+"""
+
+from __future__ import annotations
+
+from pycni.kernel import executor
+from pycni.plan.steps import SANDBOX
+from pycni.sdk.ipam import Allocation
+from pycni.sdk.planned import PlannedPlugin
+from pycni.sdk.sandbox import open_sandbox
+from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError
+from pycni.spec.result import FAMILIES, Interface, Result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+    from pycni.kernel.context import Kernel
+    from pycni.plan.plan import Plan
+    from pycni.sdk.request import Request
+    from pycni.spec.config import NetConf
+
+
+class InterfacePlugin(PlannedPlugin):
+    """Base of plugins that make an interface.
+
+    needs_ipam: whether the configuration must name an address plugin.
+    """
+
+    needs_ipam: ClassVar[bool] = False
+
+    def add(self, request: Request) -> Result:
+        config = self.config.decode(request.document)
+        self._require_ipam(request)
+        with (
+            open_sandbox(request) as kernel,
+            Allocation(request) as addresses,
+            executor.Transaction(kernel) as transaction,
+        ):
+            network = override_dns(request, config, self.complete(config, addresses))
+            plan = self.plan(request, config, network)
+            transaction.apply(plan)
+            return report(kernel, request, plan, network)
+
+    def concern(self, request: Request, previous: Result) -> Result:
+        """Of a previous result, the addresses of the attachment's own interface."""
+        own = [
+            index
+            for index, interface in enumerate(previous.interfaces)
+            if interface.name == request.ifname and interface.sandbox == request.netns
+        ]
+        if previous.interfaces and not own:
+            raise CNIError(
+                CHECK_FAILED,
+                f"Sandbox in prevResult doesn't match configured netns: {request.netns}",
+                f"prevResult lists no interface {request.ifname} in that sandbox",
+            )
+        ips = [entry for entry in previous.ips if entry.interface is None or entry.interface in own]
+        return previous.replace(ips=tuple(ips))
+
+    def _require_ipam(self, request: Request) -> None:
+        """Refuse, before any work, a configuration that cannot do without addresses."""
+        if request.ipam_type:
+            return
+        if self.needs_ipam:
+            raise CNIError(
+                INVALID_CONFIG,
+                f"{self.type} interface requires an IPAM configuration",
+                'give "ipam" with a "type", such as host-local or static',
+            )
+        if request.version in FAMILIES[0]:
+            raise CNIError(
+                INVALID_CONFIG,
+                "cannot convert: no valid IP addresses",
+                "a network without addresses needs cniVersion 0.3.0 or newer, "
+                f"not {request.version}",
+            )
+
+
+def report(kernel: Kernel, request: Request, plan: Plan, network: Result) -> Result:
+    """The result of an ADD: the plan's interfaces as the kernel has them, and the addresses."""
+    interfaces = []
+    container = None
+    for index, reported in enumerate(plan.interfaces):
+        site = kernel.site(reported.where)
+        try:
+            link = site.link(reported.name)
+        except OSError as error:
+            raise executor.translate(error) from error
+        interfaces.append(Interface(name=link.name, mac=link.mac, sandbox=site.path))
+        if reported.where == SANDBOX and reported.name == request.ifname:
+            container = index
+    return Result(
+        interfaces=tuple(interfaces),
+        ips=tuple(entry.replace(interface=container) for entry in network.ips),
+        routes=network.routes,
+        dns=network.dns,
+    )
+
+
+def override_dns(request: Request, config: NetConf, network: Result) -> Result:
+    """DNS of the configuration in place of the address plugin's, if it says anything at all."""
+    given = request.document.get("dns")
+    if config.dns is None or not isinstance(given, dict):
+        return network
+    if not any(isinstance(value, list) or value for value in given.values()):
+        return network
+    return network.replace(dns=config.dns)

@@ -1,0 +1,39 @@
+"""The three places that a container's MAC address can be asked for by, and which one wins."""
+
+from __future__ import annotations
+
+from pycni.spec.args import known_args
+from pycni.spec.config import NetConf
+from pycni.spec.errors import invalid_config
+from pycni.spec.fields import Config, MACAddress, Object, field, normal_mac
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class _MAC(Config):
+    mac: str = field("mac", MACAddress(), "", doc="the container's MAC address")
+
+
+class _Args(Config):
+    cni: _MAC = field("cni", Object(_MAC), _MAC(), doc="arguments by convention")
+
+
+class MACConf(NetConf):
+    """Keys for a plugin whose interface's MAC address can be chosen; the base of its config."""
+
+    args: _Args = field("args", Object(_Args), _Args(), doc="free arguments; args.cni.mac")
+    runtime_config: _MAC = field(
+        "runtimeConfig", Object(_MAC), _MAC(), doc='what the runtime gives, for capability "mac"'
+    )
+
+
+def requested_mac(config: Any, cni_args: str) -> str:
+    """The MAC address asked for: runtimeConfig's, else args.cni's, else CNI_ARGS'; "" for none."""
+    given = known_args(cni_args, "MAC").get("MAC", "")
+    if given and not normal_mac(given):
+        raise invalid_config(
+            f'"{given}" in CNI_ARGS is not a MAC address', "expected one such as 0a:58:0a:01:02:03"
+        )
+    return config.runtime_config.mac or config.args.cni.mac or normal_mac(given)

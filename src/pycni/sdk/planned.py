@@ -1,0 +1,154 @@
+"""Plugins whose work is a plan: base of those that make an interface and of those chained to one.
+
+Such a plugin says one thing only, in `plan`: what should exist for an attachment, as data. All
+operations follow from it. ADD makes it, CHECK compares it, DEL removes it, GC removes what steps
+left behind that outlive an interface.
+"""
+
+from __future__ import annotations
+
+from pycni.kernel import executor
+from pycni.kernel.context import Kernel
+from pycni.sdk.ipam import delegate_ipam
+from pycni.sdk.plugin import Plugin
+from pycni.sdk.sandbox import find_sandbox, open_sandbox
+from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError, join_errors
+from pycni.spec.result import Result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, ClassVar
+
+    from pycni.plan.plan import Plan
+    from pycni.sdk.request import Request
+    from pycni.spec.config import Attachment
+    from pycni.spec.fields import Fault
+
+
+class PlannedPlugin(Plugin):
+    """Base of plugins that declare a plan.
+
+    kinds: the kinds of steps in its plans that can outlive the attachment's interface, for GC.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ()
+
+    def plan(self, request: Request, config: Any, network: Result) -> Plan:
+        """What should exist for the request's attachment. Pure: asks nothing of the kernel.
+
+        network: what is known of addresses and interfaces. At ADD it is what `complete` returned,
+        at CHECK and DEL the same from prevResult, which at DEL may be empty.
+        """
+        raise NotImplementedError
+
+    def complete(self, config: Any, network: Result) -> Result:
+        """Addresses, routes and DNS as the result shall tell them.
+
+        Called for CHECK and DEL with a prevResult that went through it before, so doing it twice
+        must change nothing more.
+        """
+        return network
+
+    def concern(self, request: Request, previous: Result) -> Result:
+        """The part of a previous result that this plugin's plan is made from."""
+        return previous
+
+    def ready(self, config: Any, kernel: Kernel) -> None:
+        """Raise a CNIError (code 50) if an ADD could not be served now."""
+
+    def check(self, request: Request) -> None:
+        config = self.config.decode(request.document)
+        delegate_ipam(request, "CHECK")
+        previous = require_prev_result(request)
+        network = self.complete(config, self.concern(request, previous))
+        with open_sandbox(request) as kernel:
+            plan = self.plan(request, config, network)
+            differences = check_interfaces(kernel, plan, previous)
+            differences += executor.check(plan, kernel)
+        if differences:
+            raise CNIError(
+                CHECK_FAILED,
+                "; ".join(differences),
+                f"the attachment of {request.container_id} is not as ADD left it; "
+                "delete and add it again",
+            )
+
+    def delete(self, request: Request) -> None:
+        faults: list[Fault] = []
+        config = self.config.read(request.document, "", faults)  # faults are no reason to leak
+        with find_sandbox(request) as kernel:
+            network = self.complete(config, known_part(request))
+            failures = executor.remove(self.plan(request, config, network), kernel)
+        # Last, so that no address is handed out again while a rule still speaks of it.
+        _finish(request, "DEL", failures)
+
+    def gc(self, request: Request, keep: frozenset[Attachment]) -> None:
+        with Kernel(None) as kernel:
+            failures = executor.collect(self.kinds, kernel, request.network, keep)
+        _finish(request, "GC", failures)
+
+    def status(self, request: Request) -> None:
+        config = self.config.decode(request.document)
+        with Kernel(None) as kernel:
+            self.ready(config, kernel)
+        delegate_ipam(request, "STATUS")
+
+
+def require_prev_result(request: Request) -> Result:
+    """The previous result, for operations that cannot do without. Raises CNIError (code 7)."""
+    previous = request.prev_result
+    if previous is None:
+        raise CNIError(
+            INVALID_CONFIG,
+            "Required prevResult missing",
+            f"{request.command} works on the result of the plugins before it, "
+            "which the runtime hands on as prevResult",
+        )
+    return previous
+
+
+def known_part(request: Request) -> Result:
+    """What DEL knows of the attachment; a missing or unreadable prevResult is no obstacle."""
+    try:
+        previous = request.prev_result
+    except CNIError:
+        return Result()
+    if previous is None:
+        return Result()
+    own = [
+        index
+        for index, interface in enumerate(previous.interfaces)
+        if interface.name == request.ifname and interface.sandbox
+    ]
+    ips = [entry for entry in previous.ips if entry.interface is None or entry.interface in own]
+    return previous.replace(ips=tuple(ips))
+
+
+def check_interfaces(kernel: Kernel, plan: Plan, previous: Result) -> list[str]:
+    """How the interfaces that a plan reports differ from those that the previous result lists."""
+    differences = []
+    for reported in plan.interfaces:
+        site = kernel.site(reported.where)
+        link = site.find(reported.name)
+        if link is None:
+            differences.append(f"interface {reported.name} is missing in the {reported.where}")
+            continue
+        for interface in previous.interfaces:
+            if (interface.name, interface.sandbox) != (reported.name, site.path):
+                continue
+            if interface.mac and interface.mac != link.mac:
+                differences.append(
+                    f"interface {link.name} has the MAC address {link.mac}, "
+                    f"prevResult has {interface.mac}"
+                )
+    return differences
+
+
+def _finish(request: Request, command: str, failures: list[CNIError]) -> None:
+    """Have the address plugin do its part whatever failed before, then tell all failures."""
+    try:
+        delegate_ipam(request, command)
+    except CNIError as error:
+        failures.append(error)
+    if failures:
+        raise join_errors(failures)

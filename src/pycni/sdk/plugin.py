@@ -1,0 +1,49 @@
+"""What a plugin is: one object with one method for each operation of the specification.
+
+A plugin gets a `Request` and returns a `Result` or raises a `CNIError`. It knows nothing of
+environment, stdin or exit codes, and keeps nothing between calls, so that many calls may run in
+threads of one process. `dispatch.perform` calls it, after the checks that hold for every plugin.
+"""
+
+from __future__ import annotations
+
+from pycni.spec import versions
+from pycni.spec.config import NetConf
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+    from pycni.sdk.request import Request
+    from pycni.spec.config import Attachment
+    from pycni.spec.result import Result
+
+    ConfigClass = type[NetConf]
+
+
+class Plugin:
+    """Base of all plugins. What a plugin does not override succeeds and does nothing.
+
+    type: the name of its executable; versions: those of the specification that it speaks;
+    config: the class that declares its configuration's keys.
+    """
+
+    type: ClassVar[str] = ""
+    versions: ClassVar[tuple[str, ...]] = versions.ALL
+    config: ClassVar[ConfigClass] = NetConf
+
+    def add(self, request: Request) -> Result:
+        """Attach the container's interface, or adjust it; all or nothing."""
+        raise NotImplementedError
+
+    def check(self, request: Request) -> None:
+        """Raise a CNIError if what ADD made is not there any more or is not as it was."""
+
+    def delete(self, request: Request) -> None:
+        """Remove whatever is there of the attachment; nothing there is no error."""
+
+    def gc(self, request: Request, keep: frozenset[Attachment]) -> None:
+        """Remove what the network left for attachments that are not to be kept."""
+
+    def status(self, request: Request) -> None:
+        """Raise a CNIError (code 50 or 51) if an ADD could not be served now."""
