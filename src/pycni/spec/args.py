@@ -6,8 +6,8 @@ Plugins that take no arguments never look, so that garbage stays harmless there.
 
 from __future__ import annotations
 
-from .errors import INVALID_ENVIRONMENT, CNIError
-from .versions import quote
+from pycni.spec.errors import INVALID_ENVIRONMENT, CNIError
+from pycni.spec.versions import quote
 
 _TRUE = ("1", "true")
 _FALSE = ("0", "false")
@@ -37,7 +37,7 @@ def known_args(text: str, *known: str) -> dict[str, str]:
     if ignore and ignore.lower() not in _TRUE + _FALSE:
         raise CNIError(
             INVALID_ENVIRONMENT,
-            f'ARGS: error parsing value of pair "IgnoreUnknown={ignore}": '
+            f"ARGS: error parsing value of pair {quote('IgnoreUnknown=' + ignore)}: "
             f"boolean unmarshal error: invalid input {ignore.lower()}",
             "IgnoreUnknown is 1, true, 0 or false",
         )
@@ -46,6 +46,6 @@ def known_args(text: str, *known: str) -> dict[str, str]:
         raise CNIError(
             INVALID_ENVIRONMENT,
             f"ARGS: unknown args [{' '.join(map(quote, unknown))}]",
-            f"known are {', '.join(known)}; IgnoreUnknown=1 lets others pass",
+            f"known are {', '.join(known) or 'none'}; IgnoreUnknown=1 lets others pass",
         )
     return {key: value for key, value in arguments.items() if key in known and value}

@@ -6,26 +6,26 @@ A plugin declares its own keys in a subclass of `NetConf`. What the runtime adds
 
 from __future__ import annotations
 
-from . import versions
-from .errors import DECODING_FAILURE, INVALID_CONFIG, CNIError
-from .fields import Anything, Config, Flag, ListOf, MapOf, Object, Text, field
-from .jsontext import JSONError, loads
-from .names import is_name
-from .record import Record
+from pycni.spec import versions
+from pycni.spec.errors import DECODING_FAILURE, INVALID_CONFIG, CNIError
+from pycni.spec.fields import Anything, Config, Flag, ListOf, MapOf, Object, Text, field
+from pycni.spec.jsontext import JSONError, loads, lookup
+from pycni.spec.names import is_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 VALID_ATTACHMENTS = "cni.dev/valid-attachments"
 LEGACY_ATTACHMENTS = "cni.dev/attachments"  # what drafts of 1.1.0 called it
 
 
-class Attachment(Record):
+class Attachment(Config):
     """One interface of one container: what ADD makes and what GC is told to keep."""
 
-    container_id: str
-    ifname: str
+    container_id: str = field("containerID", Text(), required=True, doc="the container's id")
+    ifname: str = field("ifname", Text(), required=True, doc="the interface's name in it")
 
 
 class DNS(Config):
@@ -39,11 +39,6 @@ class DNS(Config):
         "search", ListOf(Text()), (), doc="domains to search, in order of preference"
     )
     options: tuple[str, ...] = field("options", ListOf(Text()), (), doc="resolver options")
-
-
-class _AttachmentKeys(Config):
-    container_id: str = field("containerID", Text(), "", doc="the container's id")
-    ifname: str = field("ifname", Text(), "", doc="the interface's name in the container")
 
 
 class NetConf(Config):
@@ -64,8 +59,8 @@ class NetConf(Config):
     prev_result: Any = field(
         "prevResult", Anything(), None, doc="the result of the plugin before, from the runtime"
     )
-    valid_attachments: tuple[_AttachmentKeys, ...] | None = field(
-        VALID_ATTACHMENTS, ListOf(Object(_AttachmentKeys)), None, doc="what GC must keep"
+    valid_attachments: tuple[Attachment, ...] | None = field(
+        VALID_ATTACHMENTS, ListOf(Object(Attachment)), None, doc="what GC must keep"
     )
 
     @property
@@ -78,7 +73,7 @@ class NetConf(Config):
         """The address plugin's name; "" for none."""
         if not isinstance(self.ipam, dict):
             return ""
-        kind = self.ipam.get("type", "")
+        kind = lookup(self.ipam, "type")
         return kind if isinstance(kind, str) else ""
 
 
@@ -101,9 +96,9 @@ def parse_config(data: bytes) -> dict[str, Any]:
     return document
 
 
-def network_name(document: dict[str, Any]) -> str:
+def network_name(document: Mapping[str, Any]) -> str:
     """The network's name, checked as a plugin must (code 7)."""
-    name = _fold(document, "name")
+    name = lookup(document, "name")
     if name is not None and not isinstance(name, str):
         raise CNIError(DECODING_FAILURE, "error unmarshall network config: name is not a string")
     if not name:
@@ -115,9 +110,9 @@ def network_name(document: dict[str, Any]) -> str:
     return name
 
 
-def config_version(document: dict[str, Any]) -> str:
+def config_version(document: Mapping[str, Any]) -> str:
     """The configuration's version; 0.1.0 where it names none (code 6 if it is not a string)."""
-    version = _fold(document, "cniVersion")
+    version = lookup(document, "cniVersion")
     if version is not None and not isinstance(version, str):
         raise CNIError(
             DECODING_FAILURE,
@@ -127,21 +122,11 @@ def config_version(document: dict[str, Any]) -> str:
     return version or versions.DEFAULT
 
 
-def valid_attachments(document: dict[str, Any]) -> frozenset[Attachment] | None:
+def valid_attachments(document: Mapping[str, Any]) -> frozenset[Attachment] | None:
     """What GC must keep; None where the runtime did not say, which is not the same as nothing."""
-    listed = document.get(VALID_ATTACHMENTS)
+    listed = lookup(document, VALID_ATTACHMENTS)
     if listed is None:
-        listed = document.get(LEGACY_ATTACHMENTS)
+        listed = lookup(document, LEGACY_ATTACHMENTS)
     if listed is None:
         return None
-    config = NetConf.decode({VALID_ATTACHMENTS: listed})
-    return frozenset(
-        Attachment(item.container_id, item.ifname) for item in config.valid_attachments or ()
-    )
-
-
-def _fold(document: dict[str, Any], key: str) -> Any:
-    if key in document:
-        return document[key]
-    wanted = key.lower()
-    return next((value for name, value in document.items() if name.lower() == wanted), None)
+    return frozenset(NetConf.decode({VALID_ATTACHMENTS: listed}).valid_attachments or ())

@@ -41,7 +41,7 @@ class CNIError(Exception):
     """
 
     def __init__(self, code: int, message: str, details: str = "") -> None:
-        super().__init__(message)
+        super().__init__(code, message, details)
         self.code = code
         self.message = message
         self.details = details

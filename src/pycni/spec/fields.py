@@ -4,20 +4,24 @@
         low: int | None = field("minID", Integer(1, 4094), doc="first VLAN of the range")
 
 `Config.decode` turns a JSON object into such a class. Rules of the protocol's other half hold: keys
-match whatever their letter case (an exact match wins), null counts as absent, unknown keys are left
-alone. `Config.faults` finds everything that is wrong at once, for tools that check configurations.
+match whatever their letter case (an exact match wins, else the last), null counts as absent,
+unknown keys are left alone. `Config.faults` finds everything that is wrong at once, for tools that
+check configurations.
 """
 
 from __future__ import annotations
 
-from . import ip
-from .errors import CNIError, invalid_config
-from .record import Record
+from pycni.spec import ip
+from pycni.spec.errors import CNIError, invalid_config
+from pycni.spec.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, ClassVar, Self
+
+
+_HEX = frozenset("0123456789abcdefABCDEF")
 
 
 class Fault(Record):
@@ -102,8 +106,10 @@ class Integer(Kind):
     def __init__(self, minimum: int = -(1 << 63), maximum: int = (1 << 63) - 1) -> None:
         self.minimum = minimum
         self.maximum = maximum
-        bounded = minimum > -(1 << 63) or maximum < (1 << 63) - 1
-        self.expected = f"a whole number{f' from {minimum} to {maximum}' if bounded else ''}"
+        if (minimum, maximum) == (-(1 << 63), (1 << 63) - 1):
+            self.expected = "a whole number of 64 bits"
+        else:
+            self.expected = f"a whole number from {minimum} to {maximum}"
 
     def decode(self, value: Any, path: str, faults: list[Fault]) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
@@ -175,7 +181,11 @@ class MACAddress(Kind):
         return ""
 
     def schema(self) -> dict[str, Any]:
-        return {"type": "string", "pattern": "^([0-9a-fA-F]{2}[:-]){5}[0-9a-fA-F]{2}$"}
+        pair, four = "[0-9a-fA-F]{2}", "[0-9a-fA-F]{4}"
+        forms = "|".join(
+            (f"({pair}:){{5}}{pair}", f"({pair}-){{5}}{pair}", f"({four}\\.){{2}}{four}")
+        )
+        return {"type": "string", "pattern": f"^({forms})?$"}
 
 
 class ListOf(Kind):
@@ -212,8 +222,13 @@ class MapOf(Kind):
             self.wrong(value, path, faults)
             return {}
         return {
-            key: self.item.decode(item, _join(path, key), faults) for key, item in value.items()
+            key: self.item.decode(item, _join(path, key), faults)
+            for key, item in value.items()
+            if item is not None
         }
+
+    def encode(self, value: Any) -> dict[str, Any]:
+        return {key: self.item.encode(item) for key, item in value.items()}
 
     def schema(self) -> dict[str, Any]:
         return {"type": "object", "additionalProperties": self.item.schema()}
@@ -295,7 +310,7 @@ class Config(Record):
     def read(cls, document: Any, path: str, faults: list[Fault]) -> Self:
         """Read a JSON object, appending what is wrong with it to `faults`."""
         if not isinstance(document, dict):
-            faults.append(Fault(path, f"{describe(document)} is not an object"))
+            faults.append(Fault(path, f"{describe(document)} is not valid", "expected an object"))
             return cls()
         values: dict[str, Any] = {}
         folded: dict[str, Any] | None = None
@@ -309,11 +324,15 @@ class Config(Record):
                 values[name] = declared.kind.decode(value, _join(path, declared.key), faults)
             elif declared.required:
                 where = _join(path, declared.key)
-                faults.append(Fault(where, "is missing", f"expected {declared.kind.expected}"))
+                faults.append(Fault(where, "missing", f"expected {declared.kind.expected}"))
         return cls(**values)
 
     def validate(self) -> None:
-        """Rules between keys; raises CNIError. Subclasses override it, nothing calls it twice."""
+        """Rules between keys; raises CNIError.
+
+        Subclasses override it. It is called for the outermost object, which calls it for those
+        within whose rules it wants kept.
+        """
 
     def to_json(self) -> dict[str, Any]:
         """The object with every key whose value is not the default."""
@@ -351,16 +370,11 @@ def faults_error(faults: Sequence[Fault]) -> CNIError:
 
 def normal_mac(text: str) -> str:
     """A 6-byte MAC address in lower case with colons, from colon, hyphen or dot form; or ""."""
-    digits = text.replace(":", "").replace("-", "").replace(".", "").lower()
-    groups = {2: (":", "-"), 4: (".",)}
-    for width, separators in groups.items():
-        for separator in separators:
-            parts = text.split(separator)
-            if len(parts) == 12 // width and all(len(part) == width for part in parts):
-                try:
-                    return bytes.fromhex(digits).hex(":")
-                except ValueError:
-                    return ""
+    for separator, width in ((":", 2), ("-", 2), (".", 4)):
+        parts = text.split(separator)
+        if len(parts) == 12 // width and all(len(part) == width for part in parts):
+            digits = "".join(parts)
+            return bytes.fromhex(digits).hex(":") if _HEX.issuperset(digits) else ""
     return ""
 
 
@@ -374,7 +388,10 @@ def describe(value: Any) -> str:
         return "a list"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return "null" if value is None else f"{value!r}"
+    if value is None:
+        return "null"
+    number = repr(value)
+    return number if len(number) <= 64 else f"{number[:61]}..."
 
 
 def _join(path: str, key: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 _MAPPED = bytes(10) + b"\xff\xff"
+_COMPATIBLE = bytes(12)
 
 
 class IPAddress:
@@ -59,7 +60,11 @@ class IPAddress:
         return int.from_bytes(self.packed, "big")
 
     def __str__(self) -> str:
-        return inet_ntop(self.family, self.packed)
+        packed = self.packed
+        if packed.startswith(_COMPATIBLE) and len(packed) == 16 and any(packed[12:14]):
+            # inet_ntop would write ::10.0.0.1
+            return f"::{packed[12:14].hex().lstrip('0')}:{int.from_bytes(packed[14:], 'big'):x}"
+        return inet_ntop(self.family, packed)
 
     def __repr__(self) -> str:
         return f"IPAddress({str(self)!r})"
@@ -75,7 +80,7 @@ class IPAddress:
 
 
 class IPNetwork:
-    """An address with a prefix length, host bits kept: an interface's address or a route's target."""
+    """An address with a prefix length, host bits kept, as interfaces and routes have them."""
 
     __slots__ = ("address", "prefix")
 
@@ -126,9 +131,9 @@ class IPNetwork:
         return address.family == self.family and self.first <= int(address) <= self.last
 
     def overlaps(self, other: IPNetwork) -> bool:
-        return (
-            self.family == other.family and self.first <= other.last and other.first <= self.last
-        )
+        if other.family != self.family:
+            return False
+        return self.first <= other.last and other.first <= self.last
 
     def __str__(self) -> str:
         return f"{self.address}/{self.prefix}"
@@ -170,7 +175,7 @@ def parse_address(text: str) -> IPAddress:
 
 
 def parse_network(text: str) -> IPNetwork:
-    """Read `address/prefix length` (CIDR notation). Raises ValueError with the reference's words."""
+    """Read `address/prefix length` (CIDR). Raises ValueError with the reference's words."""
     host, _, length = text.partition("/")
     try:
         address = parse_address(host)

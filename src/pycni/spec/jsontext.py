@@ -1,6 +1,7 @@
 """JSON read and written the way the other side of the protocol does (Go's `encoding/json`).
 
-Reading is strict: UTF-8 without a byte order mark, no NaN or Infinity, nothing after the value.
+Reading is strict: UTF-8 without a byte order mark, no NaN or Infinity, no number beyond a float64,
+nothing after the value. Of a key given twice the last counts. Whatever is read is valid Unicode.
 Writing escapes `<`, `>`, `&`, U+2028 and U+2029, and prints numbers as Go prints a float64, so that
 bytes compare equal with what the reference writes. The standard library's C scanner does the work;
 it is imported directly because the `json` package brings `re` and `enum`, half of a plugin's start.
@@ -12,22 +13,25 @@ from _json import encode_basestring, make_scanner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from typing import Any, NoReturn
 
 MAX_SIZE = 16 * 1024 * 1024  # bytes; a configuration with its prevResult is a few kilobytes
+MAX_DEPTH = 200  # objects and lists in each other; well within the interpreter's stack
+_INFINITY = float("inf")
 _SPACE = " \t\n\r"
 _EXACT = 1 << 53  # above it, an integer that went through a float64 is no longer itself
 
 
 class JSONError(ValueError):
-    """Text that is not JSON: what is wrong, and where (line and column count from 1)."""
+    """Text that is not JSON: what is wrong, and where, if one place is (counted from 1)."""
 
-    def __init__(self, problem: str, text: str, position: int) -> None:
-        self.line = text.count("\n", 0, position) + 1
-        self.column = position - text.rfind("\n", 0, position)
-        self.problem = problem
-        super().__init__(f"{problem} at line {self.line}, column {self.column}")
+    def __init__(self, problem: str, text: str = "", position: int = 0) -> None:
+        if text:
+            line = text.count("\n", 0, position) + 1
+            column = position - text.rfind("\n", 0, position)
+            problem = f"{problem} at line {line}, column {column}"
+        super().__init__(problem)
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -36,9 +40,15 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _parse_float(text: str) -> float:
     value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise ValueError(f"the number {text} is out of range")
+    if value in (_INFINITY, -_INFINITY):
+        shown = text if len(text) <= 20 else text[:17] + "..."
+        raise ValueError(f"the number {shown} is out of range")
     return value
+
+
+def _parse_int(text: str) -> int:
+    _parse_float(text)
+    return int(text)
 
 
 class _Context:
@@ -48,25 +58,40 @@ class _Context:
     object_hook = None
     object_pairs_hook = None
     parse_float = staticmethod(_parse_float)
-    parse_int = int
+    parse_int = staticmethod(_parse_int)
     parse_constant = staticmethod(_refuse_constant)
 
 
 def loads(data: bytes | str) -> Any:
     """Parse one JSON document. Raises JSONError."""
     if len(data) > MAX_SIZE:
-        raise JSONError(f"{len(data)} bytes are more than the {MAX_SIZE} that are read", "", 0)
+        raise JSONError(f"{len(data)} bytes are more than the {MAX_SIZE} that are read")
     # Bytes that are not UTF-8 read as U+FFFD, as the reference's decoder does.
     text = data if isinstance(data, str) else str(data, "utf-8", "replace")
     start = _skip_space(text, 0)
     try:
-        value, end = make_scanner(_Context)(text, start)
-    except (StopIteration, ValueError, RecursionError, SystemError):
+        value, end = make_scanner(_Context)(text, start)  # type: ignore[arg-type]
+    except (StopIteration, ValueError, RecursionError):
         raise _explain(text) from None
     end = _skip_space(text, end)
     if end != len(text):
         raise JSONError(f"unexpected {text[end]!r} after the end of the value", text, end)
+    _check_depth(value)
+    if "\\ud" in text or "\\uD" in text:
+        value = _without_surrogates(value)
     return value
+
+
+def lookup(document: Mapping[str, Any], key: str) -> Any:
+    """The value of a key; without an exact match, of the last one in another letter case."""
+    if key in document:
+        return document[key]
+    wanted = key.lower()
+    found = None
+    for name, value in document.items():
+        if name.lower() == wanted:
+            found = value
+    return found
 
 
 def _explain(text: str) -> JSONError:
@@ -74,15 +99,18 @@ def _explain(text: str) -> JSONError:
     import json
 
     if not text.strip(_SPACE):
-        return JSONError("unexpected end of JSON input", text, len(text))
+        return JSONError("unexpected end of JSON input")
     try:
-        json.loads(text, parse_float=_parse_float, parse_constant=_refuse_constant)
+        json.loads(
+            text, parse_float=_parse_float, parse_int=_parse_int, parse_constant=_refuse_constant
+        )
     except json.JSONDecodeError as error:
-        return JSONError(error.msg[:1].lower() + error.msg[1:], text, error.pos)
+        problem = error.msg[:1].lower() + error.msg[1:].removesuffix(" at")
+        return JSONError(problem, text, error.pos)
     except RecursionError:
-        return JSONError("too deeply nested", text, 0)
+        return JSONError("too deeply nested")
     except ValueError as error:
-        return JSONError(str(error), text, 0)
+        return JSONError(str(error))
     raise AssertionError("json reads what its own scanner refused")
 
 
@@ -92,13 +120,46 @@ def _skip_space(text: str, position: int) -> int:
     return position
 
 
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return
+    if any(isinstance(item, dict | list) for item in level):
+        raise JSONError("too deeply nested")
+
+
+def _without_surrogates(value: Any) -> Any:
+    """The value with U+FFFD for each half of a surrogate pair that an escape left alone."""
+    if isinstance(value, str):
+        return "".join("\ufffd" if _is_surrogate(character) else character for character in value)
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_surrogates(item) for item in value]
+    return value
+
+
+def _is_surrogate(character: str) -> bool:
+    return "\ud800" <= character <= "\udfff"
+
+
 def dumps(value: Any, *, indent: int = 0, sort_keys: bool = False) -> str:
-    """Write a document: compact, or indented by `indent` spaces a level; no newline at the end."""
+    """Write a document: compact, or indented by `indent` spaces a level; no newline at the end.
+
+    Raises TypeError or ValueError for what has no JSON form.
+    """
     text = "".join(_write(value, " " * indent, "\n", sort_keys))
     try:
         text.encode()
-    except UnicodeEncodeError:  # a lone surrogate, read from an escape
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    except UnicodeEncodeError:  # os.environ's form of a byte that is not UTF-8
+        return "".join("\\ufffd" if _is_surrogate(character) else character for character in text)
     return text
 
 
@@ -164,6 +225,8 @@ def _number(value: float) -> str:
     if isinstance(value, int) and -_EXACT <= value <= _EXACT:
         return str(value)
     value = float(value)
+    if not -_INFINITY < value < _INFINITY:
+        raise ValueError(f"{value} has no JSON form")
     mantissa, _, exponent = repr(value).partition("e")
     if value != 0 and not 1e-6 <= abs(value) < 1e21:
         if not exponent:

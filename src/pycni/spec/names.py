@@ -6,7 +6,7 @@ before anything else looks at it.
 
 from __future__ import annotations
 
-from .errors import INVALID_CONFIG, INVALID_ENVIRONMENT, UNKNOWN_CONTAINER, CNIError
+from pycni.spec.errors import INVALID_CONFIG, INVALID_ENVIRONMENT, UNKNOWN_CONTAINER, CNIError
 
 MAX_INTERFACE_NAME = 15  # bytes: IFNAMSIZ of linux/if.h less its NUL
 
@@ -17,14 +17,12 @@ _SPACE = frozenset(
     "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
     + "".join(map(chr, range(0x2000, 0x200B)))
 )
-_ALLOWED = (
-    "expected a letter or digit, then letters, digits, '_', '.' or '-'"  # the pattern, in words
-)
+_ALLOWED = "a letter or digit, then letters, digits, '_', '.' or '-'"
 
 
 def is_name(text: str) -> bool:
     """Whether text is fit to name a container or a network."""
-    return text[:1] in _ALPHANUMERIC and _NAME.issuperset(text) if text else False
+    return text[:1] in _ALPHANUMERIC and _NAME.issuperset(text)
 
 
 def check_container_id(text: str) -> None:
@@ -38,7 +36,7 @@ def check_container_id(text: str) -> None:
 def check_network_name(text: str) -> None:
     """Raise the specification's error for what cannot be a network's name."""
     if not text:
-        raise CNIError(INVALID_CONFIG, "missing network name:", f'"name": {_ALLOWED}')
+        raise CNIError(INVALID_CONFIG, "missing network name:", f'expected "name": {_ALLOWED}')
     if not is_name(text):
         raise CNIError(INVALID_CONFIG, "invalid characters found in network name", text)
 
@@ -47,7 +45,7 @@ def check_interface_name(text: str) -> None:
     """Raise the specification's error for what cannot be an interface's name (CNI_IFNAME)."""
     if not text:
         raise CNIError(INVALID_ENVIRONMENT, "interface name is empty")
-    if len(text.encode("utf-8", "surrogateescape")) > MAX_INTERFACE_NAME:
+    if len(text.encode("utf-8", "replace")) > MAX_INTERFACE_NAME:
         raise CNIError(
             INVALID_ENVIRONMENT,
             "interface name is too long",

@@ -6,9 +6,9 @@ attachment whoever made it. They are the reference's names, since other programs
 
 from __future__ import annotations
 
-from .config import Attachment
-from .record import Record
-from .versions import quote
+from pycni.spec.config import Attachment
+from pycni.spec.record import Record
+from pycni.spec.versions import quote
 
 try:  # the C modules behind hashlib, which itself loads OpenSSL
     from _sha2 import sha512  # type: ignore[import-not-found,unused-ignore]
@@ -38,7 +38,8 @@ class Owner(Record):
     def comment(self) -> str:
         """The comment of an nftables object: tag, then names for people; cut to what fits."""
         text = f"{self.tag}, net: {self.network}, if: {self.ifname}, id: {self.container_id}"
-        return text.replace('"', "").encode()[:MAX_COMMENT].decode("utf-8", "ignore")
+        text = text.replace('"', "")
+        return text.encode("utf-8", "replace")[:MAX_COMMENT].decode("utf-8", "ignore")
 
     @property
     def iptables_comment(self) -> str:
@@ -52,7 +53,10 @@ class Owner(Record):
 
 def hashed_name(prefix: str, text: str, length: int) -> str:
     """A name of fixed length: the prefix, then hexadecimal digits of SHA-512 of the text."""
-    return (prefix + sha512(text.encode()).hexdigest())[:length]
+    if not len(prefix) < length <= 128:
+        raise ValueError(f"a length of {length} is not between {len(prefix)} and 128")
+    digits: str = sha512(text.encode("utf-8", "surrogateescape")).hexdigest()
+    return (prefix + digits)[:length]
 
 
 def network_tag(network: str) -> str:

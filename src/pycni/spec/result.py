@@ -7,16 +7,29 @@ writes it in any version, losing what that version cannot say. Three families sh
 
 from __future__ import annotations
 
-from . import versions
-from .config import DNS
-from .errors import DECODING_FAILURE, INCOMPATIBLE_VERSION, CNIError
-from .fields import Address, Config, Fault, Integer, ListOf, Network, Object, Text, field
-from .ip import IPAddress, IPNetwork
-from .jsontext import dumps
-from .record import Record
+from pycni.spec import versions
+from pycni.spec.config import DNS
+from pycni.spec.errors import DECODING_FAILURE, INCOMPATIBLE_VERSION, CNIError
+from pycni.spec.fields import (
+    Address,
+    Config,
+    Fault,
+    Integer,
+    ListOf,
+    Network,
+    Object,
+    Text,
+    describe,
+    faults_error,
+    field,
+)
+from pycni.spec.ip import IPAddress, IPNetwork
+from pycni.spec.jsontext import dumps, lookup
+from pycni.spec.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 FAMILIES = (("0.1.0", "0.2.0"), ("0.3.0", "0.3.1", "0.4.0"), ("1.0.0", "1.1.0"))
@@ -85,9 +98,12 @@ class _OldResult(Config):
 
 
 def family_of(version: str) -> tuple[str, ...]:
-    """The versions whose results have the same shape as this one's. Raises CNIError (code 1)."""
+    """The versions whose results have the same shape as this one's, "" being 0.1.0.
+
+    Raises CNIError (code 1) for a version that is not known.
+    """
     for family in FAMILIES:
-        if version in family:
+        if (version or versions.DEFAULT) in family:
             return family
     raise CNIError(
         INCOMPATIBLE_VERSION,
@@ -98,7 +114,7 @@ def family_of(version: str) -> tuple[str, ...]:
 
 def result_version(document: Any) -> str:
     """The version a result says it has; 0.1.0 where it says none. Raises CNIError (code 6)."""
-    version = document.get("cniVersion") if isinstance(document, dict) else None
+    version = lookup(document, "cniVersion") if isinstance(document, dict) else None
     if not isinstance(version, str | None):
         raise CNIError(
             DECODING_FAILURE, "decoding version from network config: cniVersion is not a string"
@@ -115,14 +131,20 @@ def decode_result(document: Any, version: str) -> Result:
     family = family_of(version)
     if not isinstance(document, dict):
         raise CNIError(DECODING_FAILURE, "the result is not a JSON object")
-    own = document.get("cniVersion", version)
+    own = lookup(document, "cniVersion")
+    if own is None:
+        own = version
     if own == "" and family is FAMILIES[0]:
         own = versions.DEFAULT
+    if not isinstance(own, str):
+        raise CNIError(
+            DECODING_FAILURE, f"cniVersion: {describe(own)} is not valid", "expected a string"
+        )
     if own not in family:
         raise CNIError(
             INCOMPATIBLE_VERSION,
             f"result type supports [{' '.join(family)}] "
-            f"but unmarshalled CNIVersion is {versions.quote(str(own))}",
+            f"but unmarshalled CNIVersion is {versions.quote(own)}",
             "a result passed on must be of the configuration's own version",
         )
     faults: list[Fault] = []
@@ -139,18 +161,30 @@ def decode_result(document: Any, version: str) -> Result:
         modern = _ModernResult.read(document, "", faults)
         result = Result(modern.interfaces, modern.ips, modern.routes, modern.dns, own)
     if faults:
-        raise CNIError(DECODING_FAILURE, "; ".join(map(str, faults)), faults[0].expected)
+        error = faults_error(faults)
+        raise CNIError(DECODING_FAILURE, error.message, error.details)
     return result
 
 
+def parse_prev_result(document: Mapping[str, Any], version: str) -> Result | None:
+    """The prevResult in a configuration of this version; None if it has none. Raises CNIError."""
+    previous = lookup(document, "prevResult")
+    if previous is None:
+        return None
+    try:
+        return decode_result(previous, version)
+    except CNIError as error:
+        raise error.within("could not parse prevResult") from None
+
+
 def encode_result(result: Result, version: str) -> dict[str, Any]:
-    """A result as the JSON object of a version, keys in the order the reference writes them.
+    """A result as the JSON object of a version, keys in the order the reference declares them.
 
     Raises CNIError (code 1) where the version cannot say it: 0.1.0 and 0.2.0 need an address.
     """
     family = family_of(version)
     if family is FAMILIES[0]:
-        return _encode_old(result, version)
+        return _encode_old(result, version or versions.DEFAULT)
     document: dict[str, Any] = {"cniVersion": version}
     modern = family is FAMILIES[2]
     if result.interfaces:
@@ -165,7 +199,10 @@ def encode_result(result: Result, version: str) -> dict[str, Any]:
 
 
 def print_result(result: Result, version: str) -> str:
-    """A result as a plugin prints it: indented by four, no newline at the end."""
+    """A result as a plugin prints it: indented by four, no newline at the end.
+
+    Since 1.0.0 the keys are sorted, as the reference does.
+    """
     modern = family_of(version) is FAMILIES[2]
     return dumps(encode_result(result, version), indent=4, sort_keys=modern)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .errors import DECODING_FAILURE, INCOMPATIBLE_VERSION, CNIError
+from pycni.spec.errors import DECODING_FAILURE, INCOMPATIBLE_VERSION, CNIError
+from pycni.spec.jsontext import lookup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,18 +48,23 @@ def version_reply(supported: tuple[str, ...]) -> dict[str, Any]:
 
 def parse_version_reply(document: Any) -> tuple[str, ...]:
     """The supported versions in a plugin's VERSION answer. Raises CNIError."""
-    if not isinstance(document, dict) or not isinstance(document.get("cniVersion"), str | None):
-        raise CNIError(DECODING_FAILURE, "decoding version info: not a version object")
-    version = document.get("cniVersion")
-    supported = document.get("supportedVersions")
+    if not isinstance(document, dict):
+        raise CNIError(DECODING_FAILURE, "decoding version info: not a JSON object")
+    version = lookup(document, "cniVersion")
+    supported = lookup(document, "supportedVersions")
     if not version:
         raise CNIError(DECODING_FAILURE, "decoding version info: missing field cniVersion")
+    if not isinstance(version, str):
+        raise CNIError(DECODING_FAILURE, "decoding version info: cniVersion is not a string")
     if not supported:
         if version == "0.2.0":
             return ("0.1.0", "0.2.0")
         raise CNIError(DECODING_FAILURE, "decoding version info: missing field supportedVersions")
     if not isinstance(supported, list) or not all(isinstance(item, str) for item in supported):
-        raise CNIError(DECODING_FAILURE, "decoding version info: supportedVersions is no list")
+        raise CNIError(
+            DECODING_FAILURE,
+            "decoding version info: supportedVersions is not a list of strings",
+        )
     return tuple(supported)
 
 
@@ -74,14 +80,31 @@ def require(version: str, supported: tuple[str, ...]) -> None:
 
 def quote(text: str) -> str:
     """Text in double quotes, as the reference quotes values in its messages."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(_printable(character) for character in escaped) + '"'
+    return '"' + "".join(map(_printable, text)) + '"'
 
 
 def _printable(character: str) -> str:
-    if character in "\n\r\t":
-        return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}[character]
+    if character in _ESCAPES:
+        return _ESCAPES[character]
     if character.isprintable():
         return character
     code = ord(character)
-    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}"
+    if 0xDC80 <= code <= 0xDCFF:  # surrogateescape: a byte that is not UTF-8
+        code -= 0xDC00
+        return f"\\x{code:02x}"
+    if code < 0x80:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+_ESCAPES = {
+    "\a": "\\a",
+    "\b": "\\b",
+    "\f": "\\f",
+    "\n": "\\n",
+    "\r": "\\r",
+    "\t": "\\t",
+    "\v": "\\v",
+    '"': '\\"',
+    "\\": "\\\\",
+}
