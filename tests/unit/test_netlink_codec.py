@@ -359,7 +359,12 @@ def test_a_long_name_is_an_altname() -> None:
 
 @pytest.mark.parametrize(
     ("network", "broadcast"),
-    [("10.0.0.7/24", "10.0.0.255"), ("10.0.0.7/31", None), ("10.0.0.7/32", None), ("fd00::7/64", None)],
+    [
+        ("10.0.0.7/24", "10.0.0.255"),
+        ("10.0.0.7/31", None),
+        ("10.0.0.7/32", None),
+        ("fd00::7/64", None),
+    ],
 )
 def test_address(network: str, broadcast: str | None) -> None:
     sent = decoded(ifaddrmsg, address.add(4, parse_network(network), no_dad=True))

@@ -25,7 +25,19 @@ def test_first_separator_decides(key: str, path: str) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["", "/", "/etc/passwd", "net/../../etc", "net.//.x", "..", ".", "net//x", "net/", "a/./b", "a\0"],
+    [
+        "",
+        "/",
+        "/etc/passwd",
+        "net/../../etc",
+        "net.//.x",
+        "..",
+        ".",
+        "net//x",
+        "net/",
+        "a/./b",
+        "a\0",
+    ],
 )
 def test_no_key_leads_out(key: str) -> None:
     with pytest.raises(ValueError, match="not a sysctl key"):

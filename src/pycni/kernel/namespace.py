@@ -138,6 +138,8 @@ def open_path(path: str) -> Namespace:
         # ESRCH: the process of /proc/<pid>/ns/net has just ended.
         if error.errno in (errno.ENOENT, errno.ESRCH):
             raise NamespaceNotFound(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
+        if error.errno == errno.ENXIO:  # a socket
+            raise NotANamespace(errno.EINVAL, "not a network namespace", path) from None
         raise
     return Namespace(fd, path)
 

@@ -28,7 +28,7 @@ from pycni.spec.ip import IPAddress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Container, Mapping
     from typing import Any, Protocol
 
     class Codec(Protocol):
@@ -138,8 +138,9 @@ def outcome(message: Message) -> Outcome:
     return Outcome(errno, explained.get("text", ""), explained.get("offset"))
 
 
-def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The attributes of one level: (type, payload)."""
+def attributes(data: bytes, wanted: Container[int]) -> list[tuple[int, bytes]]:
+    """The attributes of one level whose type is wanted: (type, payload)."""
+    found = []
     offset, end = 0, len(data)
     while offset < end:
         if end - offset < 4:
@@ -147,8 +148,11 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         size, number = _ATTRIBUTE.unpack_from(data, offset)
         if size < 4 or offset + size > end:
             raise MalformedMessage(f"attribute of {size} bytes in {end - offset}")
-        yield number & NLA_TYPE_MASK, data[offset + 4 : offset + size]
+        number &= NLA_TYPE_MASK
+        if number in wanted:
+            found.append((number, data[offset + 4 : offset + size]))
         offset += (size + 3) & ~3
+    return found
 
 
 def attribute(number: int, payload: bytes) -> bytes:
@@ -325,10 +329,8 @@ class Schema:
         """The attributes this schema declares, by name; others are passed over."""
         found: dict[str, Any] = {}
         deferred = None
-        for number, payload in attributes(data):
-            declared = self._by_number.get(number)
-            if declared is None:
-                continue
+        for number, payload in attributes(data, self._by_number):
+            declared = self._by_number[number]
             name, codec = declared
             if isinstance(codec, ByKind):
                 # The kind may come after the data.

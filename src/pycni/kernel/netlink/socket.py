@@ -142,11 +142,7 @@ class NetlinkSocket:
         """Leave all groups and forget notifications not yet read."""
         while self._groups:
             self._socket.setsockopt(SOL_NETLINK, NETLINK_DROP_MEMBERSHIP, self._groups.pop())
-        try:
-            while self._read(0.0) is not None:
-                pass
-        except EventsLost:
-            pass
+        self._make_room()
         self._events.clear()
         self._events_lost = False
 
@@ -208,6 +204,8 @@ class NetlinkSocket:
 
     def _send(self, requests: Sequence[Request], flags: int) -> int:
         """Send requests in one datagram; return the sequence number of the first."""
+        if self._groups:
+            self._make_room()
         first = self._sequence + 1
         self._sequence += len(requests)
         if self._sequence >= 1 << 32:
@@ -221,6 +219,18 @@ class NetlinkSocket:
         except OSError as error:
             raise NetlinkError(error.errno or errno.EIO, "not sent", requests[0].what) from None
         return first
+
+    def _make_room(self) -> None:
+        """Read the notifications that wait.
+
+        Once their queue has run over, the kernel drops answers without a word until it is empty.
+        """
+        while True:
+            try:
+                if self._read(0.0) is None:
+                    return
+            except EventsLost:
+                self._events_lost = True
 
     def _receive(self, request: Request) -> list[Message]:
         """The next answers of the kernel, waiting as long as it takes."""

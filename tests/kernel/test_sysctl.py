@@ -1,0 +1,97 @@
+"""Sysctls on the real kernel, in a namespace."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import Host
+from pycni.kernel import link, namespace, sysctl
+from pycni.kernel.namespace import Namespace
+
+FORWARD = "net.ipv4.ip_forward"
+
+
+@pytest.fixture
+def space(host: Host) -> Iterator[Namespace]:
+    with namespace.create() as made:
+        yield made
+
+
+def test_write_reaches_the_named_namespace_only(space: Namespace) -> None:
+    before = sysctl.read(FORWARD, space)
+    assert before in ("0", "1")
+    other = "1" if before == "0" else "0"
+    here = Path("/proc/sys/net/ipv4/ip_forward").read_text()
+    assert sysctl.write(FORWARD, other, space) == before
+    with space.enter():
+        assert Path("/proc/sys/net/ipv4/ip_forward").read_text() == f"{other}\n"
+    assert Path("/proc/sys/net/ipv4/ip_forward").read_text() == here
+    assert sysctl.read(FORWARD) == here.strip()
+
+
+def test_link_with_a_dot_in_its_name(space: Namespace) -> None:
+    with space.netlink() as netlink:
+        netlink.request(link.bridge("br0.5"))
+    sysctl.write("net/ipv4/conf/br0.5/forwarding", "1", space)
+    assert sysctl.read("net.ipv4.conf.br0/5.forwarding", space) == "1"
+
+
+def test_value_that_is_set_is_not_written(
+    space: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = sysctl.read("net.ipv4.ip_local_port_range", space)
+    assert "\t" in value
+    opened: list[int] = []
+    open_file = os.open
+
+    def watch(path: str, flags: int) -> int:
+        opened.append(flags & os.O_ACCMODE)
+        return open_file(path, flags)
+
+    monkeypatch.setattr(os, "open", watch)
+    with space.enter():
+        opened.clear()
+        assert sysctl.write("net.ipv4.ip_local_port_range", value.replace("\t", " ")) == value
+        assert opened == [os.O_RDONLY]
+        sysctl.write("net.ipv4.ip_local_port_range", "2000 3000")
+        assert opened[1:] == [os.O_RDONLY, os.O_WRONLY, os.O_RDONLY]
+    assert sysctl.read("net.ipv4.ip_local_port_range", space) == "2000\t3000"
+
+
+def test_missing_key(space: Namespace) -> None:
+    for act in (
+        lambda: sysctl.read("net.nothing", space),
+        lambda: sysctl.write("net.nothing", "1"),
+    ):
+        with pytest.raises(FileNotFoundError) as caught:
+            act()
+        assert caught.value.filename == "/proc/sys/net/nothing"
+
+
+def test_value_the_kernel_refuses(space: Namespace) -> None:
+    with pytest.raises(OSError, match="Invalid argument") as caught:
+        sysctl.write(FORWARD, "many", space)
+    assert caught.value.filename == "/proc/sys/net/ipv4/ip_forward"
+
+
+def test_value_the_kernel_changes(space: Namespace) -> None:
+    # Octal to the kernel, and shown in decimal.
+    with pytest.raises(sysctl.SysctlRejected, match="'010'.*'8'"):
+        sysctl.write("net.ipv4.ip_default_ttl", "010", space)
+
+
+def test_value_that_cannot_be_read_before_it_is_set(space: Namespace) -> None:
+    with pytest.raises(OSError, match="Input/output error"):
+        sysctl.read("net.ipv6.conf.default.stable_secret", space)
+    secret = "2001:0db8:0000:0000:0000:0000:0000:0001"
+    assert sysctl.write("net.ipv6.conf.default.stable_secret", secret, space) == ""
+    assert sysctl.read("net.ipv6.conf.default.stable_secret", space) == secret
+
+
+def test_directory_is_no_key(space: Namespace) -> None:
+    with pytest.raises(IsADirectoryError):
+        sysctl.read("net.ipv4", space)
