@@ -1,0 +1,203 @@
+"""iptables and ip6tables: rules in the chains of the reference, for those who name this backend.
+
+Reading asks the kernel first: `iptables-nft` keeps its chains in nftables' tables `ip` and `ip6`,
+where netlink finds and deletes them; `iptables-legacy` has tables of its own, which /proc lists.
+So what is not there costs no program. Rules are written by one `iptables-restore` transaction.
+
+Rules are text in the form that `iptables-save` prints, so that they can be compared. Used by the
+steps that have an iptables backend.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from pycni.kernel import nfnetlink, process
+from pycni.kernel.nfnetlink import NFPROTO_IPV4
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.nfnetlink import NetfilterSocket
+
+SYSTEM_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
+LOCK_SECONDS = 30  # how long a legacy program waits for another one's lock
+TIMEOUT = 60.0
+
+
+class IPTablesError(OSError):
+    """An iptables program is missing, or refused its input.
+
+    errno: ENOENT without the program, EPERM, else EIO; text: the program's own words.
+    """
+
+    def __init__(self, number: int, program: str, text: str) -> None:
+        super().__init__(number, os.strerror(number), program)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.text}"
+
+
+def available(family: int) -> bool:
+    """Whether the programs for a family (AF_INET or AF_INET6) are installed."""
+    return _find(_name(family, "-restore")) is not None
+
+
+def comment(text: str) -> str:
+    """A rule's comment as `iptables-save` prints it; part of a rule."""
+    quoted = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'-m comment --comment "{quoted}"'
+
+
+def ensure(
+    netfilter: NetfilterSocket, family: int, table: str, chain: str, rules: Sequence[str]
+) -> list[str]:
+    """Make a chain, and append those rules (in any chain) that are not there.
+
+    Rules begin with `-A CHAIN `. Returns the lines carried out, for `undo`; [] if all was there.
+    Raises IPTablesError, NetlinkError.
+    """
+    present: list[str] = []
+    if nfnetlink.chain_exists(netfilter, family, table, chain) or has_legacy(family, table):
+        present = save(family, table)
+    # Declaring a chain that exists would empty it.
+    declared = [] if _declares(present, chain) else [f":{chain} - [0:0]"]
+    lines = [*declared, *(rule for rule in rules if rule not in present)]
+    if lines:
+        restore(family, table, lines)
+    return lines
+
+
+def undo(family: int, table: str, lines: Sequence[str]) -> None:
+    """Take back what `ensure` says it did. Raises IPTablesError."""
+    reverse = [
+        f"-X {line[1:].partition(' ')[0]}" if line.startswith(":") else f"-D{line[2:]}"
+        for line in reversed(lines)
+    ]
+    restore(family, table, reverse)
+
+
+def removal(
+    netfilter: NetfilterSocket, family: int, table: str, chain: str, callers: Sequence[str]
+) -> list[Request]:
+    """What deletes a chain that iptables-nft keeps, with the rules of `callers` that jump to it."""
+    if not nfnetlink.chain_exists(netfilter, family, table, chain):
+        return []
+    jumps = [
+        nfnetlink.delete_rule(family, table, caller, rule.handle)
+        for caller in callers
+        for rule in nfnetlink.rules(netfilter, family, table, caller)
+        if rule.chain == chain
+    ]
+    return [*jumps, nfnetlink.delete_chain(family, table, chain)]
+
+
+def remove_legacy(family: int, table: str, chains: Sequence[str]) -> None:
+    """Delete chains of iptables-legacy, with all rules that jump to them. Raises IPTablesError."""
+    if not has_legacy(family, table):
+        return
+    variant = _legacy_variant(family)
+    if variant is None:
+        return  # nobody on this host could have made them
+    lines = save(family, table, variant)
+    present = [chain for chain in chains if _declares(lines, chain)]
+    if present:
+        jumps = [f"-D{line[2:]}" for line in lines if jump_of(line) in present]
+        gone = [line for chain in present for line in (f"-F {chain}", f"-X {chain}")]
+        restore(family, table, jumps + gone, variant)
+
+
+def legacy_lines(family: int, table: str) -> list[str]:
+    """A table of iptables-legacy as `save` gives it, [] if it is not in use here."""
+    variant = _legacy_variant(family) if has_legacy(family, table) else None
+    return save(family, table, variant) if variant is not None else []
+
+
+def has_legacy(family: int, table: str) -> bool:
+    """Whether iptables-legacy has used a table in this network namespace."""
+    name = "ip_tables_names" if family == NFPROTO_IPV4 else "ip6_tables_names"
+    try:
+        with open(f"/proc/thread-self/net/{name}", encoding="ascii") as file:
+            return table in file.read().split()
+    except OSError:
+        return False
+
+
+def jump_of(rule: str) -> str:
+    """The chain or target a rule jumps to, "" if none."""
+    return rule.partition(" -j ")[2].partition(" ")[0] if rule.startswith("-A ") else ""
+
+
+def comment_of(rule: str) -> str:
+    """The comment of a rule in iptables-save's form, "" if it has none."""
+    text = rule.partition('--comment "')[2].rpartition('"')[0]
+    return text.replace('\\"', '"').replace("\\\\", "\\")
+
+
+def save(family: int, table: str, variant: str = "") -> list[str]:
+    """A table as lines: `:CHAIN ...` for each chain, then the rules. Raises IPTablesError."""
+    return _run(_name(family, f"{variant}-save"), ["-t", table], "").splitlines()
+
+
+def restore(family: int, table: str, lines: Sequence[str], variant: str = "") -> None:
+    """Carry out lines as one transaction; what they do not name stays. Raises IPTablesError."""
+    text = "\n".join((f"*{table}", *lines, "COMMIT", ""))
+    arguments = ["--noflush", f"--wait={LOCK_SECONDS}"]
+    _run(_name(family, f"{variant}-restore"), arguments, text)
+
+
+def has_chain(netfilter: NetfilterSocket, family: int, table: str, chain: str) -> bool:
+    """Whether a chain exists, whichever iptables made it."""
+    return nfnetlink.chain_exists(netfilter, family, table, chain) or _declares(
+        legacy_lines(family, table), chain
+    )
+
+
+def _declares(lines: Sequence[str], chain: str) -> bool:
+    return any(line.startswith(f":{chain} ") for line in lines)
+
+
+def _legacy_variant(family: int) -> str | None:
+    """What to put into a program's name to have the legacy one; None if it is not installed."""
+    if _find(_name(family, "-legacy-restore")):
+        return "-legacy"
+    if _find(_name(family, "-restore")) is None:
+        return None
+    # Without variants installed beside it, the plain one says what it is.
+    return "" if "nf_tables" not in _run(_name(family, ""), ["--version"], "") else None
+
+
+def _name(family: int, suffix: str) -> str:
+    return ("iptables" if family == NFPROTO_IPV4 else "ip6tables") + suffix
+
+
+def _find(name: str) -> str | None:
+    return process.find(name, f"{os.environ.get('PATH', '')}:{SYSTEM_PATH}")
+
+
+def _run(name: str, arguments: list[str], text: str) -> str:
+    path = _find(name)
+    if path is None:
+        raise IPTablesError(errno.ENOENT, name, "not found in PATH, /usr/sbin or /sbin")
+    environment = {"PATH": SYSTEM_PATH, "LC_ALL": "C"}
+    code, stdout, stderr = process.run([path, *arguments], text.encode(), environment, TIMEOUT)
+    if code != 0:
+        said = stderr.decode("utf-8", "replace")
+        number = errno.EPERM if "Permission denied" in said else errno.EIO
+        raise IPTablesError(number, name, _explain(said, text, code))
+    return stdout.decode("utf-8", "replace")
+
+
+def _explain(said: str, text: str, code: int) -> str:
+    """The program's complaint in one line, with the input line that it is about."""
+    lines = [line.strip() for line in said.splitlines()]
+    wanted = [line for line in lines if line and not line.startswith(("Try `", "#", "Error occ"))]
+    reason = "; ".join(dict.fromkeys(wanted)) or f"exit code {code}"
+    numbered = said.partition("line: ")[2].split()  # Error occurred at line: 3
+    if numbered and numbered[0].isdigit() and 0 < int(numbered[0]) <= text.count("\n"):
+        reason += f" (at: {text.splitlines()[int(numbered[0]) - 1]})"
+    return reason

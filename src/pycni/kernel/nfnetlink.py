@@ -1,0 +1,351 @@
+"""nftables over netlink: what is read, and changes to single elements, rules and chains.
+
+Reads cost the same however much the host holds, and need no library. Rules, which take a
+compiler, are written by `pycni.kernel.nftables`; what is no more than a key and a name is written
+here. What changes the kernel is a `Request`; `NetfilterSocket.commit` carries several out as one
+transaction, all or nothing. Formats: include/uapi/linux/netfilter/nf_tables.h, nfnetlink.h;
+comments as libnftnl packs them. Errors: `NetlinkError`. Used by `nftables`, `iptables` and the
+steps that keep something in nftables.
+"""
+
+from __future__ import annotations
+
+import errno
+from _socket import AF_INET, AF_INET6
+from struct import Struct
+
+from pycni.kernel.netlink import socket as netlink_socket
+from pycni.kernel.netlink.codec import (
+    BYTES,
+    STRING,
+    Integer,
+    Many,
+    Request,
+    Schema,
+    outcome,
+    pack,
+)
+from pycni.kernel.netlink.constants import (
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REQUEST,
+    NLMSG_ERROR,
+)
+from pycni.kernel.netlink.errors import EventsLost, NetlinkError
+from pycni.kernel.netlink.socket import NetlinkSocket
+from pycni.spec.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+NETLINK_NETFILTER = 12
+
+# linux/netfilter.h; FAMILIES gives them the names that `nft` has for them.
+NFPROTO_INET = 1
+NFPROTO_IPV4 = AF_INET
+NFPROTO_BRIDGE = 7
+NFPROTO_IPV6 = AF_INET6
+FAMILIES = {NFPROTO_INET: "inet", NFPROTO_IPV4: "ip", NFPROTO_BRIDGE: "bridge", NFPROTO_IPV6: "ip6"}
+
+_BATCH_BEGIN = 16
+_BATCH_END = 17
+_SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
+_GETCHAIN = _SUBSYSTEM << 8 | 4
+_DELCHAIN = _SUBSYSTEM << 8 | 5
+_GETRULE = _SUBSYSTEM << 8 | 7
+_DELRULE = _SUBSYSTEM << 8 | 8
+_NEWSETELEM = _SUBSYSTEM << 8 | 12
+_GETSETELEM = _SUBSYSTEM << 8 | 13
+_DELSETELEM = _SUBSYSTEM << 8 | 14
+_GETGEN = _SUBSYSTEM << 8 | 16
+
+_GOTO = -4  # NFT_GOTO
+_COMMENT = 0  # NFTNL_UDATA_RULE_COMMENT, NFTNL_UDATA_SET_ELEM_COMMENT
+
+# No such object, no such table, or a kernel without nf_tables.
+ABSENT = (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP)
+ATTEMPTS = 5
+
+_GENERAL = Struct(">BBH")  # struct nfgenmsg: family, version, resource
+
+_BE64 = Integer(">Q")
+_VERDICT = Schema(code=(1, Integer(">i")), chain=(2, STRING))
+_DATA = Schema(value=(1, BYTES), verdict=(2, _VERDICT))
+_ELEMENT = Schema(key=(1, _DATA), data=(2, _DATA), userdata=(6, BYTES))
+_ELEMENTS = Schema(
+    table=(1, STRING), set=(2, STRING), elements=(3, Schema(items=(1, Many(_ELEMENT))))
+)
+_CHAIN = Schema(table=(1, STRING), name=(3, STRING))
+_RULE = Schema(
+    table=(1, STRING), chain=(2, STRING), handle=(3, _BE64), code=(4, BYTES), userdata=(7, BYTES)
+)
+_EXPRESSIONS = Schema(items=(1, Many(Schema(name=(1, STRING), data=(2, BYTES)))))
+_IMMEDIATE = Schema(data=(2, _DATA))
+_MATCH = Schema(name=(1, STRING), info=(3, STRING))
+
+
+class Element(Record):
+    """An element of a set or map. chain: where a verdict map's element goes to, "" for a set's."""
+
+    key: bytes
+    comment: str
+    chain: str = ""
+
+
+class Rule(Record):
+    """A rule. `comment` is nft's own or that of the iptables match, "" if it has neither.
+
+    chain: where the rule jumps or goes to, "" if nowhere.
+    """
+
+    handle: int
+    comment: str
+    chain: str = ""
+
+
+class NetfilterSocket(NetlinkSocket):
+    """A netfilter netlink socket of the calling thread's network namespace.
+
+    After something was deleted, closing waits until the kernel has freed it (some 10 ms); who has
+    to wait for the kernel anyway, as for a link's end, closes afterwards.
+    """
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(NETLINK_NETFILTER)
+
+    def commit(self, requests: Sequence[Request]) -> None:
+        """Carry out changes as one transaction. Raises NetlinkError for the first refused one."""
+        if not requests:
+            return
+        if netlink_socket.before_send is not None:
+            for request in requests:
+                netlink_socket.before_send(request)
+        first = self._number(len(requests) + 2)
+        last = first + len(requests)
+        bounds = _GENERAL.pack(0, 0, _SUBSYSTEM)
+        parts = [pack(_BATCH_BEGIN, NLM_F_REQUEST, first, self._port, bounds)]
+        for sequence, request in enumerate(requests, first + 1):
+            # Acknowledgements fill the receive buffer, so one speaks for all; errors come anyway.
+            flags = request.flags | NLM_F_REQUEST | (NLM_F_ACK if sequence == last else 0)
+            parts.append(pack(request.kind, flags, sequence, self._port, request.body))
+        parts.append(pack(_BATCH_END, NLM_F_REQUEST, last + 1, self._port, bounds))
+        try:
+            self._socket.sendto(b"".join(parts), (0, 0))
+        except OSError as error:
+            raise NetlinkError(error.errno or errno.EIO, "not sent", requests[0].what) from None
+        self._judge(requests, first)
+
+    def update(self, build: Callable[[], list[Request]]) -> None:
+        """Commit what `build` finds to do, again if someone else changed the same meanwhile."""
+        for attempt in range(ATTEMPTS):
+            try:
+                self.commit(build())
+            except NetlinkError as error:
+                lost = error.errno in (errno.ENOENT, errno.EEXIST, errno.EBUSY)
+                if not lost or attempt == ATTEMPTS - 1:
+                    raise
+            else:
+                return
+
+    def _number(self, count: int) -> int:
+        if self._sequence + count >= 1 << 32:
+            self._sequence = 0
+        self._sequence += count
+        return self._sequence - count + 1
+
+    def _judge(self, requests: Sequence[Request], first: int) -> None:
+        """Read the answers: all of them are there once the send has returned."""
+        acknowledged = False
+        failure: NetlinkError | None = None
+        try:
+            while (messages := self._read(0.0)) is not None:
+                for message in messages:
+                    position = message.sequence - first - 1
+                    if message.kind != NLMSG_ERROR or not -1 <= position < len(requests):
+                        continue
+                    # An error of the transaction as a whole is reported at its begin.
+                    request = requests[max(0, position)]
+                    result = outcome(message)
+                    if result.errno and failure is None:
+                        failure = NetlinkError(result.errno, result.text, request.what)
+                    acknowledged = acknowledged or position == len(requests) - 1
+        except EventsLost:
+            failure = NetlinkError(errno.ENOBUFS, "answers were lost", requests[0].what)
+        if failure is None and not acknowledged:
+            failure = NetlinkError(errno.EIO, "the kernel did not answer", requests[-1].what)
+        if failure is not None:
+            raise failure
+
+
+def supported(netfilter: NetfilterSocket) -> bool:
+    """Whether this kernel has nf_tables, and the caller may use it."""
+    try:
+        netfilter.request(_request(_GETGEN, 0, 0, b"", "read the generation of nftables"))
+    except NetlinkError:
+        return False
+    return True
+
+
+# --- read ----------------------------------------------------------------------------------------
+
+
+def chain_exists(netfilter: NetfilterSocket, family: int, table: str, chain: str) -> bool:
+    """Whether a table has a chain of this name."""
+    body = _CHAIN.encode({"table": table, "name": chain})
+    what = f"look for chain {_place(family, table, chain)}"
+    return bool(_ask(netfilter, _request(_GETCHAIN, 0, family, body, what)))
+
+
+def chains(netfilter: NetfilterSocket, family: int, table: str) -> list[str]:
+    """The names of a table's chains; [] without the table. Reads all chains of the family."""
+    what = f"list the chains of table {_place(family, table)}"
+    found = []
+    for payload in _dump(netfilter, _request(_GETCHAIN, 0, family, b"", what)):
+        chain = _CHAIN.decode(payload)
+        if chain.get("table") == table:
+            found.append(chain["name"])
+    return found
+
+
+def rules(netfilter: NetfilterSocket, family: int, table: str, chain: str) -> list[Rule]:
+    """The rules of a chain in order; [] if there is no such chain."""
+    body = _RULE.encode({"table": table, "chain": chain})
+    what = f"list the rules of chain {_place(family, table, chain)}"
+    found = []
+    for payload in _dump(netfilter, _request(_GETRULE, 0, family, body, what)):
+        rule = _RULE.decode(payload)
+        # Kernels before 3.19 do not filter.
+        if rule.get("chain") == chain and rule.get("table") == table:
+            found.append(_rule(rule["handle"], rule.get("userdata", b""), rule.get("code", b"")))
+    return found
+
+
+def element(
+    netfilter: NetfilterSocket, family: int, table: str, name: str, key: bytes
+) -> Element | None:
+    """The element of a set or map that has this key, None if there is none."""
+    body = _element_body(table, name, {"key": {"value": key}})
+    what = f"look for {key.hex()} in {_place(family, table, name)}"
+    found = _ask(netfilter, _request(_GETSETELEM, 0, family, body, what))
+    return _elements(found[0])[0] if found else None
+
+
+def elements(netfilter: NetfilterSocket, family: int, table: str, name: str) -> list[Element]:
+    """All elements of a set or map; [] if there is no such set."""
+    body = _ELEMENTS.encode({"table": table, "set": name})
+    what = f"list the elements of {_place(family, table, name)}"
+    payloads = _dump(netfilter, _request(_GETSETELEM, 0, family, body, what))
+    return [item for payload in payloads for item in _elements(payload)]
+
+
+# --- change --------------------------------------------------------------------------------------
+
+
+def add_element(
+    family: int, table: str, name: str, key: bytes, comment: str, goto: str = ""
+) -> Request:
+    """Make an element that is not there yet; `goto` is the chain of a verdict map's element."""
+    item: dict[str, object] = {"key": {"value": key}}
+    if goto:
+        item["data"] = {"verdict": {"code": _GOTO, "chain": goto}}
+    text = comment.encode() + b"\0"
+    item["userdata"] = bytes((_COMMENT, len(text))) + text
+    body = _element_body(table, name, item)
+    what = f"add {key.hex()} to {_place(family, table, name)}"
+    return _request(_NEWSETELEM, NLM_F_CREATE | NLM_F_EXCL, family, body, what)
+
+
+def delete_element(family: int, table: str, name: str, key: bytes) -> Request:
+    """Delete an element."""
+    body = _element_body(table, name, {"key": {"value": key}})
+    what = f"delete {key.hex()} from {_place(family, table, name)}"
+    return _request(_DELSETELEM, 0, family, body, what)
+
+
+def delete_rule(family: int, table: str, chain: str, handle: int) -> Request:
+    """Delete a rule."""
+    body = _RULE.encode({"table": table, "chain": chain, "handle": handle})
+    what = f"delete rule {handle} of chain {_place(family, table, chain)}"
+    return _request(_DELRULE, 0, family, body, what)
+
+
+def delete_chain(family: int, table: str, chain: str) -> Request:
+    """Delete a chain with its rules. EBUSY if something still refers to it."""
+    body = _CHAIN.encode({"table": table, "name": chain})
+    return _request(_DELCHAIN, 0, family, body, f"delete chain {_place(family, table, chain)}")
+
+
+# --- bytes ---------------------------------------------------------------------------------------
+
+
+def _request(kind: int, flags: int, family: int, body: bytes, what: str) -> Request:
+    return Request(kind, flags, _GENERAL.pack(family, 0, 0) + body, what)
+
+
+def _ask(netfilter: NetfilterSocket, request: Request) -> list[bytes]:
+    try:
+        return [message.payload[_GENERAL.size :] for message in netfilter.request(request)]
+    except NetlinkError as error:
+        if error.errno in ABSENT:
+            return []
+        raise
+
+
+def _dump(netfilter: NetfilterSocket, request: Request) -> list[bytes]:
+    try:
+        return [message.payload[_GENERAL.size :] for message in netfilter.dump(request)]
+    except NetlinkError as error:
+        if error.errno in ABSENT:
+            return []
+        raise
+
+
+def _element_body(table: str, name: str, item: dict[str, object]) -> bytes:
+    return _ELEMENTS.encode({"table": table, "set": name, "elements": {"items": [item]}})
+
+
+def _elements(payload: bytes) -> list[Element]:
+    found = _ELEMENTS.decode(payload).get("elements", {}).get("items", ())
+    return [
+        Element(
+            item["key"]["value"],
+            _comment(item.get("userdata", b"")),
+            item.get("data", {}).get("verdict", {}).get("chain", ""),
+        )
+        for item in found
+        if "value" in item.get("key", {})
+    ]
+
+
+def _rule(handle: int, userdata: bytes, code: bytes) -> Rule:
+    comment, chain = _comment(userdata), ""
+    for expression in _EXPRESSIONS.decode(code).get("items", ()):
+        name, data = expression.get("name"), expression.get("data", b"")
+        if name == "immediate":
+            target = _IMMEDIATE.decode(data).get("data", {}).get("verdict", {})
+            chain = target.get("chain", chain)
+        elif name == "match" and not comment:
+            match = _MATCH.decode(data)
+            if match.get("name") == "comment":
+                comment = match.get("info", "")
+    return Rule(handle, comment, chain)
+
+
+def _comment(userdata: bytes) -> str:
+    """The comment among type-length-value triples of one byte each for type and length."""
+    offset = 0
+    while offset + 2 <= len(userdata):
+        kind, size = userdata[offset], userdata[offset + 1]
+        value = userdata[offset + 2 : offset + 2 + size]
+        if kind == _COMMENT:
+            return STRING.decode(value)
+        offset += 2 + size
+    return ""
+
+
+def _place(family: int, table: str, name: str = "") -> str:
+    return f"{FAMILIES[family]} {table} {name}".rstrip()

@@ -1,0 +1,137 @@
+"""nftables through libnftables, the library behind `nft`: rules as text, in one transaction.
+
+Only what takes a compiler goes this way: tables, sets, chains and their rules, the first time
+they are needed on a host. It costs the loading of the library, and each call reads all chains and
+sets of the host first. Elements, and whatever is read or deleted, go through
+`pycni.kernel.nfnetlink`.
+"""
+
+from __future__ import annotations
+
+import _ctypes
+import _thread
+import errno
+import os
+
+from pycni.kernel.nfnetlink import NetfilterSocket, supported
+
+LIBRARY = "libnftables.so.1"
+
+_KNOWN = (errno.ENOENT, errno.EEXIST, errno.EPERM, errno.EBUSY, errno.EOPNOTSUPP)
+
+# The library keeps names and tables in variables of its own, so one thread at a time is inside.
+_lock = _thread.allocate_lock()
+_library: int | None = None
+_usable: dict[tuple[int, int], bool] = {}
+
+
+class NftError(OSError):
+    """nftables refused commands, or is not there.
+
+    errno: ENOENT (something named is missing), EEXIST, EPERM, EBUSY, EOPNOTSUPP, ENOSYS (no
+    library), else EIO; text: the library's own words; commands: what it was given.
+    """
+
+    def __init__(self, number: int, text: str, commands: str = "") -> None:
+        super().__init__(number, os.strerror(number))
+        self.text = text
+        self.commands = commands
+
+    def __str__(self) -> str:
+        return f"nftables: {self.text}"
+
+
+class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "i"
+
+
+class _Pointer(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "P"
+
+
+class _Text(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "z"
+
+
+class _Function(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL
+    _restype_ = _Int
+
+
+class _PointerFunction(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL
+    _restype_ = _Pointer
+
+
+class _TextFunction(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL
+    _restype_ = _Text
+
+
+def run(commands: str) -> None:
+    """Carry out commands of nft's language in the calling thread's network namespace.
+
+    They are one transaction: all take effect, or none. Raises NftError.
+    """
+    library = _load()
+    # The library ends the process if it cannot open its socket, so this finds out before it does.
+    try:
+        NetfilterSocket().close()
+    except OSError as error:
+        raise NftError(error.errno or errno.EIO, f"no netfilter socket: {error}") from None
+    with _lock:
+        new = _PointerFunction(_ctypes.dlsym(library, "nft_ctx_new"))
+        address = new(_Int(0))
+        if not address:
+            raise NftError(errno.ENOMEM, "libnftables gave no context")
+        context = _Pointer(address)
+        try:
+            for name in ("nft_ctx_buffer_output", "nft_ctx_buffer_error"):
+                _Function(_ctypes.dlsym(library, name))(context)
+            execute = _Function(_ctypes.dlsym(library, "nft_run_cmd_from_buffer"))
+            if execute(context, commands.encode()) != 0:
+                said = _TextFunction(_ctypes.dlsym(library, "nft_ctx_get_error_buffer"))(context)
+                raise _error((said or b"").decode("utf-8", "replace"), commands)
+        finally:
+            _Function(_ctypes.dlsym(library, "nft_ctx_free"))(context)
+
+
+def available() -> bool:
+    """Whether the library is there and the kernel has nf_tables in this network namespace."""
+    status = os.stat("/proc/thread-self/ns/net")
+    identity = status.st_dev, status.st_ino
+    if identity not in _usable:
+        _usable[identity] = _probe()
+    return _usable[identity]
+
+
+def _probe() -> bool:
+    try:
+        _load()
+        with NetfilterSocket() as netfilter:
+            return supported(netfilter)
+    except OSError:
+        return False
+
+
+def _load() -> int:
+    global _library  # noqa: PLW0603 - loaded once, when first needed
+    if _library is None:
+        try:
+            _library = _ctypes.dlopen(LIBRARY, 0)
+        except OSError as error:
+            raise NftError(errno.ENOSYS, f"{LIBRARY} cannot be loaded: {error}") from None
+    return _library
+
+
+def _error(said: str, commands: str) -> NftError:
+    """The library's report, without the excerpts of the input below each of its lines."""
+    reasons: list[str] = []
+    for line in said.splitlines():
+        if "Error: " in line:
+            reason = line.partition("Error: ")[2].removeprefix("Could not process rule: ")
+            if reason not in reasons:
+                reasons.append(reason)
+    text = "; ".join(reasons) or said.strip() or "refused without a reason"
+    number = next((known for known in _KNOWN if os.strerror(known) in text), errno.EIO)
+    return NftError(number, text, commands)

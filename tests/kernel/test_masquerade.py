@@ -1,0 +1,565 @@
+"""Masquerading as packets see it, and what is left in nftables and iptables at each stage.
+
+Three kinds of namespaces: containers behind the host, as `ptp` wires them, and an outside that
+answers nothing but tells where packets came from.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from harness import Host, Namespace, nft_list, run_in, run_plugin
+from pycni.kernel import namespace, nfnetlink, nftables
+from pycni.kernel.context import Kernel
+from pycni.kernel.steps import masquerade
+from pycni.plan.steps import Masquerade
+from pycni.spec.config import Attachment
+from pycni.spec.ip import parse_address, parse_network
+from pycni.spec.owner import Owner
+
+Sandbox = Callable[[], Namespace]
+
+HOST_OUTSIDE = {4: "192.0.2.1", 6: "2001:db8::1"}
+OUTSIDE = {4: "192.0.2.2", 6: "2001:db8::2"}
+PORT = 5353
+
+
+@pytest.fixture
+def kernel(host: Host) -> Iterator[Kernel]:
+    with Kernel(None) as kernel:
+        yield kernel
+
+
+def step(
+    container: str = "one", *addresses: str, backend: str = "", net: str = "net"
+) -> Masquerade:
+    owner = Owner(net, container, "eth0")
+    return Masquerade(owner, tuple(map(parse_network, addresses)), backend)
+
+
+def ruleset() -> str:
+    return run_in(None, ["nft", "--stateless", "list", "ruleset"]).stdout
+
+
+def saved() -> list[str]:
+    lines = []
+    for program in ("iptables-save", "ip6tables-save"):
+        lines += run_in(None, [program, "-t", "nat"]).stdout.splitlines()
+    return [line for line in lines if "CNI" in line]
+
+
+def commands(batch: str) -> None:
+    subprocess.run(["ip", "-batch", "-"], input=batch, text=True, check=True, capture_output=True)
+
+
+# --- packets -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Lab:
+    """Containers .2 and .3 of 10.15.20.0/24 and fd00:15:20::/64, a host, and an outside."""
+
+    containers: dict[str, Namespace]
+    outside: Namespace
+
+    def source_seen(self, sender: Namespace | None, target: Namespace, to: str, **bind: str) -> str:
+        """The source address of a packet from `sender` (None: the host) as `target` sees it."""
+        family = socket.AF_INET6 if ":" in to else socket.AF_INET
+        with _socket(target, family) as receiver:
+            receiver.settimeout(5)
+            receiver.bind(("", PORT))
+            if parse_address(to).packed[0] & 0xF0 == 0xE0 and family == socket.AF_INET:
+                receiver.setsockopt(
+                    socket.IPPROTO_IP,
+                    socket.IP_ADD_MEMBERSHIP,
+                    socket.inet_aton(to) + socket.inet_aton(OUTSIDE[4]),
+                )
+            with _socket(sender, family) as sock:
+                if "source" in bind:
+                    sock.bind((bind["source"], 0))
+                    sock.setsockopt(
+                        socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(HOST_OUTSIDE[4])
+                    )
+                sock.sendto(b"who am I", (to, PORT))
+                data, source = receiver.recvfrom(100)
+        assert data == b"who am I"
+        return str(source[0])
+
+
+def _socket(where: Namespace | None, family: int) -> socket.socket:
+    if where is None:
+        return socket.socket(family, socket.SOCK_DGRAM)
+    with namespace.open_path(where.path) as space, space.enter():
+        return socket.socket(family, socket.SOCK_DGRAM)
+
+
+@pytest.fixture
+def lab(host: Host, sandbox: Sandbox) -> Lab:
+    outside = sandbox()
+    for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+        Path(f"/proc/sys/net/{path}").write_text("1")
+    commands(
+        f"link add out type veth peer name eth0 netns {outside.name}\n"
+        f"link set out up\n"
+        f"address add {HOST_OUTSIDE[4]}/24 dev out\n"
+        f"address add {HOST_OUTSIDE[6]}/64 dev out nodad\n"
+    )
+    # The outside knows ways to the containers, so packets with any source reach it.
+    run_in(outside, ["ip", "link", "set", "eth0", "up"])
+    run_in(outside, ["ip", "address", "add", f"{OUTSIDE[4]}/24", "dev", "eth0"])
+    run_in(outside, ["ip", "address", "add", f"{OUTSIDE[6]}/64", "dev", "eth0", "nodad"])
+    run_in(outside, ["ip", "route", "add", "10.15.0.0/16", "via", HOST_OUTSIDE[4]])
+    run_in(outside, ["ip", "route", "add", "fd00:15::/32", "via", HOST_OUTSIDE[6]])
+    containers = {}
+    for number in (2, 3):
+        inside = containers[str(number)] = sandbox()
+        commands(
+            f"link add veth{number} type veth peer name eth0 netns {inside.name}\n"
+            f"link set veth{number} up\n"
+            f"address add 10.15.20.1/32 dev veth{number}\n"
+            f"address add fd00:15:20::1/128 dev veth{number} nodad\n"
+            f"route add 10.15.20.{number} dev veth{number}\n"
+            f"route add fd00:15:20::{number} dev veth{number}\n"
+        )
+        for line in (
+            "link set eth0 up",
+            f"address add 10.15.20.{number}/32 dev eth0",
+            f"address add fd00:15:20::{number}/128 dev eth0 nodad",
+            "route add 10.15.20.1 dev eth0",
+            "route add default via 10.15.20.1",
+            "-6 route add fd00:15:20::1 dev eth0",
+            "-6 route add default via fd00:15:20::1",
+        ):
+            run_in(inside, ["ip", *line.split()])
+    return Lab(containers, outside)
+
+
+@pytest.mark.parametrize("backend", ["nftables", "iptables", ""])
+@pytest.mark.parametrize("version", [4, 6])
+def test_source_address(lab: Lab, kernel: Kernel, backend: str, version: int) -> None:
+    address = {4: "10.15.20.2/24", 6: "fd00:15:20::2/64"}[version]
+    neighbour = {4: "10.15.20.3", 6: "fd00:15:20::3"}[version]
+    own = address.partition("/")[0]
+    one, two = lab.containers["2"], lab.containers["3"]
+    wanted = step("one", address, backend=backend)
+
+    assert lab.source_seen(one, lab.outside, OUTSIDE[version]) == own
+    undo = masquerade.apply(wanted, kernel)
+    assert undo is not None
+    assert masquerade.check(wanted, kernel) == []
+    assert lab.source_seen(one, lab.outside, OUTSIDE[version]) == HOST_OUTSIDE[version]
+    assert lab.source_seen(one, two, neighbour) == own
+    # Only what was asked for: the other container keeps its address.
+    assert lab.source_seen(two, lab.outside, OUTSIDE[version]) == neighbour
+
+    masquerade.remove(wanted, kernel)
+    assert lab.source_seen(one, lab.outside, OUTSIDE[version]) == own
+
+
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+def test_multicast_keeps_its_source(lab: Lab, kernel: Kernel, backend: str) -> None:
+    """An address of the host stands for the container: multicast is not forwarded by itself."""
+    masquerade.apply(step("one", "10.15.20.1/24", backend=backend), kernel)
+    seen = lab.source_seen(None, lab.outside, "239.1.1.1", source="10.15.20.1")
+    assert seen == "10.15.20.1"
+    assert lab.source_seen(None, lab.outside, OUTSIDE[4], source="10.15.20.1") == HOST_OUTSIDE[4]
+
+
+# --- nftables ------------------------------------------------------------------------------------
+
+
+def test_rules_do_not_grow_with_the_containers(kernel: Kernel) -> None:
+    def rules() -> int:
+        return sum("rule" in entry for entry in nft_list())
+
+    masquerade.apply(step("c0", "10.15.0.1/16", "fd00::1/64"), kernel)
+    before = rules()
+    for number in range(1, 500):
+        address = f"10.15.{number // 250}.{number % 250 + 2}/16"
+        assert masquerade.apply(step(f"c{number}", address), kernel) is not None
+    assert rules() == before
+    found = nfnetlink.elements(
+        kernel.host.netfilter, nfnetlink.NFPROTO_INET, "pycni", "masquerade4"
+    )
+    assert len(found) == 500
+    for number in range(500):
+        masquerade.remove(step(f"c{number}"), kernel)
+    assert not nfnetlink.elements(
+        kernel.host.netfilter, nfnetlink.NFPROTO_INET, "pycni", "masquerade4"
+    )
+
+
+def test_applying_twice_changes_nothing(kernel: Kernel) -> None:
+    wanted = step("one", "10.15.20.2/24", "fd00::2/64")
+    assert masquerade.apply(wanted, kernel) is not None
+    before = ruleset()
+    assert masquerade.apply(wanted, kernel) is None
+    assert ruleset() == before
+
+
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+def test_undo(kernel: Kernel, backend: str) -> None:
+    masquerade.apply(step("other", "10.15.20.9/24", "fd00::9/64", backend=backend), kernel)
+    before = ruleset(), saved()
+    undo = masquerade.apply(step("one", "10.15.20.2/24", "fd00::2/64", backend=backend), kernel)
+    assert (ruleset(), saved()) != before
+    assert undo is not None
+    undo()
+    assert (ruleset(), saved()) == before
+
+
+def test_stale_element_gives_way(kernel: Kernel) -> None:
+    masquerade.apply(step("crashed", "10.15.20.2/24"), kernel)
+    new = step("one", "10.15.20.2/25")
+    assert masquerade.check(new, kernel)
+    masquerade.apply(new, kernel)
+    assert masquerade.check(new, kernel) == []
+    assert "id: crashed" not in ruleset()
+    (difference,) = masquerade.check(step("crashed", "10.15.20.2/24"), kernel)
+    assert "10.15.20.2" in difference
+    assert "id: one" in difference
+
+
+def test_late_removal_spares_the_next_owner_of_the_address(kernel: Kernel) -> None:
+    old, new = step("old", "10.15.20.2/24"), step("new", "10.15.20.2/24")
+    masquerade.apply(old, kernel)
+    masquerade.apply(new, kernel)
+    for late in (old, step("old")):
+        masquerade.remove(late, kernel)
+        assert masquerade.check(new, kernel) == []
+
+
+def test_removal_without_addresses(kernel: Kernel) -> None:
+    masquerade.apply(step("keep", "10.15.20.9/24"), kernel)
+    before = ruleset()
+    masquerade.apply(step("one", "10.15.20.2/24", "10.15.20.3/24", "fd00::2/64"), kernel)
+    masquerade.remove(step("one"), kernel)
+    text = ruleset()
+    assert "id: one" not in text
+    assert "id: keep" in text
+    assert all(line in text for line in before.splitlines())
+
+
+def test_removal_where_nothing_is_runs_no_program(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "posix_spawn", lambda *_, **__: pytest.fail("a program was run"))
+    before = ruleset()
+    masquerade.remove(step("one", "10.15.20.2/24"), kernel)
+    masquerade.remove(step("one"), kernel)
+    masquerade.collect(kernel, "net", frozenset())
+    assert ruleset() == before == ""
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("flush ruleset", ["masquerade-postrouting is not there", "10.15.20.2 is not in map"]),
+        ("delete table inet pycni", ["masquerade-postrouting is not there"]),
+        (
+            "flush table inet pycni",
+            ["masquerade-postrouting is empty", "lacks the rule: masquerade"],
+        ),
+        ("flush chain inet pycni masquerade-10.15.20.0/24", ["ip daddr 10.15.20.0/24 return"]),
+        ("delete element inet pycni masquerade4 { 10.15.20.2 }", ["10.15.20.2 is not in map"]),
+        ("RULE containers IPv4", ["lacks the rule: ip saddr vmap @masquerade4"]),
+    ],
+)
+def test_check_tells_what_is_missing_and_apply_repairs_it(
+    kernel: Kernel, damage: str, words: list[str]
+) -> None:
+    wanted = step("one", "10.15.20.2/24")
+    masquerade.apply(wanted, kernel)
+    assert masquerade.check(wanted, kernel) == []
+    if damage.startswith("RULE "):
+        netfilter = kernel.host.netfilter
+        chain = ("pycni", masquerade.POSTROUTING)
+        (handle,) = (
+            rule.handle
+            for rule in nfnetlink.rules(netfilter, nfnetlink.NFPROTO_INET, *chain)
+            if rule.comment == damage.removeprefix("RULE ")
+        )
+        damage = f"delete rule inet {' '.join(chain)} handle {handle}"
+    run_in(None, ["nft", damage])
+    told = "\n".join(masquerade.check(wanted, kernel))
+    for word in words:
+        assert word in told
+    masquerade.apply(wanted, kernel)
+    assert masquerade.check(wanted, kernel) == []
+
+
+def test_first_attachments_in_threads(kernel: Kernel) -> None:
+    steps = [step(f"c{number}", f"10.15.{number % 4}.{number + 2}/24") for number in range(24)]
+    failures: list[Exception] = []
+    start = threading.Barrier(len(steps))
+
+    def attach(wanted: Masquerade) -> None:
+        try:
+            start.wait()
+            with Kernel(None) as own:
+                masquerade.apply(wanted, own)
+        except Exception as error:  # noqa: BLE001 - told by the test
+            failures.append(error)
+
+    threads = [threading.Thread(target=attach, args=(wanted,)) for wanted in steps]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert [masquerade.check(wanted, kernel) for wanted in steps] == [[]] * len(steps)
+    assert sum("rule" in entry for entry in nft_list()) == 4 + 4 * 2
+
+
+PROCESS = """
+import sys
+from pycni.kernel.context import Kernel
+from pycni.kernel.steps import masquerade
+from pycni.plan.steps import Masquerade
+from pycni.spec.ip import parse_network
+from pycni.spec.owner import Owner
+number = int(sys.argv[1])
+owner, address = Owner("net", f"c{number}", "eth0"), f"10.15.{number % 2}.{number}/24"
+step = Masquerade(owner, (parse_network(address),))
+with Kernel(None) as kernel:
+    sys.stdin.read()
+    masquerade.apply(step, kernel)
+    if number % 3 == 0:
+        masquerade.remove(step, kernel)
+        masquerade.collect(kernel, "another", ())
+"""
+
+
+def test_first_attachments_in_processes(kernel: Kernel) -> None:
+    """Meanwhile others remove theirs, and the chains of subnets that are not used."""
+    numbers = range(2, 14)
+    started = [
+        subprocess.Popen([sys.executable, "-c", PROCESS, str(number)], stdin=subprocess.PIPE)
+        for number in numbers
+    ]
+    for process in started:
+        assert process.stdin
+        process.stdin.close()
+    assert [process.wait() for process in started] == [0] * len(started)
+    for number in numbers:
+        wanted = step(f"c{number}", f"10.15.{number % 2}.{number}/24")
+        differences = masquerade.check(wanted, kernel)
+        if number % 3 == 0:
+            assert any("is not in map" in difference for difference in differences)
+        else:
+            assert differences == []
+
+
+def test_threads_work_in_their_own_namespaces(host: Host, sandbox: Sandbox) -> None:
+    spaces = [sandbox(), sandbox()]
+
+    def attach(space: Namespace) -> None:
+        with namespace.open_path(space.path) as opened, opened.enter(), Kernel(None) as kernel:
+            masquerade.apply(step(space.name, "10.15.20.2/24"), kernel)
+
+    threads = [threading.Thread(target=attach, args=(space,)) for space in spaces]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert nft_list() == []
+    for space in spaces:
+        listed = run_in(space, ["nft", "list", "table", "inet", "pycni"]).stdout
+        assert f"id: {space.name}" in listed
+        assert listed.count("id: ") == 1
+
+
+def test_collect(kernel: Kernel) -> None:
+    kept, gone = step("kept", "10.15.20.2/24"), step("gone", "10.15.20.3/24", "10.15.99.3/24")
+    foreign = step("gone", "10.15.20.4/24", net="another")
+    for each in (kept, gone, foreign):
+        masquerade.apply(each, kernel)
+    masquerade.collect(kernel, "net", frozenset({Attachment("kept", "eth0")}))
+    assert masquerade.check(kept, kernel) == []
+    assert masquerade.check(foreign, kernel) == []
+    assert "net: net, if: eth0, id: gone" not in ruleset()
+    assert "masquerade-10.15.99.0/24" not in ruleset()
+    masquerade.collect(kernel, "net", frozenset({Attachment("kept", "eth1")}))
+    assert "id: kept" not in ruleset()
+    masquerade.collect(kernel, "another", frozenset())
+    assert "10.15.20.0/24" not in ruleset()
+
+
+# --- iptables and the reference ------------------------------------------------------------------
+
+
+def test_iptables_rules_are_the_reference_s(kernel: Kernel) -> None:
+    """Rules and their order as main-plugins describe them: the reference's DEL must match."""
+    owner = Owner("test", "1234", "eth0")
+    wanted = Masquerade(owner, tuple(map(parse_network, ("10.1.2.3/24", "fd00::3/64"))), "iptables")
+    masquerade.apply(wanted, kernel)
+    comment = '-m comment --comment "name: \\"test\\" id: \\"1234\\""'
+    chain = "CNI-2bbe0c48b91a7d1b8a6753a8"
+    assert saved() == [
+        f":{chain} - [0:0]",
+        f"-A POSTROUTING -s 10.1.2.3/32 {comment} -j {chain}",
+        f"-A {chain} -d 10.1.2.0/24 {comment} -j ACCEPT",
+        f"-A {chain} ! -d 224.0.0.0/4 {comment} -j MASQUERADE",
+        f":{chain} - [0:0]",
+        f"-A POSTROUTING -s fd00::3/128 {comment} -j {chain}",
+        f"-A {chain} -d fd00::/64 {comment} -j ACCEPT",
+        f"-A {chain} ! -d ff00::/8 {comment} -j MASQUERADE",
+    ]
+    assert masquerade.apply(wanted, kernel) is None
+    assert len(saved()) == 8
+    run_in(None, ["iptables", "-t", "nat", "-F", "POSTROUTING"])
+    (difference,) = masquerade.check(wanted, kernel)
+    assert "-A POSTROUTING -s 10.1.2.3/32" in difference
+    masquerade.remove(step("1234", net="test"), kernel)
+    assert saved() == []
+
+
+CONFIG = {
+    "cniVersion": "1.0.0",
+    "name": "net",
+    "type": "bridge",
+    "bridge": "br0",
+    "isGateway": True,
+    "ipMasq": True,
+}
+
+
+@pytest.fixture
+def reference(reference_dir: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Call the reference's bridge plugin; gives the addresses of its result."""
+
+    def call(command: str, container: str, inside: Namespace) -> list[str]:
+        ipam = {
+            "type": "host-local",
+            "ranges": [[{"subnet": "10.15.20.0/24"}]],
+            "dataDir": str(tmp_path),
+        }
+        done = run_plugin(
+            reference_dir / "bridge",
+            command,
+            {**CONFIG, "ipam": ipam},
+            CNI_CONTAINERID=container,
+            CNI_NETNS=inside.path,
+        )
+        assert done.code == 0, done.stdout
+        return [ip["address"] for ip in (done.result or {}).get("ips", [])]
+
+    return call
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_the_reference_made(
+    kernel: Kernel, sandbox: Sandbox, reference: Callable[..., list[str]], known: bool
+) -> None:
+    inside, other = sandbox(), sandbox()
+    addresses = reference("ADD", "one", inside)
+    others = reference("ADD", "two", other)
+    assert len(saved()) == 8
+    wanted = step("one", *addresses)
+    assert masquerade.check(wanted, kernel) == []
+
+    masquerade.remove(wanted if known else step("one"), kernel)
+    assert any(
+        "iptables" in text or "nftables" in text for text in masquerade.check(wanted, kernel)
+    )
+    chain = Owner("net", "two", "eth0").chain()
+    assert len(saved()) == 4
+    assert all(chain in line for line in saved())
+    assert masquerade.check(step("two", *others), kernel) == []
+
+    masquerade.collect(kernel, "net", frozenset({Attachment("two", "eth0")}))
+    masquerade.collect(kernel, "another", frozenset())
+    assert len(saved()) == 4
+    masquerade.collect(kernel, "net", frozenset())
+    assert saved() == []
+
+
+def test_reference_s_del_follows_our_add(
+    kernel: Kernel, sandbox: Sandbox, reference: Callable[..., list[str]]
+) -> None:
+    inside = sandbox()
+    addresses = reference("ADD", "one", inside)
+    masquerade.remove(step("one"), kernel)
+    assert saved() == []
+    masquerade.apply(step("one", *addresses, backend="iptables"), kernel)
+    assert len(saved()) == 4
+    reference("DEL", "one", inside)
+    assert saved() == []
+
+
+def test_reference_s_nftables_rules(kernel: Kernel) -> None:
+    """The table that releases after 1.1.1 make, as main-plugins 3.3 has it."""
+    one, two = Owner("net", "one", "eth0"), Owner("net", "two", "eth0")
+    run_in(
+        None,
+        [
+            "nft",
+            "add table inet cni_plugins_masquerade;"
+            "add chain inet cni_plugins_masquerade masq_checks;"
+            + ";".join(
+                f"add rule inet cni_plugins_masquerade masq_checks ip saddr 10.15.20.{number}"
+                f' ip daddr != 10.15.20.0/24 masquerade comment "{owner.comment}"'
+                for number, owner in ((2, one), (3, two))
+            ),
+        ],
+    )
+    wanted = step("one", "10.15.20.2/24")
+    assert masquerade.check(wanted, kernel) == []
+    masquerade.remove(wanted, kernel)
+    assert masquerade.check(wanted, kernel) != []
+    assert "id: one" not in ruleset()
+    assert "id: two" in ruleset()
+    masquerade.collect(kernel, "net", frozenset({two.attachment}))
+    assert "id: two" in ruleset()
+    masquerade.collect(kernel, "net", frozenset())
+    assert "id: two" not in ruleset()
+
+
+@pytest.mark.skipif(not shutil.which("iptables-legacy"), reason="no iptables-legacy")
+def test_what_iptables_legacy_keeps(kernel: Kernel) -> None:
+    comment = '-m comment --comment "name: \\"net\\" id: \\"{0}\\""'
+    for container, number in (("one", 2), ("two", 3)):
+        chain, text = Owner("net", container, "").chain(), comment.format(container)
+        lines = (
+            f"*nat\n:{chain} - [0:0]\n"
+            f"-A {chain} -d 10.15.20.0/24 {text} -j ACCEPT\n"
+            f"-A {chain} ! -d 224.0.0.0/4 {text} -j MASQUERADE\n"
+            f"-A POSTROUTING -s 10.15.20.{number}/32 {text} -j {chain}\nCOMMIT\n"
+        )
+        subprocess.run(["iptables-legacy-restore", "-n"], input=lines, text=True, check=True)
+
+    def legacy() -> list[str]:
+        lines = run_in(None, ["iptables-legacy-save", "-t", "nat"]).stdout.splitlines()
+        return [line for line in lines if "CNI" in line]
+
+    wanted = step("one", "10.15.20.2/24")
+    assert masquerade.check(wanted, kernel) == []
+    masquerade.remove(step("one"), kernel)
+    assert masquerade.check(wanted, kernel) != []
+    assert len(legacy()) == 4
+    masquerade.collect(kernel, "net", frozenset({Attachment("two", "eth0")}))
+    assert len(legacy()) == 4
+    masquerade.collect(kernel, "net", frozenset())
+    assert legacy() == []
+
+
+def test_iptables_where_nftables_cannot_be_had(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nftables, "LIBRARY", "libnftables-not-there.so.1")
+    monkeypatch.setattr(nftables, "_library", None)
+    masquerade.apply(step("one", "10.15.20.2/24"), kernel)
+    assert len(saved()) == 4
+    assert masquerade.check(step("one", "10.15.20.2/24"), kernel) == []
+    with pytest.raises(nftables.NftError, match=r"libnftables-not-there\.so\.1 cannot be loaded"):
+        masquerade.apply(step("one", "10.15.20.2/24", backend="nftables"), kernel)
