@@ -46,7 +46,7 @@ def test_result_comes_back_to_the_byte(
     printed = static(reference_dir, version, ipam)
     ours = print_result(decode_result(jsontext.loads(printed), version), version)
     if version == "1.0.0":
-        # Since release 1.3.0 of its library the reference sorts these and leaves an empty dns out.
+        # Since release 1.2.0 of its library the reference sorts these and leaves an empty dns out.
         document = jsontext.loads(printed)
         if not document["dns"]:
             del document["dns"]

@@ -77,6 +77,13 @@ def test_known(text: str, arguments: dict[str, str]) -> None:
         ("IgnoreUnknown=FALSE;A=1", 'ARGS: unknown args ["A=1"]'),
         ("IgnoreUnknown=0, Unk=nown", 'ARGS: invalid pair "IgnoreUnknown=0, Unk=nown"'),
         (
+            "IgnoreUnknown=",
+            (
+                'ARGS: error parsing value of pair "IgnoreUnknown=": '
+                "boolean unmarshal error: invalid input "
+            ),
+        ),
+        (
             'IgnoreUnknown="Yes"',
             (
                 r'ARGS: error parsing value of pair "IgnoreUnknown=\"Yes\"": '

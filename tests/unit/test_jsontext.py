@@ -240,6 +240,22 @@ def test_any_input_is_read_or_refused_never_worse(data: bytes) -> None:
     assert loads(dumps(value)) == value
 
 
+@pytest.mark.parametrize("text", ['"\\x"', '"\\u12"', '"a', "[1", "{", "nul", "NaN", "1e999", ""])
+def test_refuses_where_the_json_package_is_not_loaded_yet(text: str) -> None:
+    program = (
+        "import sys; from pycni.spec.jsontext import loads, JSONError\n"
+        "assert 'json' not in sys.modules\n"
+        "try: loads(sys.argv[1])\n"
+        "except JSONError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, text], capture_output=True, text=True, check=False
+    )
+    with pytest.raises(JSONError) as caught:
+        loads(text)
+    assert (done.stdout, done.stderr) == (f"{caught.value}\n", "")
+
+
 def test_reading_and_writing_need_not_import_the_json_package() -> None:
     program = (
         "import sys; from pycni.spec.jsontext import loads, dumps;"

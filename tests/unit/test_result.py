@@ -1,7 +1,7 @@
 """Results in every version, and from each version to each other.
 
-The texts are what the reference prints (release 1.3.0 of its library; 1.1.1 and older print a 1.0.0
-result unsorted and with an empty dns object).
+The texts are what the reference prints since release 1.2.0 of its library; before, it prints a 1.0.0
+result unsorted and with an empty dns object.
 """
 
 from __future__ import annotations
@@ -365,6 +365,11 @@ def test_a_version_nobody_knows_is_refused() -> None:
             {"routes": [{"dst": "1.2.3.0/24", "mtu": -1}]},
             "routes[0].mtu: -1 is not valid",
             None,
+        ),
+        (
+            {"routes": [{"dst": "1.2.3.0/24", "scope": 256}]},
+            "routes[0].scope: 256 is not valid",
+            "expected a whole number from 0 to 255",
         ),
         ({"interfaces": [{"name": 1}]}, "interfaces[0].name: 1 is not valid", "expected a string"),
         ({"dns": {"search": "x"}}, 'dns.search: "x" is not valid', None),

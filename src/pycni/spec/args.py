@@ -33,8 +33,8 @@ def parse_args(text: str) -> dict[str, str]:
 def known_args(text: str, *known: str) -> dict[str, str]:
     """The arguments a plugin knows; others are refused unless IgnoreUnknown is true."""
     arguments = parse_args(text)
-    ignore = arguments.pop("IgnoreUnknown", "")
-    if ignore and ignore.lower() not in _TRUE + _FALSE:
+    ignore = arguments.pop("IgnoreUnknown", "0")
+    if ignore.lower() not in _TRUE + _FALSE:
         raise CNIError(
             INVALID_ENVIRONMENT,
             f"ARGS: error parsing value of pair {quote('IgnoreUnknown=' + ignore)}: "

@@ -71,7 +71,8 @@ def loads(data: bytes | str) -> Any:
     start = _skip_space(text, 0)
     try:
         value, end = make_scanner(_Context)(text, start)  # type: ignore[arg-type]
-    except (StopIteration, ValueError, RecursionError):
+    except (StopIteration, ValueError, RecursionError, SystemError):
+        # SystemError: the scanner looks for json's own exception, which is not imported yet.
         raise _explain(text) from None
     end = _skip_space(text, end)
     if end != len(text):

@@ -15,6 +15,8 @@ try:  # the C modules behind hashlib, which itself loads OpenSSL
 except ImportError:
     from _sha512 import sha512  # type: ignore[import-not-found,unused-ignore]
 
+__all__ = ["MAX_COMMENT", "Owner", "hashed_name", "network_tag", "sha512"]
+
 MAX_COMMENT = 128  # bytes of a comment that nftables keeps
 
 
