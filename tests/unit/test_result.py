@@ -1,7 +1,7 @@
 """Results in every version, and from each version to each other.
 
-The texts are what the reference prints since release 1.2.0 of its library; before, it prints a 1.0.0
-result unsorted and with an empty dns object.
+The texts are what the reference prints since release 1.2.0 of its library; before, it prints a
+1.0.0 result unsorted and with an empty dns object.
 """
 
 from __future__ import annotations
