@@ -201,7 +201,7 @@ def test_notifications_are_kept_apart_from_answers(netlink: NetlinkSocket) -> No
     created = link.create(netlink, link.bridge("br0"))
     assert (created.name, created.kind) == ("br0", "bridge")
     events = netlink.events(time.monotonic() + 5)
-    assert [link.parse(event.payload).name for event in events][0] == "br0"
+    assert link.parse(events[0].payload).name == "br0"
     netlink.unsubscribe()
     netlink.request(link.update(created, up=True))
     assert netlink.events(time.monotonic() + 0.05) == []
@@ -220,9 +220,12 @@ def test_lost_notifications_are_told(netlink: NetlinkSocket) -> None:
         other.request(link.update(created, up=True))
         for number in range(500):
             other.request(link.update(created, alias=f"change {number}"))
-    with pytest.raises(EventsLost):
-        while True:
+    told = False
+    while not told:
+        try:
             assert netlink.events(time.monotonic() + 1)
+        except EventsLost:
+            told = True
     # The socket goes on working.
     assert link.get(netlink, "br0").alias == "change 499"
 

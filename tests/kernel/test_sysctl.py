@@ -80,7 +80,7 @@ def test_value_the_kernel_refuses(space: Namespace) -> None:
 
 def test_value_the_kernel_changes(space: Namespace) -> None:
     # Octal to the kernel, and shown in decimal.
-    with pytest.raises(sysctl.SysctlRejected, match="'010'.*'8'"):
+    with pytest.raises(sysctl.SysctlRejected, match=r"'010'.*'8'"):
         sysctl.write("net.ipv4.ip_default_ttl", "010", space)
 
 

@@ -73,10 +73,11 @@ def add(
     return Request(c.RTM_NEWADDR, flags, body, f"add address {network} to link {index}")
 
 
-def delete(index: int, network: IPNetwork) -> Request:
+def delete(index: int, network: IPNetwork, peer: IPAddress | None = None) -> Request:
     """Take an address off a link. EADDRNOTAVAIL if it is not there, ENODEV without the link."""
     body = _IFADDR.pack(network.family, network.prefix, 0, 0, index) + _ATTRIBUTES.encode(
-        {"local": network.address}
+        # Without IFA_ADDRESS the kernel takes any prefix length.
+        {"local": network.address, "address": peer or network.address}
     )
     return Request(c.RTM_DELADDR, 0, body, f"delete address {network} from link {index}")
 

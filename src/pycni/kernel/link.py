@@ -277,15 +277,13 @@ def veth(
     mtu: int = 0,
     master: int = 0,
     up: bool = False,
-    peer_up: bool = False,
 ) -> NewLink:
     """A veth pair: `name` here, `peer` in the namespace behind the descriptor `peer_netns`.
 
-    mtu is for both ends; master (an index) is for this end. The `Link` of this end holds the
+    mtu is for both ends; master (an index) and up are for this one. The `Link` of this end holds the
     peer's index in `link`.
     """
-    flags = c.IFF_UP if peer_up else 0
-    body = _IFINFO.pack(AF_UNSPEC, 0, 0, flags, flags) + _ATTRIBUTES.encode(
+    body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _ATTRIBUTES.encode(
         {"name": peer, "mtu": mtu or None, "mac": peer_mac, "netns": peer_netns}
     )
     return _new("veth", name, {"peer": body}, mac=mac, mtu=mtu, master=master or None, up=up)

@@ -1,0 +1,327 @@
+"""Links on the real kernel: what we make as `ip -d` shows it, and what `ip` makes as we read it."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from harness import Host, Namespace, ip_json, run_in
+from pycni.kernel import link, namespace
+from pycni.kernel.netlink import NetlinkError, NetlinkSocket
+
+
+@pytest.fixture
+def netlink(host: Host) -> Iterator[NetlinkSocket]:
+    with NetlinkSocket() as socket:
+        yield socket
+
+
+@pytest.fixture
+def box(sandbox: Callable[[], Namespace]) -> Namespace:
+    return sandbox()
+
+
+def ip(*args: str) -> None:
+    run_in(None, ["ip", *args])
+
+
+def shown(name: str, netns: Namespace | None = None) -> dict[str, Any]:
+    (found,) = ip_json("-d", "link", "show", "dev", name, netns=netns)
+    return found
+
+
+def data(name: str, netns: Namespace | None = None) -> dict[str, Any]:
+    found: dict[str, Any] = shown(name, netns)["linkinfo"].get("info_data", {})
+    return found
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def test_loopback(netlink: NetlinkSocket) -> None:
+    found = link.get(netlink, "lo")
+    assert found == link.get(netlink, 1)
+    assert (found.index, found.name, found.kind, found.mac) == (1, "lo", "", "00:00:00:00:00:00")
+    assert (found.mtu, found.master, found.link, found.link_netnsid) == (65536, 0, 0, None)
+    assert found.is_up
+    assert found.operstate == "unknown"
+
+
+def test_every_field(netlink: NetlinkSocket) -> None:
+    ip("link", "add", "br0", "type", "bridge")
+    ip("link", "add", "v0", "mtu", "1400", "txqueuelen", "77", "type", "veth", "peer", "name", "v1")
+    ip("link", "set", "v0", "alias", "for tests", "promisc", "on", "allmulticast", "on")
+    ip("link", "set", "v0", "address", "02:00:00:00:00:0a", "master", "br0")
+    found = link.get(netlink, "v0")
+    there = shown("v0")
+    assert found == link.Link(
+        index=there["ifindex"],
+        name="v0",
+        kind="veth",
+        mac="02:00:00:00:00:0a",
+        mtu=1400,
+        flags=found.flags,
+        operstate="down",
+        master=shown("br0")["ifindex"],
+        link=shown("v1")["ifindex"],
+        alias="for tests",
+        promiscuity=2,  # one from us, one from the bridge
+        allmulti=2,
+        txqlen=77,
+        hairpin=False,
+        isolated=False,
+    )
+    assert there["promiscuity"] == found.promiscuity
+    assert found.flags & 0x301 == 0x300
+    assert link.get(netlink, "br0").vlan_filtering in (False, None)
+
+
+def test_altname(netlink: NetlinkSocket) -> None:
+    long = "a-name-of-more-than-fifteen-characters"
+    ip("link", "add", "br0", "type", "bridge")
+    ip("link", "property", "add", "dev", "br0", "altname", long, "altname", "short")
+    assert link.get(netlink, long).name == link.get(netlink, "short").name == "br0"
+    netlink.request(link.update(long, mtu=1300))
+    assert shown("br0")["mtu"] == 1300
+
+
+@pytest.mark.parametrize("target", ["nothing", "no-link-has-a-name-of-this-length", 9999])
+def test_missing(netlink: NetlinkSocket, target: str | int) -> None:
+    assert link.find(netlink, target) is None
+    for act in (
+        lambda: link.get(netlink, target),
+        lambda: netlink.request(link.update(target, up=True)),
+        lambda: netlink.request(link.delete(target)),
+    ):
+        with pytest.raises(NetlinkError) as caught:
+            act()
+        assert caught.value.errno == errno.ENODEV
+        assert str(target) in str(caught.value)
+
+
+def test_dump(netlink: NetlinkSocket) -> None:
+    made = link.create(netlink, link.bridge("br0"))
+    for number in range(40):
+        netlink.request(link.veth(f"v{number}", f"w{number}", master=made.index))
+    assert {one.name for one in link.dump(netlink)} == {one["ifname"] for one in ip_json("link")}
+    ports = link.dump(netlink, master=made.index)
+    assert {one.name for one in ports} == {f"v{number}" for number in range(40)}
+
+
+# --- creating ----------------------------------------------------------------------------------
+
+
+def test_bridge(netlink: NetlinkSocket) -> None:
+    made = link.create(netlink, link.bridge("br0", mac="02:00:00:00:00:01", mtu=1400))
+    there = shown("br0")
+    assert (made.index, made.name, made.kind) == (there["ifindex"], "br0", "bridge")
+    assert there["linkinfo"]["info_kind"] == "bridge"
+    assert there["address"] == made.mac == "02:00:00:00:00:01"
+    assert there["mtu"] == made.mtu == 1400
+    with pytest.raises(NetlinkError) as caught:
+        link.create(netlink, link.bridge("br0"))
+    assert caught.value.errno == errno.EEXIST
+
+
+def test_veth_into_a_namespace(netlink: NetlinkSocket, box: Namespace) -> None:
+    bridge = link.create(netlink, link.bridge("br0"))
+    with namespace.open_path(box.path) as space:
+        request = link.veth(
+            "veth0",
+            "eth0",
+            peer_netns=space.fd,
+            mac="02:00:00:00:00:01",
+            peer_mac="02:00:00:00:00:02",
+            mtu=1400,
+            master=bridge.index,
+        )
+        made = link.create(netlink, request)
+    here, there = shown("veth0"), shown("eth0", box)
+    assert here["linkinfo"]["info_kind"] == there["linkinfo"]["info_kind"] == "veth"
+    assert here["linkinfo"]["info_slave_kind"] == "bridge"
+    assert (here["master"], here["mtu"], there["mtu"]) == ("br0", 1400, 1400)
+    assert (here["address"], there["address"]) == ("02:00:00:00:00:01", "02:00:00:00:00:02")
+    assert (made.index, made.link) == (here["ifindex"], there["ifindex"])
+    assert made.link_netnsid == here["link_netnsid"]
+    assert made.master == bridge.index
+    assert "UP" not in here["flags"] + there["flags"]
+
+
+def test_veth_made_up(netlink: NetlinkSocket) -> None:
+    made = link.create(netlink, link.veth("v0", "v1", up=True))
+    assert made.is_up
+    assert "UP" in shown("v0")["flags"]
+    assert "UP" not in shown("v1")["flags"]
+
+
+def test_veth_whose_peer_name_is_taken(netlink: NetlinkSocket, box: Namespace) -> None:
+    with namespace.open_path(box.path) as space:
+        netlink.request(link.veth("v0", "eth0", peer_netns=space.fd))
+        with pytest.raises(NetlinkError) as caught:
+            netlink.request(link.veth("v1", "eth0", peer_netns=space.fd))
+    assert caught.value.errno == errno.EEXIST
+    assert link.find(netlink, "v1") is None
+
+
+@pytest.mark.parametrize("mode", ["private", "vepa", "bridge", "passthru", "source"])
+def test_macvlan(netlink: NetlinkSocket, mode: str) -> None:
+    parent = link.create(netlink, link.veth("v0", "v1"))
+    mac = None if mode == "passthru" else "02:00:00:00:00:05"
+    made = link.create(netlink, link.macvlan("m0", parent.index, mode, mac=mac, mtu=1300))
+    there = shown("m0")
+    assert there["linkinfo"]["info_data"]["mode"] == mode == made.macvlan_mode
+    assert (there["link"], made.link, there["mtu"]) == ("v0", parent.index, 1300)
+    assert there["address"] == (mac or shown("v0")["address"])
+
+
+def test_macvlan_made_inside_a_namespace(netlink: NetlinkSocket, box: Namespace) -> None:
+    parent = link.create(netlink, link.veth("v0", "v1"))
+    with namespace.open_path(box.path) as space, space.netlink() as inside:
+        request = link.macvlan(
+            "eth0", parent.index, mac="02:00:00:00:00:05", broadcast_queue=500, netns=space.fd
+        )
+        made = link.create(netlink, request, inside)
+    assert (made.name, made.kind, made.link) == ("eth0", "macvlan", parent.index)
+    assert made.link_netnsid is not None
+    assert data("eth0", box)["mode"] == "bridge"
+    assert data("eth0", box)["bcqueuelen"] == 500
+    assert link.find(netlink, "eth0") is None
+
+
+def test_ifb(netlink: NetlinkSocket) -> None:
+    made = link.create(netlink, link.ifb("ifb0", mtu=1400, txqlen=99, up=True))
+    there = shown("ifb0")
+    assert there["linkinfo"]["info_kind"] == made.kind == "ifb"
+    assert (there["mtu"], there["txqlen"], made.is_up) == (1400, 99, True)
+
+
+# --- changing ----------------------------------------------------------------------------------
+
+
+def test_update(netlink: NetlinkSocket) -> None:
+    bridge = link.create(netlink, link.bridge("br0"))
+    made = link.create(netlink, link.veth("v0", "v1"))
+    netlink.request(
+        link.update(
+            made,
+            up=True,
+            promiscuous=True,
+            allmulti=True,
+            mtu=1300,
+            mac="02:00:00:00:00:07",
+            txqlen=33,
+            master=bridge.index,
+            alias="mine",
+        )
+    )
+    there = shown("v0")
+    assert {"UP", "PROMISC", "ALLMULTI"}.issubset(there["flags"])
+    assert (there["mtu"], there["address"], there["txqlen"]) == (1300, "02:00:00:00:00:07", 33)
+    assert (there["master"], there["ifalias"]) == ("br0", "mine")
+    netlink.request(
+        link.update("v0", up=False, promiscuous=False, allmulti=False, master=0, alias="")
+    )
+    there = shown("v0")
+    assert not {"UP", "PROMISC", "ALLMULTI"}.intersection(there["flags"])
+    assert "master" not in there
+    assert "ifalias" not in there
+    assert there["mtu"] == 1300
+
+
+def test_bridge_port_flags(netlink: NetlinkSocket) -> None:
+    bridge = link.create(netlink, link.bridge("br0"))
+    made = link.create(netlink, link.veth("v0", "v1", master=bridge.index))
+    netlink.request(link.update(made, hairpin=True))
+    port = shown("v0")["linkinfo"]["info_slave_data"]
+    assert (port["hairpin"], port["isolated"]) == (True, False)
+    netlink.request(link.update("v0", hairpin=False, isolated=True))
+    port = shown("v0")["linkinfo"]["info_slave_data"]
+    assert (port["hairpin"], port["isolated"]) == (False, True)
+    found = link.get(netlink, "v0")
+    assert (found.hairpin, found.isolated) == (False, True)
+
+
+def test_move_to_a_namespace_under_another_name(netlink: NetlinkSocket, box: Namespace) -> None:
+    made = link.create(netlink, link.veth("v0", "v1"))
+    with namespace.open_path(box.path) as space:
+        netlink.request(link.update(made, netns=space.fd, name="eth7"))
+    assert shown("eth7", box)["linkinfo"]["info_kind"] == "veth"
+    assert link.find(netlink, "v0") is None
+
+
+def test_delete(netlink: NetlinkSocket) -> None:
+    made = link.create(netlink, link.veth("v0", "v1"))
+    netlink.request(link.delete(made))
+    assert {one["ifname"] for one in ip_json("link")} == {"lo"}
+    link.create(netlink, link.veth("v0", "v1"))
+    netlink.request(link.delete("v1"))
+    assert {one["ifname"] for one in ip_json("link")} == {"lo"}
+
+
+# --- waiting -----------------------------------------------------------------------------------
+
+
+def later(action: Callable[[], object]) -> threading.Thread:
+    thread = threading.Timer(0.05, action)
+    thread.start()
+    return thread
+
+
+def test_wait_for_a_link_that_runs_already(netlink: NetlinkSocket) -> None:
+    link.create(netlink, link.veth("v0", "v1", up=True))
+    netlink.request(link.update("v1", up=True))
+    assert link.wait_running(netlink, "v0", time.monotonic() + 10).operstate == "up"
+    assert link.wait_running(netlink, "v0", time.monotonic() - 1).operstate == "up"
+
+
+def test_wait_until_the_carrier_comes(netlink: NetlinkSocket) -> None:
+    made = link.create(netlink, link.veth("v0", "v1", up=True))
+    with NetlinkSocket() as other:
+        thread = later(lambda: other.request(link.update("v1", up=True)))
+        found = link.wait_running(netlink, made.index, time.monotonic() + 10)
+        thread.join()
+    assert (found.name, found.operstate) == ("v0", "up")
+    assert shown("v0")["operstate"] == "UP"
+    # Nothing is left on the socket.
+    assert netlink.events(time.monotonic() + 0.02) == []
+
+
+def test_wait_in_a_flood_of_notifications(netlink: NetlinkSocket) -> None:
+    link.create(netlink, link.veth("v0", "v1", up=True))
+    noise = link.create(netlink, link.bridge("br0"))
+    netlink.request(link.update(noise, up=True))
+
+    class Flooded(NetlinkSocket):
+        def subscribe(self, groups: Any) -> None:
+            super().subscribe(groups)
+            with NetlinkSocket() as other:
+                for number in range(500):
+                    other.request(link.update(noise, alias=f"change {number}"))
+                other.request(link.update("v1", up=True))
+
+    with Flooded() as flooded:
+        assert link.wait_running(flooded, "v0", time.monotonic() + 10).operstate == "up"
+
+
+def test_wait_that_ends_at_the_deadline(netlink: NetlinkSocket) -> None:
+    link.create(netlink, link.veth("v0", "v1", up=True))
+    with pytest.raises(NetlinkError) as caught:
+        link.wait_running(netlink, "v0", time.monotonic() + 0.05)
+    assert caught.value.errno == errno.ETIMEDOUT
+    assert 'wait for link "v0"' in str(caught.value)
+    assert "lower-layer-down" in str(caught.value) or "it is down" in str(caught.value)
+
+
+def test_wait_for_a_link_that_goes_away(netlink: NetlinkSocket) -> None:
+    link.create(netlink, link.veth("v0", "v1", up=True))
+    with NetlinkSocket() as other:
+        thread = later(lambda: other.request(link.delete("v1")))
+        with pytest.raises(NetlinkError) as caught:
+            link.wait_running(netlink, "v0", time.monotonic() + 10)
+        thread.join()
+    assert caught.value.errno == errno.ENODEV
