@@ -1,0 +1,77 @@
+"""`make bench`: pycni against the reference plugins, as ratios taken in the same run.
+
+    bench/run.py [--rounds N] [--peer DIR] [--json FILE] [--only WORD]
+
+Every round does each piece of work once by each contender, in turn, in network namespaces of its
+own. A round's figure is one contender's time over the reference's; the table shows the median of
+all rounds, with quartiles. The reference's milliseconds stand beside it for orientation only: they
+say as much about the machine as about the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from contenders import Contender, InProcess, Processes
+from measure import Measurement, measure, table
+from scenarios import SCENARIOS
+
+from harness import enter_new_netns, private_mounts
+
+REFERENCE = Path("/usr/lib/cni")
+
+
+def main() -> None:
+    options = _parse_options()
+    if os.geteuid() != 0:
+        sys.exit("bench: needs root, to make network namespaces")
+    private_mounts()
+    with enter_new_netns():
+        measurements = _run(options)
+    print(table(measurements, "reference"))
+    if options.json:
+        document = [item.to_json("reference") for item in measurements]
+        options.json.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _run(options: argparse.Namespace) -> list[Measurement]:
+    contenders = _contenders(options.peer)
+    measurements = []
+    for scenario in SCENARIOS:
+        if options.only in scenario.name:
+            print(f"  {scenario.name}", file=sys.stderr)
+            measurements += measure(scenario, contenders, options.rounds)
+    if not measurements:
+        sys.exit(f"bench: nothing to measure is named {options.only!r}")
+    return measurements
+
+
+def _contenders(peer: Path) -> list[Contender]:
+    directory = Path("/run/pycni-bench/bin")
+    program = Path(sys.executable).parent / "pycni"
+    subprocess.run([program, "install", directory], check=True, stdout=subprocess.DEVNULL)
+    return [
+        Processes("reference", peer),
+        Processes("cold", directory),
+        InProcess("in process", directory),
+    ]
+
+
+def _parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="pycni against the reference plugins")
+    parser.add_argument("--rounds", type=int, default=40, help="rounds that count, per scenario")
+    parser.add_argument("--peer", type=Path, default=REFERENCE, help="the reference's directory")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--only", default="", help="only scenarios with this word in their name")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
