@@ -8,6 +8,7 @@ writes a sysctl.
 from __future__ import annotations
 
 from pycni.kernel import link, namespace
+from pycni.kernel.netlink.socket import NetlinkSocket
 from pycni.plan.steps import SANDBOX
 
 TYPE_CHECKING = False
@@ -15,27 +16,35 @@ if TYPE_CHECKING:
     from typing import Self
 
     from pycni.kernel.link import Link
-    from pycni.kernel.namespace import Namespace
+    from pycni.kernel.namespace import Entered, Namespace
     from pycni.kernel.netlink.codec import Request
-    from pycni.kernel.netlink.socket import NetlinkSocket
     from pycni.kernel.nfnetlink import NetfilterSocket
 
 
 class Site:
-    """One network namespace with what is open in it; `path` is its name in results."""
+    """One network namespace with what is open in it.
 
-    def __init__(self, space: Namespace, path: str = "") -> None:
+    path: its name in results; here: whether the calling thread is in it anyway.
+    """
+
+    def __init__(self, space: Namespace, path: str = "", *, here: bool = False) -> None:
         self.namespace = space
         self.path = path
+        self._here = here
         self._netlink: NetlinkSocket | None = None
         self._netfilter: NetfilterSocket | None = None
-        self._indexes: dict[str, int] = {}
+        self._known: dict[str, Link] = {}
+
+    def enter(self) -> Entered | Here:
+        """A context manager: the calling thread is in the namespace during the block."""
+        return _HERE if self._here else self.namespace.enter()
 
     @property
     def netlink(self) -> NetlinkSocket:
         """A route netlink socket of this namespace, opened when first asked for."""
         if self._netlink is None:
-            self._netlink = self.namespace.netlink()
+            with self.enter():
+                self._netlink = NetlinkSocket()
         return self._netlink
 
     @property
@@ -44,23 +53,35 @@ class Site:
         if self._netfilter is None:
             from pycni.kernel.nfnetlink import NetfilterSocket
 
-            with self.namespace.enter():
+            with self.enter():
                 self._netfilter = NetfilterSocket()
         return self._netfilter
 
     def link(self, name: str | int) -> Link:
-        """An interface by name or index. Raises NetlinkError (ENODEV)."""
-        return link.get(self.netlink, name)
+        """An interface by name or index, as it is now. Raises NetlinkError (ENODEV)."""
+        return self.remember(link.get(self.netlink, name))
 
     def find(self, name: str | int) -> Link | None:
-        """An interface by name or index, None if there is none."""
-        return link.find(self.netlink, name)
+        """An interface by name or index as it is now, None if there is none."""
+        found = link.find(self.netlink, name)
+        return None if found is None else self.remember(found)
+
+    def known(self, name: str) -> Link:
+        """An interface as this request last saw it: good for what does not change in between."""
+        return self._known.get(name) or self.link(name)
+
+    def remember(self, seen: Link) -> Link:
+        """Note an interface for `known`; returns it."""
+        self._known[seen.name] = seen
+        return seen
+
+    def forget(self, name: str) -> None:
+        """Have `known` look again at an interface that may have changed, or has gone."""
+        self._known.pop(name, None)
 
     def index(self, name: str) -> int:
-        """The index of an interface, remembered for the rest of the request."""
-        if name not in self._indexes:
-            self._indexes[name] = self.link(name).index
-        return self._indexes[name]
+        """The index of an interface, which it keeps for life."""
+        return self.known(name).index
 
     def request(self, *requests: Request) -> None:
         """Have changes carried out, in order, sent together. Raises NetlinkError."""
@@ -74,11 +95,24 @@ class Site:
         self.namespace.close()
 
 
+class Here:
+    """A context manager for a namespace that the thread is in already."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+_HERE = Here()
+
+
 class Kernel:
     """Host and sandbox of one request; `sandbox` is None where there is no namespace (left)."""
 
     def __init__(self, sandbox: Namespace | None, sandbox_path: str = "") -> None:
-        self.host = Site(namespace.current())
+        self.host = Site(namespace.current(), here=True)
         self.sandbox = Site(sandbox, sandbox_path) if sandbox is not None else None
 
     def site(self, where: str) -> Site:

@@ -58,26 +58,38 @@ def write(key: str, value: str, namespace: Namespace | None = None) -> str:
     if namespace is not None:
         with namespace.enter():
             return write(key, value)
+    name = path(key)
     try:
+        fd = _open(name, os.O_RDWR)
+    except OSError:
+        # Whoever may not write has no need to, where the value is the one wanted.
         before = read(key)
-    except OSError as error:
-        # Some values cannot be read before they are set (stable_secret).
-        if error.errno != errno.EIO:
-            raise
-        before = ""
-    if before.split() == value.split():
-        return before
-    fd = _open(path(key), os.O_WRONLY)
+        if before.split() == value.split():
+            return before
+        raise
     try:
-        os.write(fd, value.encode())
+        before = _value(fd, unreadable="")
+        if before.split() == value.split():
+            return before
+        os.pwrite(fd, value.encode(), 0)
+        after = _value(fd, unreadable=value)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, path(key)) from None
+        raise OSError(error.errno, error.strerror, name) from None
     finally:
         os.close(fd)
-    after = read(key)
     if after.split() != value.split():
-        raise SysctlRejected(errno.EINVAL, f"set to {value!r}, but holds {after!r}", path(key))
+        raise SysctlRejected(errno.EINVAL, f"set to {value!r}, but holds {after!r}", name)
     return before
+
+
+def _value(fd: int, unreadable: str) -> str:
+    """The value behind a descriptor; some cannot be read before they are set (stable_secret)."""
+    try:
+        return os.pread(fd, _LIMIT, 0).decode("utf-8", "replace").removesuffix("\n")
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return unreadable
 
 
 def _open(name: str, how: int) -> int:

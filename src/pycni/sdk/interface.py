@@ -87,7 +87,7 @@ def report(kernel: Kernel, request: Request, plan: Plan, network: Result) -> Res
     for index, reported in enumerate(plan.interfaces):
         site = kernel.site(reported.where)
         try:
-            link = site.link(reported.name)
+            link = site.known(reported.name)
         except OSError as error:
             raise executor.translate(error) from error
         interfaces.append(Interface(name=link.name, mac=link.mac, sandbox=site.path))

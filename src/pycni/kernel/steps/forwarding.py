@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 
 def apply(step: Forwarding, kernel: Kernel) -> Undo | None:
     key = _key(step)
-    namespace = kernel.host.namespace
-    if sysctl.write(key, "1", namespace) == "1":
-        return None
+    with kernel.host.enter():
+        if sysctl.write(key, "1") == "1":
+            return None
     return lambda: _turn_off(key, kernel)
 
 
 def check(step: Forwarding, kernel: Kernel) -> list[str]:
     key = _key(step)
-    value = sysctl.read(key, kernel.host.namespace)
+    with kernel.host.enter():
+        value = sysctl.read(key)
     return [] if value == "1" else [f"{key} is {value}: the host does not forward packets"]
 
 
@@ -36,4 +37,5 @@ def _key(step: Forwarding) -> str:
 
 
 def _turn_off(key: str, kernel: Kernel) -> None:
-    sysctl.write(key, "0", kernel.host.namespace)
+    with kernel.host.enter():
+        sysctl.write(key, "0")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def apply(step: GatewayAddress, kernel: Kernel) -> Undo | None:
     host = kernel.host
-    link = host.link(step.link)
+    link = host.known(step.link)
     present = _present(link, kernel)
     missing = [address for address in step.addresses if address not in present]
     if not missing:

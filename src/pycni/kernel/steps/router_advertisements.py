@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 def refuse(site: Site, name: str) -> None:
     """Set an interface's accept_ra to 0. Raises OSError where it fails and IPv6 is in use there."""
     conf = f"net/ipv6/conf/{name}"
-    try:
-        sysctl.write(f"{conf}/accept_ra", "0", site.namespace)
-    except FileNotFoundError:
-        pass  # no IPv6, nothing to accept
-    except OSError:
-        if sysctl.read(f"{conf}/disable_ipv6", site.namespace) != "1":
-            raise
+    with site.enter():
+        try:
+            sysctl.write(f"{conf}/accept_ra", "0")
+        except FileNotFoundError:
+            pass  # no IPv6, nothing to accept
+        except OSError:
+            if sysctl.read(f"{conf}/disable_ipv6") != "1":
+                raise

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def apply(step: Sysctl, kernel: Kernel) -> Undo | None:
-    namespace = kernel.site(step.where).namespace
     try:
-        before = sysctl.write(step.key, step.value, namespace)
+        with kernel.site(step.where).enter():
+            before = sysctl.write(step.key, step.value)
     except OSError:
         if step.required:
             raise
@@ -26,7 +26,8 @@ def apply(step: Sysctl, kernel: Kernel) -> Undo | None:
 
 def check(step: Sysctl, kernel: Kernel) -> list[str]:
     try:
-        value = sysctl.read(step.key, kernel.site(step.where).namespace)
+        with kernel.site(step.where).enter():
+            value = sysctl.read(step.key)
     except OSError as error:
         return [f"{step.key} cannot be read: {error.strerror}"] if step.required else []
     if value.split() == step.value.split() or not step.required:
@@ -35,4 +36,5 @@ def check(step: Sysctl, kernel: Kernel) -> list[str]:
 
 
 def _restore(step: Sysctl, value: str, kernel: Kernel) -> None:
-    sysctl.write(step.key, value, kernel.site(step.where).namespace)
+    with kernel.site(step.where).enter():
+        sysctl.write(step.key, value)

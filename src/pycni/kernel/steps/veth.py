@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 def apply(step: VethPair, kernel: Kernel) -> Undo:
     host = kernel.host
-    made = _create(step, kernel)
+    made = host.remember(_create(step, kernel))
+    if step.port:
+        host.forget(step.port.bridge)  # a bridge may have taken over its new port's address
     try:
         router_advertisements.refuse(host, made.name)
         port = step.port
