@@ -37,13 +37,15 @@ def run(
     stdin: bytes = b"",
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
+    cancel: int | None = None,
 ) -> tuple[int, bytes, bytes]:
     """Run a program, given by its path; return its exit code (negative: the signal that ended it),
     its stdout and its stderr.
 
     It is over when the program itself ends, whoever else still holds its output. env: its whole
-    environment, None for this process's own; timeout: seconds after which it is killed. Raises
-    OSError if it cannot be started, TimeoutError if it was killed.
+    environment, None for this process's own; timeout: seconds after which it is killed; cancel: a
+    descriptor, it is killed when that can be read. Raises OSError if it cannot be started, Killed
+    if it was killed.
     """
     ours: list[int] = []
     theirs: list[int] = []
@@ -57,16 +59,18 @@ def run(
             os.close(theirs.pop())
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            stdout, stderr = _converse(pid, ours, stdin, deadline)
+            stdout, stderr = _converse(pid, ours, stdin, deadline, cancel)
         except BaseException:
             os.kill(pid, _SIGKILL)
             raise
         finally:
             _, status = os.waitpid(pid, 0)
-    except _Overdue:
-        raise TimeoutError(
-            errno.ETIMEDOUT, f"not finished after {timeout} seconds, killed", argv[0]
-        ) from None
+    except _GivenUp as given_up:
+        if given_up.overdue:
+            reason = (errno.ETIMEDOUT, f"not finished after {timeout:g} seconds, killed")
+        else:
+            reason = (errno.ECANCELED, "canceled, killed")
+        raise Killed(*reason, argv[0], given_up.stderr) from None
     finally:
         for fd in ours + theirs:
             if fd >= 0:
@@ -74,8 +78,21 @@ def run(
     return os.waitstatus_to_exitcode(status), stdout, stderr
 
 
-class _Overdue(Exception):
-    pass
+class Killed(TimeoutError):
+    """A program was killed: its time was over (ETIMEDOUT) or the caller gave up (ECANCELED).
+
+    stderr: what it had written there.
+    """
+
+    def __init__(self, number: int, reason: str, program: str, stderr: bytes) -> None:
+        super().__init__(number, reason, program)
+        self.stderr = stderr
+
+
+class _GivenUp(Exception):
+    def __init__(self, overdue: bool, stderr: bytes) -> None:
+        self.overdue = overdue
+        self.stderr = stderr
 
 
 def _pipe() -> tuple[int, int]:
@@ -109,9 +126,9 @@ def _spawn(argv: Sequence[str], ends: Sequence[int], env: Mapping[str, str]) -> 
 
 
 def _converse(
-    pid: int, ours: list[int], stdin: bytes, deadline: float | None
+    pid: int, ours: list[int], stdin: bytes, deadline: float | None, cancel: int | None
 ) -> tuple[bytes, bytes]:
-    """Feed and read a program until it ends. Raises _Overdue. Closes the end it writes to."""
+    """Feed and read a program until it ends. Raises _GivenUp. Closes the end it writes to."""
     for fd in ours:
         os.set_blocking(fd, False)
     write_end, *read_ends = ours
@@ -122,15 +139,19 @@ def _converse(
     end = os.pidfd_open(pid)
     try:
         waiting.register(end, POLLIN)
+        if cancel is not None:
+            waiting.register(cancel, POLLIN)
         rest = memoryview(stdin)
         if rest:
             waiting.register(write_end, POLLOUT)
         else:
             _close(ours, write_end)
+        ready: list[int] = []
         while True:
             left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                raise _Overdue
+            overdue = left is not None and left <= 0
+            if overdue or cancel in ready:
+                raise _GivenUp(overdue, b"".join(output[read_ends[1]]))
             ready = [fd for fd, _ in waiting.poll(None if left is None else left * 1000 + 1)]
             for fd in ready:
                 if fd == write_end and rest:

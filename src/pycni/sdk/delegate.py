@@ -30,9 +30,12 @@ def delegate(
     document: the configuration to hand on, the request's own if not given. Raises CNIError: the
     other plugin's own error, or one that says why it could not be run.
     """
-    path = find_plugin(plugin_type, request.path)
     inner = request.replace(command=command, document=document or request.document)
-    plugin = request.resolve(path)
+    # Without directories there are only the plugins that the caller has built in, by their names.
+    plugin = None if request.path else request.resolve(plugin_type)
+    if plugin is None:
+        path = find_plugin(plugin_type, request.path)
+        plugin = request.resolve(path)
     if plugin is not None:
         return perform(plugin, inner)
     output = execute(path, process_environ(inner), dumps(inner.document, sort_keys=True).encode())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from pycni.kernel.process import run
+from pycni.kernel.process import Killed, run
 from pycni.spec.errors import UNKNOWN, CNIError
 from pycni.spec.jsontext import JSONError, loads
 from pycni.spec.names import check_plugin_type
@@ -18,6 +18,14 @@ from pycni.spec.versions import quote
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+
+class PluginFailure(CNIError):
+    """What a plugin's process failed with; stderr: what it wrote there, not part of the message."""
+
+    def __init__(self, code: int, message: str, details: str = "", stderr: str = "") -> None:
+        super().__init__(code, message, details)
+        self.stderr = stderr
 
 
 def find_plugin(plugin_type: str, directories: Sequence[str]) -> str:
@@ -53,16 +61,25 @@ def execute(
     stdin: bytes,
     *,
     timeout: float | None = None,
+    cancel: int | None = None,
 ) -> bytes:
-    """Run a plugin and return its stdout. Raises CNIError with what the plugin said, or why not.
+    """Run a plugin and return its stdout. Raises PluginFailure: what it said, or why it did not.
 
-    timeout: seconds until it is killed; None waits. Its stderr is passed on to ours if it succeeds
-    and told in the error if it fails.
+    timeout: seconds until it is killed, None waits; cancel: a descriptor, it is killed when that
+    can be read. Its stderr is passed on to ours if it succeeds and kept in the error if it fails.
     """
     try:
-        code, stdout, stderr = run([path], stdin, environ, timeout=timeout)
+        code, stdout, stderr = run([path], stdin, environ, timeout=timeout, cancel=cancel)
+    except Killed as error:
+        words = str(error.stderr, "utf-8", "replace").strip()
+        raise PluginFailure(
+            UNKNOWN,
+            "netplugin failed with no error message: signal: killed",
+            f"{path}: {error.strerror}",
+            words,
+        ) from error
     except OSError as error:
-        raise CNIError(
+        raise PluginFailure(
             UNKNOWN,
             f"netplugin failed with no error message: fork/exec {path}: {error.strerror}",
             "the plugin's file must be an executable for this machine",
@@ -74,30 +91,31 @@ def execute(
     raise failed(code, stdout, stderr)
 
 
-def failed(code: int, stdout: bytes, stderr: bytes) -> CNIError:
+def failed(code: int, stdout: bytes, stderr: bytes) -> PluginFailure:
     """The error that a plugin's failed process stands for; code is negative for a signal."""
     reason = f"exit status {code}" if code > 0 else f"signal: {_signal_name(-code)}"
     words = str(stderr, "utf-8", "replace").strip()
     if not stdout:
         if words:
-            return CNIError(UNKNOWN, f"netplugin failed: {quote(words)}: {reason}")
-        return CNIError(UNKNOWN, f"netplugin failed with no error message: {reason}")
+            return PluginFailure(UNKNOWN, f"netplugin failed: {quote(words)}: {reason}")
+        return PluginFailure(UNKNOWN, f"netplugin failed with no error message: {reason}")
     try:
         document = loads(stdout)
         if not isinstance(document, dict):
-            raise JSONError("not an error object", "", 0)
+            raise JSONError("not an error object")
     except JSONError as error:
         output = quote(str(stdout, "utf-8", "replace"))
-        return CNIError(
+        return PluginFailure(
             UNKNOWN,
             f"netplugin failed but error parsing its diagnostic message {output}: {error}",
-            words,
+            stderr=words,
         )
     number, message, details = (document.get(key) for key in ("code", "msg", "details"))
-    return CNIError(
+    return PluginFailure(
         number if isinstance(number, int) and number >= 0 else UNKNOWN,
-        message if isinstance(message, str) else f"netplugin failed: {reason}",
+        message if isinstance(message, str) and message else f"netplugin failed: {reason}",
         details if isinstance(details, str) else "",
+        words,
     )
 
 

@@ -33,7 +33,7 @@ class Request(Record):
     opened, where the path may mean something else to this process. document: the configuration as
     decoded JSON. path: the directories to find delegated plugins in. environ: what a delegated
     process inherits. resolve: gives the plugin object for an executable's path that is one of ours,
-    so that delegating to it needs no process.
+    so that delegating to it needs no process; without directories it is asked for the plugin's type.
     """
 
     command: str
