@@ -74,9 +74,7 @@ _BE64 = Integer(">Q")
 _VERDICT = Schema(code=(1, Integer(">i")), chain=(2, STRING))
 _DATA = Schema(value=(1, BYTES), verdict=(2, _VERDICT))
 _ELEMENT = Schema(key=(1, _DATA), data=(2, _DATA), userdata=(6, BYTES))
-_ELEMENTS = Schema(
-    table=(1, STRING), set=(2, STRING), elements=(3, Schema(items=(1, Many(_ELEMENT))))
-)
+_ELEMENTS = Schema(table=(1, STRING), set=(2, STRING), elements=(3, Schema(items=(1, Many(BYTES)))))
 _CHAIN = Schema(table=(1, STRING), name=(3, STRING))
 _RULE = Schema(
     table=(1, STRING), chain=(2, STRING), handle=(3, _BE64), code=(4, BYTES), userdata=(7, BYTES)
@@ -234,12 +232,15 @@ def element(
     return _elements(found[0])[0] if found else None
 
 
-def elements(netfilter: NetfilterSocket, family: int, table: str, name: str) -> list[Element]:
-    """All elements of a set or map; [] if there is no such set."""
+def elements(
+    netfilter: NetfilterSocket, family: int, table: str, name: str, comment: str = ""
+) -> list[Element]:
+    """The elements of a set or map whose comment contains a text; [] if there is no such set."""
     body = _ELEMENTS.encode({"table": table, "set": name})
     what = f"list the elements of {_place(family, table, name)}"
     payloads = _dump(netfilter, _request(_GETSETELEM, 0, family, body, what))
-    return [item for payload in payloads for item in _elements(payload)]
+    found = [item for payload in payloads for item in _elements(payload, comment.encode())]
+    return [item for item in found if comment in item.comment]
 
 
 # --- change --------------------------------------------------------------------------------------
@@ -305,20 +306,20 @@ def _dump(netfilter: NetfilterSocket, request: Request) -> list[bytes]:
 
 
 def _element_body(table: str, name: str, item: dict[str, object]) -> bytes:
-    return _ELEMENTS.encode({"table": table, "set": name, "elements": {"items": [item]}})
+    nested = {"items": [_ELEMENT.encode(item)]}
+    return _ELEMENTS.encode({"table": table, "set": name, "elements": nested})
 
 
-def _elements(payload: bytes) -> list[Element]:
-    found = _ELEMENTS.decode(payload).get("elements", {}).get("items", ())
-    return [
-        Element(
-            item["key"]["value"],
-            _comment(item.get("userdata", b"")),
-            item.get("data", {}).get("verdict", {}).get("chain", ""),
-        )
-        for item in found
-        if "value" in item.get("key", {})
-    ]
+def _elements(payload: bytes, wanted: bytes = b"") -> list[Element]:
+    """The elements of a message; those whose bytes lack what is wanted are not decoded."""
+    found = []
+    for raw in _ELEMENTS.decode(payload).get("elements", {}).get("items", ()):
+        if wanted in raw:
+            item = _ELEMENT.decode(raw)
+            verdict = item.get("data", {}).get("verdict", {})
+            comment = _comment(item.get("userdata", b""))
+            found.append(Element(item["key"]["value"], comment, verdict.get("chain", "")))
+    return found
 
 
 def _rule(handle: int, userdata: bytes, code: bytes) -> Rule:

@@ -122,7 +122,7 @@ def collect(kernel: Kernel, network: str, keep: Collection[Attachment]) -> None:
             *(
                 nfnetlink.delete_element(NFPROTO_INET, TABLE, name, item.key)
                 for name in MAPS.values()
-                for item in nfnetlink.elements(netfilter, NFPROTO_INET, TABLE, name)
+                for item in nfnetlink.elements(netfilter, NFPROTO_INET, TABLE, name, tag)
                 if stale(item.comment)
             ),
             *_reference_rules(netfilter, stale),
@@ -234,7 +234,7 @@ def _elements_of(step: Masquerade, netfilter: NetfilterSocket) -> list[Request]:
         found += (
             (name, item.key)
             for name in MAPS.values()
-            for item in nfnetlink.elements(netfilter, NFPROTO_INET, TABLE, name)
+            for item in nfnetlink.elements(netfilter, NFPROTO_INET, TABLE, name, step.owner.tag)
             if _is_owned(item, step)
         )
     return [nfnetlink.delete_element(NFPROTO_INET, TABLE, name, key) for name, key in found]

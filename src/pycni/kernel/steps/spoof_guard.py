@@ -117,7 +117,7 @@ def collect(kernel: Kernel, network: str, keep: Collection[Attachment]) -> None:
         lambda: [
             _delete(name, item.key)
             for name in (PORTS, ALLOWED)
-            for item in nfnetlink.elements(netfilter, NFPROTO_BRIDGE, TABLE, name)
+            for item in nfnetlink.elements(netfilter, NFPROTO_BRIDGE, TABLE, name, tag)
             if item.comment.startswith(f"{tag}-") and item.comment[:TAG_LENGTH] not in kept
         ]
     )
@@ -169,7 +169,7 @@ def _own(step: SpoofGuard, netfilter: NetfilterSocket, pair: bytes | None) -> li
     elif requests or pair is None:
         requests += (
             _delete(ALLOWED, item.key)
-            for item in nfnetlink.elements(netfilter, NFPROTO_BRIDGE, TABLE, ALLOWED)
+            for item in nfnetlink.elements(netfilter, NFPROTO_BRIDGE, TABLE, ALLOWED, owner.tag)
             if item.comment.startswith(owner.tag)
         )
     return requests
