@@ -127,6 +127,20 @@ class Address(Step):
     dad: bool = False
 
 
+class Settled(Step):
+    """No IPv6 address of a link is tentative: duplicate address detection has come to an end.
+
+    Waited for by the kernel's own notification, never polled.
+    """
+
+    kind: ClassVar[str] = "settled"
+    follows_link: ClassVar[bool] = True
+
+    where: str
+    link: str
+    timeout_ms: int = 10000
+
+
 class GatewayAddress(Step):
     """The gateway addresses of a link that attachments share; they stay when those go.
 

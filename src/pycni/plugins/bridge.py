@@ -25,10 +25,10 @@ from pycni.plan.steps import (
     VLANGateway,
     VLANs,
 )
-from pycni.sdk.addressing import announce, configure
+from pycni.sdk.addressing import announce, configure, settle
 from pycni.sdk.interface import InterfacePlugin
 from pycni.sdk.mac import MACConf, requested_mac
-from pycni.spec.errors import invalid_config
+from pycni.spec.errors import CNIError, invalid_config
 from pycni.spec.fields import Config, Flag, Integer, ListOf, Object, Text, field
 from pycni.spec.ip import IPAddress, IPNetwork, default_network
 from pycni.spec.names import MAX_INTERFACE_NAME, check_interface_name
@@ -52,6 +52,23 @@ class TrunkItem(Config):
     min_id: int | None = field("minID", Integer(), None, doc="first VLAN of a range")
     max_id: int | None = field("maxID", Integer(), None, doc="last VLAN of the range")
     id: int | None = field("id", Integer(), None, doc="a single VLAN")
+
+    def validate(self) -> None:
+        if self.min_id is not None and self.max_id is not None:
+            if not 0 < self.min_id <= MAX_VLAN:
+                raise _bad_trunk("incorrect trunk minID parameter", self.min_id)
+            if not 0 < self.max_id <= MAX_VLAN:
+                raise _bad_trunk("incorrect trunk maxID parameter", self.max_id)
+            if self.max_id < self.min_id:
+                raise _bad_trunk("minID is greater than maxID in trunk parameter", self.min_id)
+        elif self.min_id is not None or self.max_id is not None:
+            missing = "minID" if self.min_id is None else "maxID"
+            raise invalid_config(
+                f"minID and maxID should be configured simultaneously, {missing} is missing",
+                'a range in "vlanTrunk" has both ends; a single VLAN is "id"',
+            )
+        if self.id is not None and not 0 < self.id <= MAX_VLAN:
+            raise _bad_trunk("incorrect trunk id parameter", self.id)
 
 
 class BridgeConfig(MACConf):
@@ -116,13 +133,20 @@ class BridgeConfig(MACConf):
         return f"{self.bridge}.{self.vlan}" if self.vlan else self.bridge
 
     def validate(self) -> None:
-        check_interface_name(self.bridge)
+        try:
+            check_interface_name(self.bridge)
+        except CNIError as error:
+            raise invalid_config(
+                f'"{self.bridge}" in "bridge" is not a name for an interface: {error.message}',
+                error.details or f"a name is 1 to {MAX_INTERFACE_NAME} bytes, such as cni0",
+            ) from None
         if not 0 <= self.vlan <= MAX_VLAN:
             raise invalid_config(
                 f"invalid VLAN ID {self.vlan} (must be between 0 and {MAX_VLAN})",
                 'see "vlan"; 0 means none',
             )
-        trunk_ranges(self.vlan_trunk or ())
+        for item in self.vlan_trunk or ():
+            item.validate()
         if self.ipam_type and self.disable_container_interface:
             raise invalid_config(
                 "cannot use IPAM when DisableContainerInterface flag is set",
@@ -202,6 +226,9 @@ class BridgePlugin(InterfacePlugin):
             steps.append(LinkUp(SANDBOX, ifname))
         if not config.disable_container_interface:
             steps.append(PortRunning(outer))
+        if config.enable_dad:
+            # From here on the bridge carries the probes.
+            steps += settle(ifname, network)
         if config.ip_masq and config.ipam_type:
             addresses = tuple(entry.address for entry in network.ips)
             steps.append(Masquerade(request.owner, addresses, config.ip_masq_backend))
@@ -212,27 +239,13 @@ class BridgePlugin(InterfacePlugin):
 
 
 def trunk_ranges(items: tuple[TrunkItem, ...]) -> tuple[tuple[int, int], ...]:
-    """The VLANs of vlanTrunk as ranges (first, last), in order, merged. Raises CNIError."""
-    ranges = []
-    for item in items:
-        if item.min_id is not None and item.max_id is not None:
-            if not 0 < item.min_id <= MAX_VLAN:
-                raise _bad_trunk("incorrect trunk minID parameter", item.min_id)
-            if not 0 < item.max_id <= MAX_VLAN:
-                raise _bad_trunk("incorrect trunk maxID parameter", item.max_id)
-            if item.max_id < item.min_id:
-                raise _bad_trunk("minID is greater than maxID in trunk parameter", item.min_id)
-            ranges.append((item.min_id, item.max_id))
-        elif item.min_id is not None or item.max_id is not None:
-            missing = "minID" if item.min_id is None else "maxID"
-            raise invalid_config(
-                f"minID and maxID should be configured simultaneously, {missing} is missing",
-                'a range in "vlanTrunk" has both ends; a single VLAN is "id"',
-            )
-        if item.id is not None:
-            if not 0 < item.id <= MAX_VLAN:
-                raise _bad_trunk("incorrect trunk id parameter", item.id)
-            ranges.append((item.id, item.id))
+    """The VLANs of vlanTrunk as ranges (first, last), in order, merged."""
+    ranges = [
+        (item.min_id, item.max_id)
+        for item in items
+        if item.min_id is not None and item.max_id is not None
+    ]
+    ranges += [(item.id, item.id) for item in items if item.id is not None]
     merged: list[tuple[int, int]] = []
     for first, last in sorted(ranges):
         if merged and first <= merged[-1][1] + 1:

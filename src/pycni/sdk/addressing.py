@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from _socket import AF_INET6
 
-from pycni.plan.steps import SANDBOX, Address, LinkUp, Route, Sysctl
+from pycni.plan.steps import SANDBOX, Address, LinkUp, Route, Settled, Sysctl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def configure(link: str, network: Result, *, dad: bool = False) -> list[Step]:
 
     The addresses come first so that the kernel announces them when the interface comes up
     (arp_notify, ndisc_notify). dad: have the kernel look for duplicates of IPv6 addresses first,
-    which delays them by a second or two.
+    which delays them by a second or two; `settle` waits for it.
     """
     steps: list[Step] = []
     if any(entry.address.family == AF_INET6 for entry in network.ips):
@@ -52,6 +52,13 @@ def announce(link: str) -> list[Step]:
         Sysctl(SANDBOX, f"net/ipv4/conf/{link}/arp_notify", "1"),
         Sysctl(SANDBOX, f"net/ipv6/conf/{link}/ndisc_notify", "1"),
     ]
+
+
+def settle(link: str, network: Result) -> list[Step]:
+    """Wait until the kernel has looked for duplicates of the IPv6 addresses (`dad` above)."""
+    if any(entry.address.family == AF_INET6 for entry in network.ips):
+        return [Settled(SANDBOX, link)]
+    return []
 
 
 def gateway_of(network: Result, dst: IPNetwork) -> IPAddress | None:

@@ -75,10 +75,13 @@ class PlannedPlugin(Plugin):
 
     def delete(self, request: Request) -> None:
         faults: list[Fault] = []
-        config = self.config.read(request.document, "", faults)  # faults are no reason to leak
+        # Faults of what asks for something are no reason to leak what was made.
+        config = self.config.read(request.document, "", faults)
+        plan = self.plan(
+            request.replace(args=""), config, self.complete(config, known_part(request))
+        )
         with find_sandbox(request) as kernel:
-            network = self.complete(config, known_part(request))
-            failures = executor.remove(self.plan(request, config, network), kernel)
+            failures = executor.remove(plan, kernel)
         # Last, so that no address is handed out again while a rule still speaks of it.
         _finish(request, "DEL", failures)
 

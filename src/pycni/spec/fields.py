@@ -308,7 +308,10 @@ class Config(Record):
 
     @classmethod
     def read(cls, document: Any, path: str, faults: list[Fault]) -> Self:
-        """Read a JSON object, appending what is wrong with it to `faults`."""
+        """Read a JSON object, appending what is wrong with it to `faults`.
+
+        A key with a fault counts as absent.
+        """
         if not isinstance(document, dict):
             faults.append(Fault(path, f"{describe(document)} is not valid", "expected an object"))
             return cls()
@@ -321,7 +324,10 @@ class Config(Record):
                     folded = {key.lower(): item for key, item in document.items()}
                 value = folded.get(declared.key.lower())
             if value is not None:
-                values[name] = declared.kind.decode(value, _join(path, declared.key), faults)
+                known = len(faults)
+                decoded = declared.kind.decode(value, _join(path, declared.key), faults)
+                if len(faults) == known:
+                    values[name] = decoded
             elif declared.required:
                 where = _join(path, declared.key)
                 faults.append(Fault(where, "missing", f"expected {declared.kind.expected}"))

@@ -32,14 +32,14 @@ def apply(step: VLANGateway, kernel: Kernel) -> Undo | None:
     bridge = host.link(step.bridge)
     peer = _peer_name(step)
     try:
-        made = links.create(host.netlink, links.veth(step.name, peer, mtu=bridge.mtu, peer_up=True))
+        made = links.create(host.netlink, links.veth(step.name, peer, mtu=bridge.mtu))
     except NetlinkError as error:
         if error.errno == errno.EEXIST:  # another ADD was first
             return None
         raise
     try:
         router_advertisements.refuse(host, step.name)
-        host.request(links.update(peer, master=bridge.index))
+        host.request(links.update(peer, master=bridge.index, up=True))
         port_vlans.assign(host, host.link(peer), step.vlans)
         host.request(links.update(made, up=True))
     except BaseException:
