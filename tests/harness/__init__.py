@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from harness.attachment import Attachment
 from harness.host import Host, Snapshot, ip_json, nft_list, run_in, snapshot
 from harness.namespaces import Namespace, enter_new_netns, private_mounts
-from harness.plugin import PluginRun, run_plugin
+from harness.plugin import PluginRun, call_plugin, run_plugin
 
 __all__ = [
+    "Attachment",
     "Host",
     "Namespace",
     "PluginRun",
     "Snapshot",
+    "call_plugin",
     "enter_new_netns",
     "ip_json",
     "nft_list",

@@ -1,4 +1,4 @@
-"""Run a plugin's executable as a container runtime does."""
+"""Call plugins as a container runtime does: as processes, or in this process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import os
 import subprocess
 from dataclasses import dataclass
 from typing import Any
+
+from pycni import plugins
+from pycni.sdk.dispatch import serve
 
 
 @dataclass(frozen=True)
@@ -35,23 +38,49 @@ def run_plugin(
     By default the container is `pycni-test`, the interface `eth0` and CNI_PATH the plugin's own
     folder. A config given as text or bytes is passed as it is.
     """
+    done = subprocess.run(
+        [os.fspath(path)],
+        input=_stdin(config),
+        env=_environ(command, {"CNI_PATH": os.path.dirname(path), **env}),
+        capture_output=True,
+        check=False,
+    )
+    return PluginRun(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def call_plugin(
+    path: str | os.PathLike[str],
+    command: str,
+    config: dict[str, Any] | str | bytes,
+    **env: str | None,
+) -> PluginRun:
+    """The same call of one of our plugins, without a process; so are the plugins it delegates to.
+
+    An executable on CNI_PATH that `pycni install` wrote is not started, all others are.
+    """
+    plugin = plugins.resolve(os.fspath(path))
+    assert plugin is not None, f"{path} is none of our executables"
+    done = serve(
+        plugin,
+        _environ(command, {"CNI_PATH": os.path.dirname(path), **env}),
+        lambda: _stdin(config),
+        resolve=plugins.resolve,
+    )
+    return PluginRun(done.code, done.stdout, done.stderr)
+
+
+def _environ(command: str, given: dict[str, str | None]) -> dict[str, str]:
     variables: dict[str, str | None] = {
         "PATH": os.environ["PATH"],
         "CNI_COMMAND": command,
         "CNI_CONTAINERID": "pycni-test",
         "CNI_IFNAME": "eth0",
-        "CNI_PATH": os.path.dirname(path),
-        **env,
+        **given,
     }
+    return {name: value for name, value in variables.items() if value is not None}
+
+
+def _stdin(config: dict[str, Any] | str | bytes) -> bytes:
     if isinstance(config, dict):
         config = json.dumps(config)
-    if isinstance(config, str):
-        config = config.encode()
-    done = subprocess.run(
-        [os.fspath(path)],
-        input=config,
-        env={name: value for name, value in variables.items() if value is not None},
-        capture_output=True,
-        check=False,
-    )
-    return PluginRun(done.returncode, done.stdout.decode(), done.stderr.decode())
+    return config.encode() if isinstance(config, str) else config
