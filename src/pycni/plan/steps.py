@@ -222,3 +222,92 @@ class SpoofGuard(Step):
     host_link: str
     link: str
     mac: str = ""
+
+
+class LinkSettings(Step):
+    """Attributes of an interface that exists; what is not given is left alone.
+
+    mac: "" for not given; mtu: bytes, 0 for not given; the others: None for not given.
+    """
+
+    kind: ClassVar[str] = "link_settings"
+    follows_link: ClassVar[bool] = True
+
+    where: str
+    link: str
+    mac: str = ""
+    mtu: int = 0
+    promiscuous: bool | None = None
+    allmulti: bool | None = None
+    txqlen: int | None = None
+
+
+class Rule(Step):
+    """A policy routing rule: packets from `src` are routed by `table`."""
+
+    kind: ClassVar[str] = "rule"
+
+    where: str
+    src: IPNetwork
+    table: int
+
+
+class Source(Record):
+    """An address that packets leave with, in its subnet, and the gateway for what leaves that."""
+
+    address: IPNetwork
+    gateway: IPAddress | None = None
+
+
+class SourceRouting(Step):
+    """Packets from these addresses of an interface are routed by a table of their own.
+
+    Each address gets a free table with the interface's routes, and a rule that leads there; the
+    routes leave the main table. hints: keep the subnets' routes there, with the address as source.
+    """
+
+    kind: ClassVar[str] = "source_routing"
+
+    where: str
+    link: str
+    sources: tuple[Source, ...]
+    hints: bool = False
+
+
+class VRFMember(Step):
+    """An interface of the sandbox is in a VRF there, which is made for its first member.
+
+    table: the VRF's routing table, 0 for a free one.
+    """
+
+    kind: ClassVar[str] = "vrf"
+
+    vrf: str
+    link: str
+    table: int = 0
+
+
+class Limit(Record):
+    """A token bucket. rate: bits a second; burst: bits."""
+
+    rate: int
+    burst: int
+
+
+class Shaping(Step):
+    """The traffic of a sandbox's veth is limited, on its host end.
+
+    ingress: towards the sandbox, egress: from it; each None for no limit. host_links: the host
+    interfaces that the end must be one of. shaped: only traffic with these networks is limited;
+    unshaped: all but that with these.
+    """
+
+    kind: ClassVar[str] = "shaping"
+
+    owner: Owner
+    link: str
+    host_links: tuple[str, ...]
+    ingress: Limit | None = None
+    egress: Limit | None = None
+    shaped: tuple[IPNetwork, ...] = ()
+    unshaped: tuple[IPNetwork, ...] = ()
