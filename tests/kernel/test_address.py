@@ -159,7 +159,7 @@ def test_address_of_another_host(netlink: NetlinkSocket, eth0: Link) -> None:
 def test_deadline_before_it_settles(netlink: NetlinkSocket, eth0: Link) -> None:
     link.wait_running(netlink, eth0.index, time.monotonic() + 10)
     netlink.request(address.add(eth0.index, parse_network("fd00::7/64")))
-    with pytest.raises(NetlinkError, match="still tentative: .*fd00::7") as caught:
+    with pytest.raises(NetlinkError, match=r"still tentative: .*fd00::7") as caught:
         address.wait_settled(netlink, eth0.index, time.monotonic() + 0.01)
     assert caught.value.errno == errno.ETIMEDOUT
 

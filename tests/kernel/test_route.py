@@ -183,10 +183,8 @@ def test_dump_chooses(netlink: NetlinkSocket, eth0: int) -> None:
 
 
 def test_multipath(netlink: NetlinkSocket, eth0: int) -> None:
-    run_in(
-        None,
-        "ip route add 10.8.0.0/16 nexthop via 10.0.0.1 weight 3 nexthop via 10.0.0.2".split(),
-    )
+    ways = ["nexthop", "via", "10.0.0.1", "weight", "3", "nexthop", "via", "10.0.0.2"]
+    run_in(None, ["ip", "route", "add", "10.8.0.0/16", *ways])
     (found,) = [one for one in route.dump(netlink, AF_INET) if str(one.dst) == "10.8.0.0/16"]
     assert found.index == 0
     assert found.multipath == (

@@ -54,18 +54,23 @@ def add(
     *,
     scope: int = c.RT_SCOPE_UNIVERSE,
     no_dad: bool = False,
+    no_prefix_route: bool = False,
     replace: bool = False,
 ) -> Request:
     """Put an address on a link. EEXIST if it is there, unless `replace`.
 
     An IPv4 address with a prefix under 31 gets its broadcast address. no_dad: an IPv6 address
-    is usable at once, without duplicate address detection.
+    is usable at once, without duplicate address detection. no_prefix_route: the kernel makes no
+    route to its network.
     """
     values: dict[str, object] = {"local": network.address, "address": network.address}
     if network.is_ipv4 and network.prefix < 31:
         values["broadcast"] = network.broadcast
-    if no_dad and not network.is_ipv4:
-        values["flags"] = c.IFA_F_NODAD
+    special = (c.IFA_F_NODAD if no_dad and not network.is_ipv4 else 0) | (
+        c.IFA_F_NOPREFIXROUTE if no_prefix_route else 0
+    )
+    if special:
+        values["flags"] = special
     body = _IFADDR.pack(network.family, network.prefix, 0, scope, index) + _ATTRIBUTES.encode(
         values
     )

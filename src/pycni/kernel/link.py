@@ -255,8 +255,17 @@ def create(netlink: NetlinkSocket, request: NewLink, inside: NetlinkSocket | Non
     """
     if inside is not None:
         netlink.request(request)
-        return get(inside, request.name)
-    _, answer = netlink.batch((request, _get_request(request.name)))
+        try:
+            return get(inside, request.name)
+        except BaseException:
+            inside.request(delete(request.name))
+            raise
+    try:
+        _, answer = netlink.batch((request, _get_request(request.name)))
+    except NetlinkError as error:
+        if error.done:
+            netlink.request(delete(request.name))
+        raise
     return _read(answer, request.name)
 
 
@@ -280,8 +289,8 @@ def veth(
 ) -> NewLink:
     """A veth pair: `name` here, `peer` in the namespace behind the descriptor `peer_netns`.
 
-    mtu is for both ends; master (an index) and up are for this one. The `Link` of this end holds the
-    peer's index in `link`.
+    mtu is for both ends; master (an index) and up are for this one. The `Link` of this end
+    holds the peer's index in `link`.
     """
     body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _ATTRIBUTES.encode(
         {"name": peer, "mtu": mtu or None, "mac": peer_mac, "netns": peer_netns}

@@ -164,6 +164,23 @@ def dump(
     return found
 
 
+def default_device(netlink: NetlinkSocket) -> int:
+    """The index of the link that the default route leaves by, IPv4's before IPv6's; 0 for none.
+
+    Of several default routes the preferred one counts, of a multipath route its first way.
+    """
+    for family in (AF_INET, AF_INET6):
+        found = [
+            route
+            for route in dump(netlink, family)
+            if route.dst.is_default and route.type == c.RTN_UNICAST
+        ]
+        if found:
+            best = min(found, key=lambda route: route.priority)
+            return best.index or best.multipath[0].index
+    return 0
+
+
 def parse(message: Message) -> Route | None:
     """Read an RTM_NEWROUTE or RTM_DELROUTE message; None for cloned routes and other families.
 
