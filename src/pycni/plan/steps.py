@@ -116,7 +116,11 @@ class Sysctl(Step):
 
 
 class Address(Step):
-    """An address of an interface. `dad` asks the kernel to probe an IPv6 address for duplicates."""
+    """An address of an interface. `dad` asks the kernel to probe an IPv6 address for duplicates.
+
+    on_link: whether the other addresses of its network are neighbours, so that the kernel makes a
+    route to it.
+    """
 
     kind: ClassVar[str] = "address"
     follows_link: ClassVar[bool] = True
@@ -125,6 +129,7 @@ class Address(Step):
     link: str
     address: IPNetwork
     dad: bool = False
+    on_link: bool = True
 
 
 class Settled(Step):
@@ -311,3 +316,73 @@ class Shaping(Step):
     egress: Limit | None = None
     shaped: tuple[IPNetwork, ...] = ()
     unshaped: tuple[IPNetwork, ...] = ()
+
+
+class SubLink(Step):
+    """An interface of the sandbox on top of another, its master; a dummy has none.
+
+    type: macvlan, ipvlan, vlan or dummy. master: a name, "" for the interface that the default
+    route leaves by; master_in: HOST or SANDBOX. mode: of a macvlan or ipvlan, as they name it.
+    mtu: bytes, 0 for the master's; mac: "" for the kernel's choice; broadcast_queue: frames, of a
+    macvlan, 0 for the kernel's choice.
+    """
+
+    kind: ClassVar[str] = "sub_link"
+
+    name: str
+    type: str
+    master: str = ""
+    master_in: str = HOST
+    mode: str = ""
+    vlan_id: int = 0
+    mtu: int = 0
+    mac: str = ""
+    broadcast_queue: int = 0
+
+
+class Tap(Step):
+    """A tap in the sandbox: an interface whose other end a program holds, such as a VM.
+
+    owner, group: numbers of who may open it, None for anyone; selinux_context: of the tap, "" for
+    the plugin's own; bridge: of the sandbox, to plug it into, "" for none. mtu and mac as above.
+    """
+
+    kind: ClassVar[str] = "tap"
+
+    name: str
+    mtu: int = 0
+    mac: str = ""
+    owner: int | None = None
+    group: int | None = None
+    multi_queue: bool = False
+    selinux_context: str = ""
+    bridge: str = ""
+
+
+class Device(Record):
+    """A network device of the host, told by the first of these that is not empty.
+
+    name: of its interface; mac: its hardware address; path: below /sys/devices; id: an address on
+    the PCI or the auxiliary bus; pci: an address on the PCI bus.
+    """
+
+    name: str = ""
+    mac: str = ""
+    path: str = ""
+    id: str = ""
+    pci: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.name or self.mac or self.path or self.id or self.pci)
+
+
+class MoveDevice(Step):
+    """A device of the host is in the sandbox, as interface `name`.
+
+    Its own name is kept in its alias, and is what it gets back.
+    """
+
+    kind: ClassVar[str] = "move_device"
+
+    name: str
+    device: Device

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 def apply(step: Address, kernel: Kernel) -> Undo:
     site = kernel.site(step.where)
     index = site.index(step.link)
-    site.request(addresses.add(index, step.address, no_dad=not step.dad))
+    site.request(
+        addresses.add(
+            index, step.address, no_dad=not step.dad, no_prefix_route=not step.on_link
+        )
+    )
     return lambda: site.request(addresses.delete(index, step.address))
 
 
