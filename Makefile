@@ -48,7 +48,7 @@ clean: ## Remove .venv and everything built or cached
 install-system-packages: ## Install the Debian packages that are missing (as root)
 	@tools/system-packages run test
 
-.venv/.complete: pyproject.toml
+.venv/.complete: pyproject.toml hatch_build.py launcher/launcher.c
 	@$(python) -c '' 2> /dev/null || { \
 		found=$$(tools/find-python) && echo "building .venv from $$found" && \
 		"$$found" -m venv --clear .venv; }

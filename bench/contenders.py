@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,20 @@ class Processes(Contender):
             check=False,
         )
         return done.returncode, done.stdout
+
+
+class WithAgent(Processes):
+    """The same with an agent of our own behind the launcher; it ends with the benchmark."""
+
+    def __init__(self, name: str, directory: Path, socket: Path) -> None:
+        super().__init__(name, directory)
+        program = Path(sys.executable).parent / "pycni"
+        self._agent = subprocess.Popen([program, "agent", "--socket", socket])
+        atexit.register(self._agent.terminate)
+        while not socket.exists():
+            if self._agent.poll() is not None:
+                raise RuntimeError("the agent did not start")
+            time.sleep(0.05)
 
 
 class InProcess(Contender):

@@ -13,17 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from contenders import Contender, InProcess, Processes
+from contenders import Contender, InProcess, Processes, WithAgent
 from measure import Measurement, measure, table
 from scenarios import SCENARIOS
 
 from harness import enter_new_netns, private_mounts
+from pycni.cli.install import install
 
 REFERENCE = Path("/usr/lib/cni")
 
@@ -54,13 +54,16 @@ def _run(options: argparse.Namespace) -> list[Measurement]:
 
 
 def _contenders(peer: Path) -> list[Contender]:
-    directory = Path("/run/pycni-bench/bin")
-    program = Path(sys.executable).parent / "pycni"
-    subprocess.run([program, "install", directory], check=True, stdout=subprocess.DEVNULL)
+    """The reference, and pycni in the ways that it can be called."""
+    folder = Path("/run/pycni-bench")
+    socket = folder / "agent" / "agent.sock"
+    install(folder / "cold", socket=None)
+    install(folder / "agent-bin", socket=socket)
     return [
         Processes("reference", peer),
-        Processes("cold", directory),
-        InProcess("in process", directory),
+        Processes("cold", folder / "cold"),
+        WithAgent("agent", folder / "agent-bin", socket),
+        InProcess("in process", folder / "cold"),
     ]
 
 

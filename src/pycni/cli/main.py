@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from pycni import __version__
+from pycni.cli.agent import agent
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,3 +27,6 @@ def install(directory: Path) -> None:
     except OSError as error:
         raise click.ClickException(f"cannot install into {directory}: {error.strerror}") from error
     click.echo(f"installed {', '.join(path.name for path in written)} in {directory}")
+
+
+main.add_command(agent)

@@ -7,6 +7,8 @@ writes a sysctl.
 
 from __future__ import annotations
 
+from select import POLLIN, poll
+
 from pycni.kernel import link, namespace
 from pycni.kernel.netlink.socket import NetlinkSocket
 from pycni.plan.steps import SANDBOX
@@ -95,6 +97,13 @@ class Site:
         self.namespace.close()
 
 
+def is_readable(descriptor: int) -> bool:
+    """Whether a read would not wait: there is data, or the other end has gone."""
+    poller = poll()
+    poller.register(descriptor, POLLIN)
+    return bool(poller.poll(0))
+
+
 class Here:
     """A context manager for a namespace that the thread is in already."""
 
@@ -109,11 +118,22 @@ _HERE = Here()
 
 
 class Kernel:
-    """Host and sandbox of one request; `sandbox` is None where there is no namespace (left)."""
+    """Host and sandbox of one request; `sandbox` is None where there is no namespace (left).
 
-    def __init__(self, sandbox: Namespace | None, sandbox_path: str = "") -> None:
+    cancel: a descriptor that can be read once whoever asked has given up, None if they never do.
+    """
+
+    def __init__(
+        self, sandbox: Namespace | None, sandbox_path: str = "", cancel: int | None = None
+    ) -> None:
+        self._cancel = cancel
         self.host = Site(namespace.current(), here=True)
         self.sandbox = Site(sandbox, sandbox_path) if sandbox is not None else None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether whoever asked has given up."""
+        return self._cancel is not None and is_readable(self._cancel)
 
     def site(self, where: str) -> Site:
         """The site that a step's `where` names."""

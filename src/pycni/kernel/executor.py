@@ -9,7 +9,13 @@ from __future__ import annotations
 
 import errno
 
-from pycni.spec.errors import ALREADY_EXISTS, INVALID_ENVIRONMENT, KERNEL_REFUSED, CNIError
+from pycni.spec.errors import (
+    ALREADY_EXISTS,
+    INVALID_ENVIRONMENT,
+    KERNEL_REFUSED,
+    TRY_AGAIN_LATER,
+    CNIError,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +25,7 @@ if TYPE_CHECKING:
 
     from pycni.kernel.context import Kernel
     from pycni.plan.plan import Plan
+    from pycni.plan.steps import Step
     from pycni.spec.config import Attachment
 
     Undo = Callable[[], None]
@@ -40,6 +47,12 @@ class Transaction:
     def apply(self, plan: Plan) -> None:
         """Make the steps of a plan in order. Raises CNIError; what was made is then taken back."""
         for step in plan.steps:
+            if self._kernel.cancelled:
+                raise CNIError(
+                    TRY_AGAIN_LATER,
+                    "cancelled: whoever asked for the attachment has gone",
+                    "nothing of it is left",
+                )
             try:
                 undo = handler(step.kind).apply(step, self._kernel)
             except OSError as error:
@@ -87,6 +100,22 @@ def collect(
 ) -> list[CNIError]:
     """Remove what a network left for attachments not in `keep`. Returns what failed."""
     return _each(lambda kind: handler(kind).collect(kernel, network, keep), kinds)
+
+
+def current(plan: Plan, kernel: Kernel) -> Plan:
+    """The steps of a plan that set a value, with the values the kernel has now.
+
+    What has no value yet is left out. Raises CNIError.
+    """
+    steps: list[Step] = []
+    for step in plan.steps:
+        try:
+            steps.append(handler(step.kind).current(step, kernel))
+        except OSError as error:
+            if error.errno == errno.EIO:  # net.ipv6.conf.*.stable_secret, unset
+                continue
+            raise translate(error) from error
+    return plan.replace(steps=tuple(steps))
 
 
 def handler(kind: str) -> ModuleType:

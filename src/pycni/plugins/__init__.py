@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 NAMES = ("bridge", "host-local", "loopback")
 
-# The second line of an executable that `pycni install` wrote.
+# With the plugin's name, the last line of an executable that `pycni install` wrote.
 MARK = b"# pycni plugin: "
 
 
@@ -37,11 +37,13 @@ def resolve(path: str) -> Plugin | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+    line = MARK + name.encode() + b"\n"
     try:
-        head = os.read(descriptor, 128)
+        end = os.lseek(descriptor, 0, os.SEEK_END)
+        tail = os.pread(descriptor, len(line), max(0, end - len(line)))
     finally:
         os.close(descriptor)
-    return load(name) if MARK + name.encode() + b"\n" in head else None
+    return load(name) if tail == line else None
 
 
 def run(name: str) -> NoReturn:

@@ -38,7 +38,13 @@ def delegate(
         plugin = request.resolve(path)
     if plugin is not None:
         return perform(plugin, inner)
-    output = execute(path, process_environ(inner), dumps(inner.document, sort_keys=True).encode())
+    output = execute(
+        path,
+        process_environ(inner),
+        dumps(inner.document, sort_keys=True).encode(),
+        cancel=request.cancel if command == "ADD" else None,
+        stderr=request.stderr,
+    )
     return read_answer(output, inner.version) if command == "ADD" else None
 
 

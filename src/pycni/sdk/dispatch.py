@@ -63,16 +63,20 @@ def serve(
     *,
     netns_fd: int | None = None,
     resolve: Callable[[str], Plugin | None] | None = None,
+    cancel: int | None = None,
+    stderr: int = 2,
 ) -> Outcome:
-    """One call of a plugin by environment and stdin. Never raises: failures are in the outcome."""
+    """One call of a plugin by environment and stdin. Never raises: failures are in the outcome.
+
+    The keywords are the fields of `Request` that a process's environment does not hold.
+    """
     if not environ.get("CNI_COMMAND"):
         return Outcome(stderr=about(plugin))
     try:
         request = read_request(environ, read_stdin)
         if request is None:
             return Outcome(dumps(versions.version_reply(plugin.versions)) + "\n")
-        if netns_fd is not None:
-            request = request.replace(netns_fd=netns_fd)
+        request = request.replace(netns_fd=netns_fd, cancel=cancel, stderr=stderr)
         if resolve is not None:
             request = request.replace(resolve=resolve)
         result = perform(plugin, request)

@@ -62,14 +62,16 @@ def execute(
     *,
     timeout: float | None = None,
     cancel: int | None = None,
+    stderr: int = 2,
 ) -> bytes:
     """Run a plugin and return its stdout. Raises PluginFailure: what it said, or why it did not.
 
     timeout: seconds until it is killed, None waits; cancel: a descriptor, it is killed when that
-    can be read. Its stderr is passed on to ours if it succeeds and kept in the error if it fails.
+    can be read. Its stderr is passed on to the descriptor `stderr` if it succeeds, and kept in the
+    error if it fails.
     """
     try:
-        code, stdout, stderr = run([path], stdin, environ, timeout=timeout, cancel=cancel)
+        code, stdout, said = run([path], stdin, environ, timeout=timeout, cancel=cancel)
     except Killed as error:
         words = str(error.stderr, "utf-8", "replace").strip()
         raise PluginFailure(
@@ -85,10 +87,10 @@ def execute(
             "the plugin's file must be an executable for this machine",
         ) from None
     if code == 0:
-        if stderr:
-            os.write(2, stderr)
+        if said:
+            os.write(stderr, said)
         return stdout
-    raise failed(code, stdout, stderr)
+    raise failed(code, stdout, said)
 
 
 def failed(code: int, stdout: bytes, stderr: bytes) -> PluginFailure:

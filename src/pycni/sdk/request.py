@@ -33,7 +33,9 @@ class Request(Record):
     opened, where the path may mean something else to this process. document: the configuration as
     decoded JSON. path: the directories to find delegated plugins in. environ: what a delegated
     process inherits. resolve: gives the plugin object for an executable's path that is one of ours,
-    so that delegating to it needs no process; without directories it is asked for the plugin's type.
+    so that delegating to it needs no process; without directories it is asked for the plugin by its
+    type. cancel: a descriptor that can be read once the caller has given up; an ADD then takes back
+    what it did. stderr: the descriptor for what delegated processes say.
     """
 
     command: str
@@ -46,6 +48,8 @@ class Request(Record):
     netns_fd: int | None = None
     environ: Mapping[str, str] = {}
     resolve: Callable[[str], Plugin | None] = _no_builtin
+    cancel: int | None = None
+    stderr: int = 2
 
     @property
     def network(self) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def open_sandbox(request: Request) -> Kernel:
     """Host and sandbox of a request. Raises CNIError (code 8) if the sandbox cannot be opened."""
     try:
-        return Kernel(_open(request), request.netns)
+        return Kernel(_open(request), request.netns, request.cancel)
     except OSError as error:
         message = f'failed to open netns "{request.netns}": {error.strerror}'
         if isinstance(error, PermissionError):

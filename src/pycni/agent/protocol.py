@@ -1,0 +1,118 @@
+"""What launcher and agent say to each other over the socket. See launcher/launcher.c.
+
+    launcher  one message: header (protocol, size), then NUL-terminated strings: version, plugin,
+              environment; with it the descriptors of stdin, stderr and, if it opened, CNI_NETNS
+    agent     BEGUN, before it reads stdin; or it hangs up, and the launcher serves the call itself
+    agent     answer: exit code and size, then what belongs on stdout
+
+A question about the agent itself has the plugin STATUS and is answered with JSON.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from pathlib import Path
+
+from pycni.spec.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PROTOCOL = 1
+BEGUN = b"B"
+SOCKET = Path("/run/pycni/agent.sock")
+STATUS = "@status"
+MAX_REQUEST = 65536  # bytes, the launcher's limit too
+DESCRIPTORS = 3
+
+_HEADER = struct.Struct("=II")
+_ANSWER = struct.Struct("=II")
+
+
+class Refused(Exception):
+    """A call that the agent does not take; its launcher serves it. The text says why."""
+
+
+class Call(Record):
+    """One call as it arrived. Descriptors are the receiver's to close.
+
+    descriptors: of stdin, stderr and the sandbox's namespace, as far as they came.
+    """
+
+    version: str
+    plugin: str
+    environ: Mapping[str, str]
+    descriptors: tuple[int, ...] = ()
+
+    @property
+    def netns_fd(self) -> int | None:
+        """The sandbox's namespace, None where the launcher could not open one."""
+        return self.descriptors[2] if len(self.descriptors) == DESCRIPTORS else None
+
+    def close(self) -> None:
+        """Close the descriptors that came with it."""
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+
+
+def encode_call(version: str, plugin: str, environ: Mapping[str, str]) -> bytes:
+    """A call as the launcher sends it."""
+    strings = [version, plugin, *(f"{key}={value}" for key, value in environ.items())]
+    body = b"".join(os.fsencode(text) + b"\0" for text in strings)
+    return _HEADER.pack(PROTOCOL, len(body)) + body
+
+
+def receive_call(connection: socket.socket) -> Call:
+    """Read one call. Raises Refused if it is not one, OSError (timeout) if it does not arrive."""
+    data, descriptors, flags, _ = socket.recv_fds(
+        connection, _HEADER.size + MAX_REQUEST, DESCRIPTORS
+    )
+    try:
+        if flags & socket.MSG_CTRUNC:
+            raise Refused("descriptors did not arrive")
+        return _read_call(connection, data, tuple(descriptors))
+    except BaseException:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise
+
+
+def _read_call(connection: socket.socket, data: bytes, descriptors: tuple[int, ...]) -> Call:
+    if len(data) < _HEADER.size:
+        raise Refused("no request")
+    protocol, size = _HEADER.unpack_from(data)
+    if protocol != PROTOCOL or size > MAX_REQUEST:
+        raise Refused(f"a request of protocol {protocol}, {size} bytes")
+    body = data[_HEADER.size :]
+    while len(body) < size:
+        more = connection.recv(size - len(body))
+        if not more:
+            raise Refused("a request that was cut short")
+        body += more
+    strings = [os.fsdecode(text) for text in body.split(b"\0")]
+    if len(body) != size or len(strings) < 3 or strings.pop():
+        raise Refused("a malformed request")
+    pairs = (text.partition("=") for text in strings[2:])
+    environ = {key: value for key, separator, value in pairs if separator}
+    return Call(strings[0], strings[1], environ, descriptors)
+
+
+def send_answer(connection: socket.socket, code: int, output: str) -> None:
+    """Answer a call that was begun."""
+    data = output.encode()
+    connection.sendall(_ANSWER.pack(code, len(data)) + data)
+
+
+def receive_answer(connection: socket.socket) -> tuple[int, str]:
+    """Read an answer: exit code and output. Raises OSError if the agent is gone."""
+    with connection.makefile("rb") as stream:
+        if stream.read(1) != BEGUN:
+            raise ConnectionError("the agent refused the question")
+        header = stream.read(_ANSWER.size)
+        if len(header) < _ANSWER.size:
+            raise ConnectionError("the agent hung up")
+        code, size = _ANSWER.unpack(header)
+        return code, stream.read(size).decode()

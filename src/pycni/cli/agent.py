@@ -1,0 +1,97 @@
+"""`pycni agent`: be the agent, or ask the one that runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pycni.agent.protocol import SOCKET
+from pycni.spec.errors import CNIError
+
+_socket_option = click.option(
+    "--socket",
+    "path",
+    type=click.Path(path_type=Path),
+    default=SOCKET,
+    show_default=True,
+    help="The socket that launchers connect to.",
+)
+
+
+@click.group(invoke_without_command=True)
+@_socket_option
+@click.option("--workers", type=click.IntRange(1), help="Calls served at once.")
+@click.option("--waiting", type=click.IntRange(1), help="Calls that may wait for a worker.")
+@click.option(
+    "--idle",
+    type=click.FloatRange(0, min_open=True),
+    help="Leave after so many seconds without a call.",
+)
+@click.pass_context
+def agent(
+    context: click.Context,
+    path: Path,
+    workers: int | None,
+    waiting: int | None,
+    idle: float | None,
+) -> None:
+    """Serve plugin calls without starting an interpreter for each.
+
+    Runs until SIGTERM, on systemd's socket if it is given one. Plugins work the same without it.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from pycni.agent import server
+
+    given = {"workers": workers, "waiting": waiting, "idle": idle}
+    try:
+        server.run(path, **{key: value for key, value in given.items() if value is not None})
+    except CNIError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@agent.command()
+@_socket_option
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table")
+def status(path: Path, output: str) -> None:
+    """What the agent has done: calls, latencies, errors."""
+    text = _ask(path, "json")
+    click.echo(text if output == "json" else _table(json.loads(text)))
+
+
+@agent.command()
+@_socket_option
+def metrics(path: Path) -> None:
+    """The same in the text format of Prometheus, for its node exporter's textfile collector."""
+    click.echo(_ask(path, "prometheus"), nl=False)
+
+
+def _ask(path: Path, output_format: str) -> str:
+    from pycni.agent import server
+
+    try:
+        return server.ask(path, output_format)
+    except OSError as error:
+        raise click.ClickException(
+            f"no agent answers on {path}: {error.strerror or error}"
+        ) from error
+
+
+def _table(state: dict[str, Any]) -> str:
+    memory = state["memory_bytes"] / 2**20
+    head = f"pycni {state['version']}, pid {state['pid']}, up {state['uptime_s']} s"
+    lines = [f"{head}, {memory:.1f} MiB, {state['running']} at work"]
+    lines += [f"refused {count}: {reason}" for reason, count in state["refused"].items()]
+    if state["calls"]:
+        columns = ("calls", "failed", "mean ms", "longest ms")
+        lines.append(f"{'plugin':<16}{'command':<8}" + "".join(f"{name:>12}" for name in columns))
+    lines += [
+        f"{row['plugin']:<16}{row['command']:<8}{row['count']:>12}{row['failed']:>12}"
+        f"{row['mean_ms']:>12.2f}{row['longest_ms']:>12.2f}"
+        for row in state["calls"]
+    ]
+    lines += [f"failed {row['plugin']} {row['command']}: {row['error']}" for row in state["errors"]]
+    return "\n".join(lines)
