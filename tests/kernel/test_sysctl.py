@@ -45,20 +45,18 @@ def test_value_that_is_set_is_not_written(
 ) -> None:
     value = sysctl.read("net.ipv4.ip_local_port_range", space)
     assert "\t" in value
-    opened: list[int] = []
-    open_file = os.open
+    written: list[bytes] = []
+    write = os.pwrite
 
-    def watch(path: str, flags: int) -> int:
-        opened.append(flags & os.O_ACCMODE)
-        return open_file(path, flags)
+    def watch(fd: int, data: bytes, offset: int) -> int:
+        written.append(data)
+        return write(fd, data, offset)
 
-    monkeypatch.setattr(os, "open", watch)
-    with space.enter():
-        opened.clear()
-        assert sysctl.write("net.ipv4.ip_local_port_range", value.replace("\t", " ")) == value
-        assert opened == [os.O_RDONLY]
-        sysctl.write("net.ipv4.ip_local_port_range", "2000 3000")
-        assert opened[1:] == [os.O_RDONLY, os.O_WRONLY, os.O_RDONLY]
+    monkeypatch.setattr(os, "pwrite", watch)
+    assert sysctl.write("net.ipv4.ip_local_port_range", value.replace("\t", " "), space) == value
+    assert written == []
+    assert sysctl.write("net.ipv4.ip_local_port_range", "2000 3000", space) == value
+    assert written == [b"2000 3000"]
     assert sysctl.read("net.ipv4.ip_local_port_range", space) == "2000\t3000"
 
 
