@@ -1,0 +1,415 @@
+"""host-local: hands out addresses of configured ranges and remembers them on this host.
+
+An ADD gives one address of each range set, requested or the next free one in round robin, and
+keeps the whole network locked meanwhile; it takes all or nothing. The state is the reference's
+(see `pycni.state.leases`), so that either may release what the other reserved.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from pycni.plugins.shared.ranges import Range, RangeConfig, RangeSet, make_range_sets
+from pycni.plugins.shared.resolvconf import parse_resolv_conf
+from pycni.sdk.plugin import Plugin
+from pycni.spec.args import known_args
+from pycni.spec.config import DNS, Attachment, NetConf
+from pycni.spec.errors import (
+    ADDRESS_UNAVAILABLE,
+    ALREADY_EXISTS,
+    CHECK_FAILED,
+    INVALID_CONFIG,
+    INVALID_ENVIRONMENT,
+    IO_FAILURE,
+    UNAVAILABLE,
+    CNIError,
+    invalid_config,
+)
+from pycni.spec.fields import Config, Fault, ListOf, Object, Text, faults_error, field
+from pycni.spec.ip import IPAddress, IPNetwork, parse_address_or_network
+from pycni.spec.result import IPConfig, Result, Route
+from pycni.spec.versions import at_least
+from pycni.state.files import read_file
+from pycni.state.leases import LeaseStore
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+    from pycni.sdk.request import Request
+
+DATA_DIR = "/var/lib/cni/networks"
+
+_RANGES = ListOf(ListOf(Object(RangeConfig)))
+
+
+class IPAM(RangeConfig):
+    """The `ipam` section. Its own `subnet`, if any, is a range set of one range."""
+
+    type: str = field("type", Text(), "", doc="host-local")
+    ranges: tuple[tuple[RangeConfig, ...], ...] = field(
+        "ranges", _RANGES, (), doc="range sets: each is a list of ranges and gives one address"
+    )
+    routes: tuple[Route, ...] = field(
+        "routes", ListOf(Object(Route)), (), doc="routes for the result"
+    )
+    data_dir: str = field(
+        "dataDir", Text(), DATA_DIR, doc="directory of the state, one directory in it per network"
+    )
+    resolv_conf: str = field(
+        "resolvConf", Text(), "", doc="a resolv.conf(5) to take the result's DNS settings from"
+    )
+
+
+class RuntimeConfig(Config):
+    """What a runtime passes for the capabilities `ips` and `ipRanges`."""
+
+    ips: tuple[str, ...] = field("ips", ListOf(Text()), (), doc="addresses to give")
+    ip_ranges: tuple[tuple[RangeConfig, ...], ...] = field(
+        "ipRanges", _RANGES, (), doc="range sets that go before the configured ones"
+    )
+
+
+class ConventionalArgs(Config):
+    """`args.cni`, by the conventions of the specification."""
+
+    ips: tuple[str, ...] = field("ips", ListOf(Text()), (), doc="addresses to give")
+
+
+class Args(Config):
+    """`args`."""
+
+    cni: ConventionalArgs = field("cni", Object(ConventionalArgs), ConventionalArgs(), doc="ips")
+
+
+class HostLocalConf(NetConf):
+    """The configuration of a plugin that delegates to host-local, as far as it reads it."""
+
+    ipam: IPAM | None = field("ipam", Object(IPAM), None, doc="addresses and how to give them")
+    runtime_config: RuntimeConfig = field(
+        "runtimeConfig", Object(RuntimeConfig), RuntimeConfig(), doc="from the runtime"
+    )
+    args: Args = field("args", Object(Args), Args(), doc="free arguments")
+
+    def validate(self) -> None:
+        if self.ipam is None:
+            raise invalid_config(
+                "IPAM config missing 'ipam' key",
+                '"ipam" is an object with "type": "host-local" and a "subnet" or "ranges"',
+            )
+        sets = self.range_sets()
+        if not sets:
+            raise invalid_config(
+                "no IP ranges specified",
+                '"ipam" needs "subnet": "10.1.0.0/16" or "ranges": [[{"subnet": "10.1.0.0/16"}]]',
+            )
+        families = [item.family for item in sets]
+        if len(set(families)) < len(families) and not at_least(self.version, "0.3.0"):
+            raise invalid_config(
+                f"CNI version {self.version} does not support more than 1 address per family",
+                'use "cniVersion": "0.3.0" or newer',
+            )
+
+    def range_sets(self) -> tuple[RangeSet, ...]:
+        """The range sets in the order that numbers them. Raises CNIError (code 7)."""
+        assert self.ipam is not None
+        own: tuple[tuple[RangeConfig, ...], ...] = ((self.ipam,),) if self.ipam.subnet else ()
+        return make_range_sets(self.runtime_config.ip_ranges + own + self.ipam.ranges)
+
+
+class _IPAMDirectory(Config):
+    data_dir: str = field("dataDir", Text(), DATA_DIR, doc="directory of the state")
+
+
+class HostLocal(Plugin):
+    """The host-local plugin."""
+
+    type = "host-local"
+    config = HostLocalConf
+
+    def add(self, request: Request) -> Result:
+        config = HostLocalConf.decode(request.document)
+        ipam = config.ipam
+        assert ipam is not None
+        requested = _requested(config, request.args)
+        dns = _read_resolv_conf(ipam.resolv_conf) if ipam.resolv_conf else DNS()
+        attachment = request.owner.attachment
+        with LeaseStore(
+            ipam.data_dir or DATA_DIR, request.network, create=True, note=_note
+        ) as leases:
+            allocator = _Allocator(leases, config.range_sets(), attachment)
+            try:
+                ips = allocator.allocate(requested)
+            except BaseException:
+                allocator.undo()
+                raise
+        return Result(ips=ips, routes=ipam.routes, dns=dns)
+
+    def check(self, request: Request) -> None:
+        config = HostLocalConf.decode(request.document)
+        with _existing_leases(request) as leases:
+            owned = leases.owned(request.owner.attachment)
+            where = leases.path
+        if not owned:
+            raise CNIError(
+                CHECK_FAILED,
+                f"host-local: Failed to find address added by container {request.container_id}",
+                f"no file in {where} tells of it and interface {request.ifname}",
+            )
+        previous = request.prev_result
+        if previous is None:
+            return
+        for entry in previous.ips:
+            address = entry.address.address
+            in_ranges = any(item.range_of(address) for item in config.range_sets())
+            if in_ranges and address not in owned:
+                raise CNIError(
+                    CHECK_FAILED,
+                    f"host-local: {address} is not reserved for container {request.container_id}",
+                    f"prevResult has it, but reserved are {', '.join(map(str, owned))}; see "
+                    f"{where}",
+                )
+
+    def delete(self, request: Request) -> None:
+        with _existing_leases(request) as leases:
+            leases.release(request.owner.attachment)
+
+    def gc(self, request: Request, keep: frozenset[Attachment]) -> None:
+        with _existing_leases(request) as leases:
+            leases.collect(keep)
+
+    def status(self, request: Request) -> None:
+        config = HostLocalConf.decode(request.document)
+        _require_writable(os.path.join(_data_dir(request.document), request.network))
+        sets = config.range_sets()
+        with _existing_leases(request) as leases:
+            allocator = _Allocator(leases, sets, Attachment("", ""))
+            for range_set in sets:
+                if not allocator.has_free(range_set):
+                    raise CNIError(
+                        UNAVAILABLE,
+                        f"no IP addresses available in range set: {range_set}",
+                        allocator.usage(range_set),
+                    )
+
+
+class _Allocator:
+    """One ADD's choice of addresses, in an open store; `undo` gives back what it took."""
+
+    def __init__(
+        self, leases: LeaseStore, sets: tuple[RangeSet, ...], attachment: Attachment
+    ) -> None:
+        self._leases = leases
+        self._sets = sets
+        self._attachment = attachment
+        self._gateways = {item.gateway for range_set in sets for item in range_set.ranges}
+        self._taken: list[IPAddress] = []
+
+    def allocate(self, requested: list[IPAddress]) -> tuple[IPConfig, ...]:
+        """One address of each range set, the requested ones where they belong."""
+        held = self._leases.owned(self._attachment)
+        left = list(requested)
+        ips = []
+        for index, range_set in enumerate(self._sets):
+            wish = next((address for address in left if range_set.range_of(address)), None)
+            try:
+                self._refuse_second(range_set, held)
+                if wish is None:
+                    item, address = self._next(range_set, index)
+                else:
+                    left.remove(wish)
+                    item, address = self._request(range_set, index, wish)
+            except CNIError as error:
+                raise error.within(f"failed to allocate for range {index}") from None
+            ips.append(
+                IPConfig(address=IPNetwork(address, item.subnet.prefix), gateway=item.gateway)
+            )
+        if left:
+            raise CNIError(
+                ADDRESS_UNAVAILABLE,
+                f"failed to allocate all requested IPs: {' '.join(map(str, left))}",
+                "each range set gives one address, and the range sets are "
+                f"{' and '.join(map(str, self._sets))}",
+            )
+        return tuple(ips)
+
+    def undo(self) -> None:
+        """Give back what this call took, and nothing that the attachment had before."""
+        if self._taken:
+            try:
+                self._leases.release(self._attachment, self._taken)
+            except OSError:
+                pass  # the failure that led here is the one to tell; DEL will try again
+
+    def has_free(self, range_set: RangeSet) -> bool:
+        """Whether the range set has an address to give."""
+        return any(True for _ in self._free(range_set, None)) or (
+            self._leases.recheck() and any(True for _ in self._free(range_set, None))
+        )
+
+    def usage(self, range_set: RangeSet) -> str:
+        """Who holds a full range set's addresses, for the details of an error."""
+        leases = [item for item in self._leases.leases() if range_set.range_of(item.address)]
+        if not leases:
+            return "the only addresses in it are gateways; widen the range"
+        oldest = min(leases, key=lambda lease: lease.since)
+        text = (
+            f"{len(leases)} held by {len({lease.container_id for lease in leases})} containers, "
+            f"the oldest, {oldest.address}, by {_holder(oldest.container_id, oldest.ifname)} "
+            f"since {_date(oldest.since)}"
+        )
+        start = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        stale = sum(lease.since < start for lease in leases)
+        if stale:
+            text += f"; {stale} of them from before this machine was started"
+        return (
+            f"{text}. Containers that ended without DEL still hold theirs: have the runtime run "
+            f"GC, or remove from {self._leases.path} the files that name containers no longer "
+            "there. If all are alive, widen the range"
+        )
+
+    def _refuse_second(self, range_set: RangeSet, held: list[IPAddress]) -> None:
+        for address in held:
+            if range_set.range_of(address):
+                raise CNIError(
+                    ALREADY_EXISTS,
+                    f"{address} has been allocated to {self._attachment.container_id}, "
+                    "duplicate allocation is not allowed",
+                    f"interface {self._attachment.ifname} of this container was added before; "
+                    "DEL comes before another ADD",
+                )
+
+    def _next(self, range_set: RangeSet, index: int) -> tuple[Range, IPAddress]:
+        after = self._leases.last_reserved(index)
+        while True:
+            for item, address in self._free(range_set, after):
+                if self._reserve(address, index):
+                    return item, address
+            if not self._leases.recheck():
+                raise CNIError(
+                    ADDRESS_UNAVAILABLE,
+                    f"no IP addresses available in range set: {range_set}",
+                    self.usage(range_set),
+                )
+
+    def _request(
+        self, range_set: RangeSet, index: int, address: IPAddress
+    ) -> tuple[Range, IPAddress]:
+        item = range_set.range_of(address)
+        assert item is not None
+        if address in self._gateways:
+            raise CNIError(
+                ADDRESS_UNAVAILABLE,
+                f"requested ip {address} is subnet's gateway",
+                "ask for another address, or set another gateway",
+            )
+        if not self._reserve(address, index):
+            lease = self._leases.holder(address)
+            by = ""
+            if lease is not None:
+                by = f" by {_holder(lease.container_id, lease.ifname)} since {_date(lease.since)}"
+            raise CNIError(
+                ADDRESS_UNAVAILABLE,
+                f"requested IP address {address} is not available in range set {range_set}",
+                f"it is held{by}",
+            )
+        return item, address
+
+    def _free(
+        self, range_set: RangeSet, after: IPAddress | None
+    ) -> Iterator[tuple[Range, IPAddress]]:
+        """The free addresses of a range set in the order they are handed out."""
+        for item, first, last in range_set.stretches(after):
+            number = self._leases.next_free(range_set.family, first, last)
+            while number is not None:
+                address = item.address(number)
+                if address not in self._gateways:
+                    yield item, address
+                number = self._leases.next_free(range_set.family, number + 1, last)
+
+    def _reserve(self, address: IPAddress, index: int) -> bool:
+        if not self._leases.reserve(address, self._attachment, index):
+            return False
+        self._taken.append(address)
+        return True
+
+
+def _requested(config: HostLocalConf, args: str) -> list[IPAddress]:
+    """The addresses asked for, in all three ways there are, without duplicates."""
+    by_environment = known_args(args, "IP").get("IP")
+    texts = (
+        *((by_environment,) if by_environment else ()),
+        *config.args.cni.ips,
+        *config.runtime_config.ips,
+    )
+    addresses = []
+    for text in texts:
+        try:
+            addresses.append(parse_address_or_network(text)[0])
+        except ValueError:
+            raise CNIError(
+                INVALID_ENVIRONMENT if text == by_environment else INVALID_CONFIG,
+                f"invalid IP address {text}",
+                "a requested address is 10.1.2.3, or with a prefix length, which is not used",
+            ) from None
+    return list(dict.fromkeys(addresses))
+
+
+def _data_dir(document: Mapping[str, Any]) -> str:
+    """Where the state is, of a configuration that may be wrong in everything else."""
+    ipam = NetConf.read(document, "", []).ipam
+    if not isinstance(ipam, dict):
+        return DATA_DIR
+    faults: list[Fault] = []
+    data_dir = _IPAMDirectory.read(ipam, "ipam", faults).data_dir
+    if faults:
+        raise faults_error(faults)
+    return data_dir or DATA_DIR
+
+
+def _existing_leases(request: Request) -> LeaseStore:
+    return LeaseStore(_data_dir(request.document), request.network, note=_note)
+
+
+def _read_resolv_conf(path: str) -> DNS:
+    try:
+        # /etc/resolv.conf is a symbolic link on many hosts.
+        data = read_file(os.path.realpath(path))
+    except OSError as error:
+        raise CNIError(
+            IO_FAILURE,
+            f"cannot read resolvConf {path}: {error.strerror}",
+            '"resolvConf" of "ipam" must name a readable file',
+        ) from None
+    return parse_resolv_conf(data.decode("utf-8", "replace"))
+
+
+def _require_writable(path: str) -> None:
+    existing = path
+    while not os.path.lexists(existing) and os.path.dirname(existing) != existing:
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing) or not os.access(existing, os.W_OK | os.X_OK):
+        raise CNIError(
+            UNAVAILABLE,
+            f"host-local cannot keep addresses in {path}",
+            f'{existing} must be a directory that this user may write to; "dataDir" of "ipam" '
+            "names another",
+        )
+
+
+def _holder(container_id: str, ifname: str) -> str:
+    interface = f", interface {ifname}" if ifname else ""
+    return f"container {container_id or '(unknown)'}{interface}"
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+
+
+def _note(text: str) -> None:
+    os.write(2, f"host-local: {text}\n".encode())
+
+
+plugin = HostLocal()

@@ -1,0 +1,259 @@
+"""Files that outlive a call: written whole or not at all, and locked.
+
+- `write_file` replaces a file, `create_file` makes one that must not be there yet. At any instant,
+  and after a crash at any instant, the name holds the old content, the new content, or (for a new
+  file) nothing; never a part.
+- `Lock` is an flock, as the reference takes it. It holds between processes and, since each lock
+  opens the file anew, between threads of one process.
+- A symbolic link as the last component of a path is never followed: a state directory's content
+  may have been planted by someone who may write there, and these calls run as root.
+
+Called by the stores of this room and by plugins that keep a state file.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import time
+
+from pycni.spec.errors import IO_FAILURE, TRY_AGAIN_LATER, CNIError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
+MAX_SIZE = 16 * 1024 * 1024  # bytes that `read_file` takes; our largest are results with configs
+
+# O_NONBLOCK: opening a FIFO that someone left under the name must not hang.
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT, errno.EXDEV)
+_CHUNK = 1 << 16
+_LONGEST_PAUSE = 0.01  # seconds between two tries for a lock that has a deadline
+
+
+def make_directories(path: str, mode: int = 0o755) -> None:
+    """Make a directory and the ones above it, each with `mode` less the umask."""
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+    except FileNotFoundError:
+        parent = os.path.dirname(path.rstrip("/"))
+        if not parent or parent == path:
+            raise
+        make_directories(parent, mode)
+        make_directories(path, mode)
+
+
+def open_directory(path: str) -> int:
+    """Open a directory to work in; the caller closes it.
+
+    A symbolic link is followed if root or this user made it: operators do move state that way.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise
+        made_by = os.lstat(path)
+        if not stat.S_ISLNK(made_by.st_mode) or made_by.st_uid not in (0, os.geteuid()):
+            raise
+        return os.open(path, flags)
+
+
+def read_file(name: str, dir_fd: int | None = None, limit: int = MAX_SIZE) -> bytes:
+    """The first `limit` bytes of a file. Raises OSError."""
+    descriptor = os.open(name, _READ, dir_fd=dir_fd)
+    try:
+        data = os.read(descriptor, min(limit, _CHUNK))
+        if len(data) < _CHUNK:  # most files end here, and a second read would be a tenth of it all
+            return data
+        chunks = [data]
+        while data and (limit := limit - len(data)) > 0:
+            data = os.read(descriptor, min(limit, _CHUNK))
+            chunks.append(data)
+        return b"".join(chunks)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(
+    name: str, data: bytes, mode: int = 0o600, *, dir_fd: int | None = None, sync: bool = True
+) -> None:
+    """Write a file whole, in the place of the one that may be there. Raises OSError.
+
+    mode: less the umask. sync: have it on the disk before it takes the name, which costs a
+    millisecond or more; without it a power failure may leave an empty file.
+    """
+    temporary = f"{name}.{os.getpid()}-{os.urandom(4).hex()}.new"
+    _write_new(temporary, data, mode, dir_fd, sync)
+    try:
+        os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    except OSError:
+        os.unlink(temporary, dir_fd=dir_fd)
+        raise
+
+
+def create_file(
+    name: str, data: bytes, mode: int = 0o600, *, dir_fd: int, sync: bool = False
+) -> None:
+    """Make a file with its content in one step. Raises FileExistsError if the name is taken.
+
+    The content is written to a file without a name, which a crash leaves nothing of, and then
+    linked. File systems without such files get one with a name ending in ".new".
+    """
+    try:
+        descriptor = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno not in _NO_TMPFILE:
+            raise
+        return _create_by_name(name, data, mode, dir_fd, sync)
+    try:
+        _write_all(descriptor, data, sync)
+        # Only linkat follows the link in /proc, and only a directory makes os.link use it.
+        os.link(f"/proc/self/fd/{descriptor}", name, dst_dir_fd=dir_fd, follow_symlinks=True)
+        return None
+    except OSError as error:
+        if error.errno not in _NO_TMPFILE:
+            raise
+    finally:
+        os.close(descriptor)
+    return _create_by_name(name, data, mode, dir_fd, sync)  # /proc is not mounted
+
+
+def _create_by_name(name: str, data: bytes, mode: int, dir_fd: int, sync: bool) -> None:
+    temporary = f"{name}.{os.getpid()}-{os.urandom(4).hex()}.new"
+    _write_new(temporary, data, mode, dir_fd, sync)
+    try:
+        os.link(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+    finally:
+        os.unlink(temporary, dir_fd=dir_fd)
+
+
+def remove_file(name: str, dir_fd: int | None = None) -> bool:
+    """Remove a file; False if there was none. Raises OSError."""
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+class Lock:
+    """An exclusive flock on a file, held inside a `with` block and released by any end of it.
+
+    name, dir_fd: the file, made with `mode` when missing; timeout: seconds to wait, None for as
+    long as it takes. Raises CNIError: code 11 when the time is over, code 5 when the file cannot be
+    opened.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        dir_fd: int | None = None,
+        mode: int = 0o750,
+        timeout: float | None = None,
+        shown_as: str = "",
+    ) -> None:
+        self._name = name
+        self._dir_fd = dir_fd
+        self._mode = mode
+        self._timeout = timeout
+        self._path = shown_as or name
+        self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        while True:
+            try:
+                self._descriptor = os.open(
+                    self._name,
+                    os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK,
+                    self._mode,
+                    dir_fd=self._dir_fd,
+                )
+            except OSError as error:
+                raise CNIError(
+                    IO_FAILURE,
+                    f"cannot open the lock {self._path}: {error.strerror}",
+                    "it must be a plain file that this user may open, or its directory writable",
+                ) from None
+            try:
+                self._acquire()
+                if self._still_named():
+                    return self
+            except BaseException:
+                os.close(self._descriptor)
+                raise
+            os.close(self._descriptor)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    def _acquire(self) -> None:
+        if self._timeout is None:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            return
+        pause = 0.0005
+        give_up = time.monotonic() + self._timeout
+        while True:
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= give_up:
+                    raise self._busy() from None
+            time.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _still_named(self) -> bool:
+        """Whether the name still leads to the locked file: it may have been removed meanwhile."""
+        try:
+            named = os.stat(self._name, dir_fd=self._dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(named, os.fstat(self._descriptor))
+
+    def _busy(self) -> CNIError:
+        holder = _flock_holder(os.fstat(self._descriptor))
+        return CNIError(
+            TRY_AGAIN_LATER,
+            f"the lock {self._path} is held by {holder}",
+            f"waited {self._timeout:g} s; if that process hangs, end it, and try again",
+        )
+
+
+def _flock_holder(locked: os.stat_result) -> str:
+    device = f"{os.major(locked.st_dev):02x}:{os.minor(locked.st_dev):02x}:{locked.st_ino}"
+    try:
+        lines = read_file("/proc/locks").decode().splitlines()
+        # 1: FLOCK  ADVISORY  WRITE 1234 fe:00:5678 0 EOF
+        pid = next(line.split()[4] for line in lines if device in line and "->" not in line)
+        name = read_file(f"/proc/{pid}/comm").decode("utf-8", "replace").strip()
+    except (OSError, StopIteration, ValueError):
+        return "another process"
+    return f"process {pid} ({name})"
+
+
+def _write_new(name: str, data: bytes, mode: int, dir_fd: int | None, sync: bool) -> None:
+    descriptor = os.open(name, _WRITE_NEW, mode, dir_fd=dir_fd)
+    try:
+        _write_all(descriptor, data, sync)
+    except OSError:
+        os.unlink(name, dir_fd=dir_fd)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes, sync: bool) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+    if sync:
+        os.fsync(descriptor)
