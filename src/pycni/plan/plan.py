@@ -10,10 +10,15 @@ if TYPE_CHECKING:
 
 
 class Reported(Record):
-    """An interface that the result lists; where: `steps.HOST` or `steps.SANDBOX`."""
+    """An interface that the result lists; where: `steps.HOST` or `steps.SANDBOX`.
+
+    in_kernel: whether the kernel has an interface of that name. It has none for a device that a
+    program drives by itself.
+    """
 
     where: str
     name: str
+    in_kernel: bool = True
 
 
 class Plan(Record):

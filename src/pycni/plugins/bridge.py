@@ -25,14 +25,14 @@ from pycni.plan.steps import (
     VLANGateway,
     VLANs,
 )
-from pycni.sdk.addressing import announce, configure, settle
+from pycni.plugins.shared.pair import host_end
+from pycni.sdk.addressing import announce, configure, settle, with_gateway
 from pycni.sdk.interface import InterfacePlugin
 from pycni.sdk.mac import MACConf, requested_mac
 from pycni.spec.errors import CNIError, invalid_config
 from pycni.spec.fields import Config, Flag, Integer, ListOf, Object, Text, field
-from pycni.spec.ip import IPAddress, IPNetwork, default_network
+from pycni.spec.ip import IPNetwork, default_network
 from pycni.spec.names import MAX_INTERFACE_NAME, check_interface_name
-from pycni.spec.owner import hashed_name
 from pycni.spec.result import Route
 
 TYPE_CHECKING = False
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from pycni.plan.steps import Step
     from pycni.sdk.request import Request
-    from pycni.spec.result import IPConfig, Result
+    from pycni.spec.result import Result
 
 MAX_VLAN = 4094
 
@@ -182,7 +182,7 @@ class BridgePlugin(InterfacePlugin):
         """Fill in gateways that the address plugin left open, and default routes if asked for."""
         if not config.gateway:
             return network
-        ips = tuple(_with_gateway(entry) for entry in network.ips)
+        ips = tuple(with_gateway(entry) for entry in network.ips)
         routes = network.routes
         if config.is_default_gateway:
             for entry in ips:
@@ -193,7 +193,7 @@ class BridgePlugin(InterfacePlugin):
 
     def plan(self, request: Request, config: BridgeConfig, network: Result) -> Plan:
         ifname = request.ifname
-        outer = _host_end(request, config, network)
+        outer = host_end(request, network, config.bridge, config.gateway_link)
         mac = requested_mac(config, request.args)
         port = BridgePort(config.bridge, config.hairpin_mode, config.port_isolation, config.vlans)
         gateways = tuple(
@@ -257,23 +257,6 @@ def trunk_ranges(items: tuple[TrunkItem, ...]) -> tuple[tuple[int, int], ...]:
 
 def _bad_trunk(message: str, value: int) -> Exception:
     return invalid_config(message, f'{value} in "vlanTrunk": VLANs are numbered 1 to {MAX_VLAN}')
-
-
-def _with_gateway(entry: IPConfig) -> IPConfig:
-    """An address with its gateway, by default the first address of its network."""
-    if entry.gateway is not None:
-        return entry
-    first = IPAddress.from_int(entry.address.first + 1, entry.address.family)
-    return entry.replace(gateway=first)
-
-
-def _host_end(request: Request, config: BridgeConfig, network: Result) -> str:
-    """The name of the pair's host end: the one ADD reported, or the one that it will get."""
-    for interface in network.interfaces:
-        if not interface.sandbox and interface.name not in (config.bridge, config.gateway_link):
-            return interface.name
-    owner = request.owner
-    return hashed_name("veth", f"{owner.network}/{owner.container_id}/{owner.ifname}", 15)
 
 
 def _probing(ifname: str, wanted: bool) -> list[Step]:

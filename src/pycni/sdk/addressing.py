@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from _socket import AF_INET6
 
+from pycni.kernel.netlink.constants import RT_SCOPE_LINK
 from pycni.plan.steps import SANDBOX, Address, LinkUp, Route, Settled, Sysctl
+from pycni.spec.ip import IPAddress, host_network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.plan.steps import Step
-    from pycni.spec.ip import IPAddress, IPNetwork
-    from pycni.spec.result import Result
+    from pycni.spec.ip import IPNetwork
+    from pycni.spec.result import IPConfig, Result
 
 
-def configure(link: str, network: Result, *, dad: bool = False) -> list[Step]:
+def configure(
+    link: str, network: Result, *, dad: bool = False, by_gateway: bool = False
+) -> list[Step]:
     """Addresses, then up, then routes, for the interface `link` in the sandbox.
 
     The addresses come first so that the kernel announces them when the interface comes up
     (arp_notify, ndisc_notify). dad: have the kernel look for duplicates of IPv6 addresses first,
-    which delays them by a second or two; `settle` waits for it.
+    which delays them by a second or two; `settle` waits for it. by_gateway: the gateways alone are
+    on the link, even the rest of an address's own network is reached through them.
     """
     steps: list[Step] = []
     if any(entry.address.family == AF_INET6 for entry in network.ips):
@@ -27,8 +32,11 @@ def configure(link: str, network: Result, *, dad: bool = False) -> list[Step]:
             Sysctl(SANDBOX, f"net/ipv6/conf/{link}/disable_ipv6", "0"),
             Sysctl(SANDBOX, f"net/ipv6/conf/{link}/keep_addr_on_down", "1"),
         ]
-    steps += [Address(SANDBOX, link, entry.address, dad) for entry in network.ips]
+    steps += [Address(SANDBOX, link, entry.address, dad, not by_gateway) for entry in network.ips]
     steps.append(LinkUp(SANDBOX, link))
+    if by_gateway:
+        for entry in network.ips:
+            steps += _to_gateway(link, entry)
     steps += [
         Route(
             SANDBOX,
@@ -43,6 +51,27 @@ def configure(link: str, network: Result, *, dad: bool = False) -> list[Step]:
         )
         for route in network.routes
     ]
+    return steps
+
+
+def with_gateway(entry: IPConfig) -> IPConfig:
+    """An address with its gateway, by default the first address of its network."""
+    if entry.gateway is not None:
+        return entry
+    first = IPAddress.from_int(entry.address.first + 1, entry.address.family)
+    return entry.replace(gateway=first)
+
+
+def _to_gateway(link: str, entry: IPConfig) -> list[Step]:
+    address, gateway = entry.address, entry.gateway
+    if gateway is None:
+        return []
+    source = address.address
+    steps: list[Step] = [
+        Route(SANDBOX, link, host_network(gateway), src=source, scope=RT_SCOPE_LINK)
+    ]
+    if address.prefix < source.bits:
+        steps.append(Route(SANDBOX, link, address.network, gw=gateway, src=source))
     return steps
 
 

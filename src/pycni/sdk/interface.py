@@ -33,17 +33,24 @@ class InterfacePlugin(PlannedPlugin):
     needs_ipam: ClassVar[bool] = False
 
     def add(self, request: Request) -> Result:
-        config = self.config.decode(request.document)
-        self._require_ipam(request)
+        config = self.resolve(self.config.decode(request.document))
+        inherited = Result() if request.ipam_type else self.inherited(request)
+        if not inherited.ips:
+            self._require_ipam(request)
         with (
             open_sandbox(request) as kernel,
             Allocation(request) as addresses,
             executor.Transaction(kernel) as transaction,
         ):
-            network = override_dns(request, config, self.complete(config, addresses))
+            known = addresses if request.ipam_type else inherited
+            network = override_dns(request, config, self.complete(config, known))
             plan = self.plan(request, config, network)
             transaction.apply(plan)
             return report(kernel, request, plan, network)
+
+    def inherited(self, request: Request) -> Result:
+        """The addresses to use where the configuration names no address plugin: by default none."""
+        return Result()
 
     def concern(self, request: Request, previous: Result) -> Result:
         """Of a previous result, the addresses of the attachment's own interface."""
@@ -86,11 +93,13 @@ def report(kernel: Kernel, request: Request, plan: Plan, network: Result) -> Res
     container = None
     for index, reported in enumerate(plan.interfaces):
         site = kernel.site(reported.where)
-        try:
-            link = site.known(reported.name)
-        except OSError as error:
-            raise executor.translate(error) from error
-        interfaces.append(Interface(name=link.name, mac=link.mac, sandbox=site.path))
+        mac = ""
+        if reported.in_kernel:
+            try:
+                mac = site.known(reported.name).mac
+            except OSError as error:
+                raise executor.translate(error) from error
+        interfaces.append(Interface(name=reported.name, mac=mac, sandbox=site.path))
         if reported.where == SANDBOX and reported.name == request.ifname:
             container = index
     return Result(

@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 class PlannedPlugin(Plugin):
     """Base of plugins that declare a plan.
 
-    kinds: the kinds of steps in its plans that can outlive the attachment's interface, for GC.
+    kinds: the kinds of steps in its plans that can outlive the attachment's interface, for GC;
+    unchained: what to say where a previous result is needed and missing.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ()
+    unchained: ClassVar[str] = "Required prevResult missing"
 
     def plan(self, request: Request, config: Any, network: Result) -> Plan:
         """What should exist for the request's attachment. Pure: asks nothing of the kernel.
@@ -40,6 +42,13 @@ class PlannedPlugin(Plugin):
         at CHECK and DEL the same from prevResult, which at DEL may be empty.
         """
         raise NotImplementedError
+
+    def resolve(self, config: Any) -> Any:
+        """The configuration with what its plan depends on and only the host knows; raises CNIError.
+
+        Called before an ADD or CHECK. DEL does without: what the host knew may have gone.
+        """
+        return config
 
     def complete(self, config: Any, network: Result) -> Result:
         """Addresses, routes and DNS as the result shall tell them.
@@ -57,9 +66,9 @@ class PlannedPlugin(Plugin):
         """Raise a CNIError (code 50) if an ADD could not be served now."""
 
     def check(self, request: Request) -> None:
-        config = self.config.decode(request.document)
+        config = self.resolve(self.config.decode(request.document))
         delegate_ipam(request, "CHECK")
-        previous = require_prev_result(request)
+        previous = require_prev_result(request, self.unchained)
         network = self.complete(config, self.concern(request, previous))
         with open_sandbox(request) as kernel:
             plan = self.plan(request, config, network)
@@ -97,13 +106,13 @@ class PlannedPlugin(Plugin):
         delegate_ipam(request, "STATUS")
 
 
-def require_prev_result(request: Request) -> Result:
+def require_prev_result(request: Request, message: str = PlannedPlugin.unchained) -> Result:
     """The previous result, for operations that cannot do without. Raises CNIError (code 7)."""
     previous = request.prev_result
     if previous is None:
         raise CNIError(
             INVALID_CONFIG,
-            "Required prevResult missing",
+            message,
             f"{request.command} works on the result of the plugins before it, "
             "which the runtime hands on as prevResult",
         )
@@ -131,6 +140,8 @@ def check_interfaces(kernel: Kernel, plan: Plan, previous: Result) -> list[str]:
     """How the interfaces that a plan reports differ from those that the previous result lists."""
     differences = []
     for reported in plan.interfaces:
+        if not reported.in_kernel:
+            continue
         site = kernel.site(reported.where)
         link = site.find(reported.name)
         if link is None:
