@@ -214,6 +214,23 @@ def test_broken_attributes(data: bytes) -> None:
         OUTER.decode(data)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        bytes(3),
+        struct.pack("=i", 19),  # positive: not how the kernel says it
+        struct.pack("=i", -19),
+        struct.pack("=i", -19) + bytes(15),
+        struct.pack("=iIHHII", -19, 0, 16, 5, 1, 1),  # of a message without a header
+        struct.pack("=iIHHII", -19, 16, 16, 5, 1, 1) + b"\1",
+    ],
+)
+def test_broken_acknowledgements(body: bytes) -> None:
+    with pytest.raises(MalformedMessage):
+        codec.outcome(Message(2, 0x200, 1, 1, body))
+
+
 DECODERS = {
     "attributes": OUTER.decode,
     "messages": codec.unpack,
