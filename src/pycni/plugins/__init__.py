@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pycni.sdk.plugin import Plugin
 
-NAMES = ("bridge", "host-local", "loopback")
+NAMES = ("bandwidth", "bridge", "host-local", "loopback")
 
 # With the plugin's name, the last line of an executable that `pycni install` wrote.
 MARK = b"# pycni plugin: "

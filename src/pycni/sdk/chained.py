@@ -27,7 +27,7 @@ class ChainedPlugin(PlannedPlugin):
 
     def add(self, request: Request) -> Result:
         config = self.config.decode(request.document)
-        previous = require_prev_result(request)
+        previous = require_prev_result(request, self.unchained)
         network = self.complete(config, self.concern(request, previous))
         with open_sandbox(request) as kernel, executor.Transaction(kernel) as transaction:
             transaction.apply(self.plan(request, config, network))

@@ -266,7 +266,9 @@ class NetlinkSocket:
         if port != 0:
             return []  # another process, not the kernel
         messages = unpack(bytes(memoryview(self._buffer)[:size]))
-        if groups:
+        # Without a subscription, what comes from a group is an answer that was asked for by
+        # NLM_F_ECHO.
+        if groups and self._groups:
             self._events += messages
             return []
         return [message for message in messages if message.port == self._port]

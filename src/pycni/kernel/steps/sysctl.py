@@ -35,6 +35,12 @@ def check(step: Sysctl, kernel: Kernel) -> list[str]:
     return [f"{step.key} is {value}, expected {step.value}"]
 
 
+def current(step: Sysctl, kernel: Kernel) -> Sysctl:
+    """The same key with the value it has now. Raises OSError."""
+    with kernel.site(step.where).enter():
+        return step.replace(value=sysctl.read(step.key))
+
+
 def _restore(step: Sysctl, value: str, kernel: Kernel) -> None:
     with kernel.site(step.where).enter():
         sysctl.write(step.key, value)

@@ -1,0 +1,275 @@
+"""Limits for the traffic of a sandbox's veth, on the host (`plan.steps.Shaping`).
+
+    towards the sandbox:  host end, root tbf
+    from the sandbox:     host end, ingress qdisc: u32 filter, redirect to the ifb: root tbf
+
+Handles, names and figures are the reference's. Where only some networks are limited, or all but
+some, htb with one limited class takes the place of tbf.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from pycni.kernel import link as links
+from pycni.kernel import tc
+from pycni.kernel.netlink.errors import NetlinkError
+from pycni.kernel.steps import router_advertisements
+from pycni.spec.errors import ALREADY_EXISTS, INVALID_CONFIG, CNIError
+from pycni.spec.owner import Owner, hashed_name, network_tag
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycni.kernel.context import Kernel, Site
+    from pycni.kernel.executor import Undo
+    from pycni.kernel.link import Link
+    from pycni.plan.steps import Limit, Shaping
+    from pycni.spec.config import Attachment
+
+LIMITED = 0x30  # the class 1:30
+DIRECT = 0
+FIRST_PRIORITY = 15  # of filters that assign classes
+
+
+def apply(step: Shaping, kernel: Kernel) -> Undo:
+    host = kernel.host
+    outer = _host_end(step, kernel)
+    undo: list[Undo] = []
+    try:
+        if step.ingress is not None:
+            _limit(step, host, outer, step.ingress, towards=True)
+            undo.append(lambda: _lift(host, outer))
+        if step.egress is not None:
+            ifb = _make_ifb(step, host, outer)
+            undo.append(lambda: _delete(host, ifb))
+            _limit(step, host, ifb, step.egress, towards=False)
+            undo.append(_redirect(host, outer, ifb))
+    except BaseException:
+        _take_back(undo)
+        raise
+    return lambda: _take_back(undo)
+
+
+def check(step: Shaping, kernel: Kernel) -> list[str]:
+    host = kernel.host
+    outer = _host_end(step, kernel)
+    differences = []
+    if step.ingress is not None:
+        differences += _limit_differences(step, host, outer, step.ingress)
+    if step.egress is not None:
+        ifb = find_ifb(step.owner, kernel)
+        if ifb is None:
+            return [*differences, f"interface {_names(step.owner)[0]} is missing: no egress limit"]
+        differences += _limit_differences(step, host, ifb, step.egress)
+        parent = _ingress_parent(host, outer)
+        found = tc.filters(host.netlink, outer.index, parent) if parent is not None else []
+        if not any(item.redirect == ifb.index for item in found):
+            differences.append(f"what {outer.name} receives is not redirected to {ifb.name}")
+    return differences
+
+
+def remove(step: Shaping, kernel: Kernel) -> None:
+    """Delete the ifb; disciplines and filters go with the host end."""
+    ifb = find_ifb(step.owner, kernel)
+    if ifb is not None:
+        _delete(kernel.host, ifb)
+
+
+def collect(kernel: Kernel, network: str, keep: frozenset[Attachment]) -> None:
+    """Delete ifbs that are marked as this network's, of attachments not to be kept."""
+    kept = {Owner(network, item.container_id, item.ifname).tag for item in keep}
+    for found in links.dump(kernel.host.netlink):
+        tag = _tag(found)
+        if found.kind == "ifb" and tag.startswith(f"{network_tag(network)}-") and tag not in kept:
+            _delete(kernel.host, found)
+
+
+def find_ifb(owner: Owner, kernel: Kernel) -> Link | None:
+    """The attachment's ifb: one with its mark, or the one that the reference made."""
+    first, second = _names(owner)
+    for name in (first, second):
+        found = kernel.host.find(name)
+        if found is None or found.kind != "ifb":
+            continue
+        if _tag(found) == owner.tag or (name == first and not found.alias):
+            return found
+    return None
+
+
+def _names(owner: Owner) -> tuple[str, str]:
+    """The reference's name, which a container's interfaces in one network share, and another."""
+    text = owner.network + owner.container_id
+    return hashed_name("bwp", text, 15), hashed_name("bwp", text + owner.ifname, 15)
+
+
+def _tag(link: Link) -> str:
+    return link.alias.partition(",")[0]
+
+
+def _host_end(step: Shaping, kernel: Kernel) -> Link:
+    """The host end of the sandbox's veth. Raises CNIError."""
+    inner = kernel.site("sandbox").link(step.link)
+    if inner.kind != "veth" or not inner.link:
+        raise CNIError(
+            INVALID_CONFIG,
+            f"container interface {step.link} has no veth peer: "
+            f"it is {inner.kind or 'a hardware interface'}",
+            "traffic is limited on the host end of a veth: chain bandwidth to bridge or ptp",
+        )
+    outer = kernel.host.find(inner.link)
+    if outer is None or outer.kind != "veth" or outer.link != inner.index:
+        raise CNIError(
+            INVALID_CONFIG,
+            f"veth peer with index {inner.link} is not in host ns",
+            f"the other end of {step.link} must be in the namespace the plugin runs in",
+        )
+    if outer.name not in step.host_links:
+        raise CNIError(
+            INVALID_CONFIG,
+            "no veth peer of container interface found in host ns",
+            f"the peer of {step.link} is {outer.name}; prevResult must list it among its "
+            "interfaces, without a sandbox",
+        )
+    return outer
+
+
+# --- limits --------------------------------------------------------------------------------------
+
+
+def _limit(step: Shaping, host: Site, link: Link, limit: Limit, *, towards: bool) -> None:
+    bucket = tc.token_bucket(limit.rate, limit.burst)
+    networks = step.shaped or step.unshaped
+    if not networks:
+        host.request(tc.add_token_bucket(link.index, bucket))
+        return
+    listed, others = (LIMITED, DIRECT) if step.shaped else (DIRECT, LIMITED)
+    host.request(tc.add_htb(link.index, others))
+    try:
+        host.request(
+            *tc.add_htb_class(link.index, LIMITED, bucket),
+            *(
+                tc.assign(
+                    link.index,
+                    network,
+                    listed,
+                    FIRST_PRIORITY + (0 if network.is_ipv4 else 1),
+                    by_source=towards,
+                )
+                for network in networks
+            ),
+        )
+    except BaseException:
+        _lift(host, link)
+        raise
+
+
+def _lift(host: Site, link: Link) -> None:
+    found = tc.qdisc(host.netlink, link.index)
+    if found is not None:
+        host.request(tc.delete_qdisc(found))
+
+
+def _limit_differences(step: Shaping, host: Site, link: Link, limit: Limit) -> list[str]:
+    wanted = tc.token_bucket(limit.rate, limit.burst)
+    found = tc.qdisc(host.netlink, link.index)
+    classful = bool(step.shaped or step.unshaped)
+    if found is None or found.kind != ("htb" if classful else "tbf"):
+        return [f"Failed to find qdisc: nothing limits what {link.name} sends"]
+    bucket = found.bucket
+    if classful:
+        bucket = tc.class_bucket(host.netlink, link.index, 1 << 16 | LIMITED)
+    if bucket is None:
+        return [f"Failed to find qdisc: nothing limits what {link.name} sends"]
+    figures = [("Rate", wanted.rate, bucket.rate)]
+    if not classful:
+        figures.append(("Limit", wanted.limit, bucket.limit))
+    if not wanted.burst:
+        figures.append(("Buffer", wanted.buffer, bucket.buffer))
+    differences = [
+        f"{what} doesn't match: that of {link.name} is {actual}, expected {expected}"
+        for what, expected, actual in figures
+        if expected != actual
+    ]
+    networks = len(step.shaped or step.unshaped)
+    if classful:
+        assigning = [item for item in tc.filters(host.netlink, link.index, 1 << 16) if item.classid]
+        if len(assigning) != networks:
+            differences.append(
+                f"{link.name} has filters for {len(assigning)} networks, expected {networks}"
+            )
+    return differences
+
+
+# --- redirection ---------------------------------------------------------------------------------
+
+
+def _make_ifb(step: Shaping, host: Site, outer: Link) -> Link:
+    first, second = _names(step.owner)
+    taken = host.find(first)
+    if taken is not None and _tag(taken) == step.owner.tag:
+        _delete(host, taken)  # of an attachment that was cut short
+        taken = None
+    name = first if taken is None else second
+    ifb = links.create(host.netlink, links.ifb(name, mtu=outer.mtu, txqlen=0))
+    try:
+        router_advertisements.refuse(host, name)
+        host.request(links.update(ifb, up=True, alias=step.owner.comment))
+    except BaseException:
+        _delete(host, ifb)
+        raise
+    return ifb
+
+
+def _redirect(host: Site, outer: Link, ifb: Link) -> Undo:
+    """Send all that a link receives to the ifb.
+
+    An ingress or clsact qdisc that is there already is used, unless it has filters: those would
+    not see the packets any more, or we would not.
+    """
+    try:
+        host.request(tc.add_ingress(outer.index))
+    except NetlinkError as error:
+        if error.errno != errno.EEXIST:
+            raise
+    parent = _ingress_parent(host, outer)
+    if parent is None:
+        raise NetlinkError(errno.ENOENT, "no ingress qdisc", f"redirect link {outer.name}")
+    others = tc.filters(host.netlink, outer.index, parent)
+    if others:
+        raise CNIError(
+            ALREADY_EXISTS,
+            f"something else filters what {outer.name} receives ({others[0].kind})",
+            "an egress limit needs all of it; drop the limit, or have the other program leave the "
+            "interface alone",
+        )
+    host.request(tc.redirect(outer.index, parent, ifb.index))
+
+    def undo() -> None:
+        found = tc.qdisc(host.netlink, outer.index, tc.INGRESS)
+        if found is not None:
+            host.request(tc.delete_qdisc(found))
+
+    return undo
+
+
+def _ingress_parent(host: Site, outer: Link) -> int | None:
+    found = tc.qdisc(host.netlink, outer.index, tc.INGRESS)
+    if found is None:
+        return None
+    return tc.CLSACT_INGRESS if found.kind == "clsact" else tc.INGRESS_HANDLE
+
+
+def _delete(host: Site, link: Link) -> None:
+    try:
+        host.request(links.delete(link))
+    except NetlinkError as error:
+        if error.errno != errno.ENODEV:  # gone in the meantime
+            raise
+
+
+def _take_back(undo: list[Undo]) -> None:
+    while undo:
+        try:
+            undo.pop()()
+        except OSError:
+            continue  # the rest still can

@@ -1,0 +1,159 @@
+"""bandwidth: limits the rate of what the container receives (ingress) and sends (egress).
+
+The limits are token buckets on the host end of the container's veth. What the container sends is
+redirected to an ifb first, since only what a link sends can be queued; DEL removes the ifb.
+"""
+
+from __future__ import annotations
+
+from pycni.kernel.steps import shaping
+from pycni.plan.plan import Plan
+from pycni.plan.steps import Limit, Shaping
+from pycni.sdk.chained import ChainedPlugin
+from pycni.spec import versions
+from pycni.spec.config import NetConf
+from pycni.spec.errors import invalid_config
+from pycni.spec.fields import Config, Integer, ListOf, Network, Object, field
+from pycni.spec.result import Interface
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, ClassVar
+
+    from pycni.kernel.context import Kernel
+    from pycni.sdk.request import Request
+    from pycni.spec.ip import IPNetwork
+    from pycni.spec.result import Result
+
+MAX_BURST = (1 << 32) - 1  # bytes
+MIN_RATE = 8  # bits a second: the kernel counts bytes
+
+
+def _bits(key: str, doc: str) -> Any:
+    return field(key, Integer(0, (1 << 64) - 1), None, doc=doc)
+
+
+def _subnets(key: str, doc: str) -> Any:
+    return field(key, ListOf(Network()), (), doc=doc)
+
+
+class Limits(Config):
+    """The limits of both directions; None and 0 stand for no limit."""
+
+    ingress_rate: int | None = _bits("ingressRate", "towards the container, bits a second")
+    ingress_burst: int | None = _bits("ingressBurst", "bits that may exceed that rate at once")
+    egress_rate: int | None = _bits("egressRate", "from the container, bits a second")
+    egress_burst: int | None = _bits("egressBurst", "bits that may exceed that rate at once")
+    shaped_subnets: tuple[IPNetwork, ...] = _subnets(
+        "shapedSubnets", "limit only traffic with these networks"
+    )
+    unshaped_subnets: tuple[IPNetwork, ...] = _subnets(
+        "unshapedSubnets", "limit all traffic but that with these networks"
+    )
+
+    def validate(self) -> None:
+        for direction, rate, burst in (
+            ("ingress", self.ingress_rate or 0, self.ingress_burst or 0),
+            ("egress", self.egress_rate or 0, self.egress_burst or 0),
+        ):
+            keys = f'"{direction}Rate" is {rate}, "{direction}Burst" is {burst}'
+            if rate and not burst:
+                raise invalid_config("if rate is set, burst must also be set", keys)
+            if burst and not rate:
+                raise invalid_config("if burst is set, rate must also be set", keys)
+            if burst // 8 >= MAX_BURST:
+                raise invalid_config("burst cannot be more than 4GB", keys)
+            if 0 < rate < MIN_RATE or 0 < burst < MIN_RATE:
+                raise invalid_config("rate and burst must be 8 bits at least", keys)
+        if self.shaped_subnets and self.unshaped_subnets:
+            raise invalid_config(
+                "unshapedSubnets and shapedSubnets cannot be both specified, "
+                "one of them should be discarded",
+                "the one says what is limited, the other what is not",
+            )
+
+
+class RuntimeConfig(Config):
+    """What the runtime gives for capability bandwidth."""
+
+    bandwidth: Limits | None = field("bandwidth", Object(Limits), None, doc="the limits")
+
+
+class BandwidthConfig(NetConf):
+    """The keys of bandwidth."""
+
+    ingress_rate: int | None = _bits("ingressRate", "towards the container, bits a second")
+    ingress_burst: int | None = _bits("ingressBurst", "bits that may exceed that rate at once")
+    egress_rate: int | None = _bits("egressRate", "from the container, bits a second")
+    egress_burst: int | None = _bits("egressBurst", "bits that may exceed that rate at once")
+    shaped_subnets: tuple[IPNetwork, ...] = _subnets(
+        "shapedSubnets", "limit only traffic with these networks"
+    )
+    unshaped_subnets: tuple[IPNetwork, ...] = _subnets(
+        "unshapedSubnets", "limit all traffic but that with these networks"
+    )
+    runtime_config: RuntimeConfig = field(
+        "runtimeConfig", Object(RuntimeConfig), RuntimeConfig(), doc="runtimeConfig.bandwidth"
+    )
+
+    @property
+    def limits(self) -> Limits:
+        """The configuration's own limits if it has any, even zero; else the runtime's."""
+        own = Limits(**{name: getattr(self, name) for name in Limits.declared})
+        given = self.runtime_config.bandwidth
+        rates = (self.ingress_rate, self.ingress_burst, self.egress_rate, self.egress_burst)
+        if given is None or any(value is not None for value in rates):
+            return own
+        if given.shaped_subnets or given.unshaped_subnets:
+            return given
+        return given.replace(
+            shaped_subnets=own.shaped_subnets, unshaped_subnets=own.unshaped_subnets
+        )
+
+    def validate(self) -> None:
+        self.limits.validate()
+
+
+class Bandwidth(ChainedPlugin):
+    """Token buckets for a veth."""
+
+    type: ClassVar[str] = "bandwidth"
+    versions: ClassVar[tuple[str, ...]] = versions.since("0.3.0")
+    config = BandwidthConfig
+    kinds: ClassVar[tuple[str, ...]] = ("shaping",)
+    unchained = "must be called as chained plugin"
+
+    def plan(self, request: Request, config: BandwidthConfig, network: Result) -> Plan:
+        limits = config.limits
+        if request.command != "DEL" and not (limits.ingress_rate or limits.egress_rate):
+            return Plan()
+        return Plan(
+            (
+                Shaping(
+                    request.owner,
+                    request.ifname,
+                    tuple(found.name for found in network.interfaces if not found.sandbox),
+                    ingress=_limit(limits.ingress_rate, limits.ingress_burst),
+                    egress=_limit(limits.egress_rate, limits.egress_burst),
+                    shaped=limits.shaped_subnets,
+                    unshaped=limits.unshaped_subnets,
+                ),
+            )
+        )
+
+    def result(
+        self, request: Request, config: BandwidthConfig, previous: Result, kernel: Kernel
+    ) -> Result:
+        """The previous result, and the ifb."""
+        ifb = shaping.find_ifb(request.owner, kernel) if config.limits.egress_rate else None
+        if ifb is None:
+            return previous
+        interface = Interface(name=ifb.name, mac=ifb.mac)
+        return previous.replace(interfaces=(*previous.interfaces, interface))
+
+
+def _limit(rate: int | None, burst: int | None) -> Limit | None:
+    return Limit(rate, burst or 0) if rate else None
+
+
+plugin = Bandwidth()
