@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness.attachment import Attachment
 from harness.host import Host, Snapshot, ip_json, nft_list, run_in, snapshot
-from harness.namespaces import Namespace, enter_new_netns, private_mounts
+from harness.namespaces import Namespace, enter_new_netns, inside, private_mounts
 from harness.plugin import PluginRun, call_plugin, run_plugin
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Snapshot",
     "call_plugin",
     "enter_new_netns",
+    "inside",
     "ip_json",
     "nft_list",
     "private_mounts",

@@ -67,6 +67,23 @@ def enter_new_netns() -> Iterator[int]:
         os.close(before)
 
 
+@contextmanager
+def inside(netns: Namespace | None) -> Iterator[None]:
+    """Put the calling thread into a named namespace for a while; None leaves it where it is."""
+    if netns is None:
+        yield
+        return
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    target = os.open(netns.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.setns(target, CLONE_NEWNET), "setns")
+        yield
+    finally:
+        _check(_libc.setns(before, CLONE_NEWNET), "setns")
+        os.close(target)
+        os.close(before)
+
+
 def private_mounts() -> None:
     """Give this process its own empty `PRIVATE_FOLDERS`; the machine's stay untouched."""
     for folder in PRIVATE_FOLDERS:

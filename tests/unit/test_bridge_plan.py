@@ -248,15 +248,15 @@ def test_dad_only_where_wanted() -> None:
     assert settings["net/ipv6/conf/eth0/enhanced_dad"] == "1"
 
 
-def test_dad_is_waited_for_where_wanted() -> None:
-    kinds = [step.kind for step in plan({"ipam": IPAM}, network("fd00::2/64")).steps]
-    assert "settled" not in kinds
-    config = {"ipam": IPAM, "enabledad": True}
-    kinds = [step.kind for step in plan(config, network("fd00::2/64")).steps]
-    # The bridge forwards the probes only once the port runs.
-    assert kinds.index("port_running") < kinds.index("settled")
-    kinds = [step.kind for step in plan(config, network("10.1.0.2/24")).steps]
-    assert "settled" not in kinds
+def test_probes_and_announcements_come_when_the_bridge_carries_them() -> None:
+    for enabledad in (False, True):
+        config = {"ipam": IPAM, "enabledad": enabledad}
+        kinds = [step.kind for step in plan(config, network("fd00::2/64")).steps]
+        assert kinds.index("port_running") < kinds.index("settled") < kinds.index("announced")
+        kinds = [step.kind for step in plan(config, network("10.1.0.2/24")).steps]
+        assert "settled" not in kinds
+        assert kinds.index("port_running") < kinds.index("announced")
+    assert "announced" not in [step.kind for step in plan({}).steps]
 
 
 def test_neighbours_are_told() -> None:

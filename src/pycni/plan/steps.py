@@ -132,6 +132,19 @@ class Address(Step):
     on_link: bool = True
 
 
+class Announced(Step):
+    """Neighbours know that a link's addresses are here now; whoever had them may be remembered.
+
+    Needs the settings arp_notify and ndisc_notify, and a link that carries traffic.
+    """
+
+    kind: ClassVar[str] = "announced"
+    follows_link: ClassVar[bool] = True
+
+    where: str
+    link: str
+
+
 class Settled(Step):
     """No IPv6 address of a link is tentative: duplicate address detection has come to an end.
 

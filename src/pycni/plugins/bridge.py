@@ -12,6 +12,7 @@ from pycni.plan.plan import Plan, Reported
 from pycni.plan.steps import (
     HOST,
     SANDBOX,
+    Announced,
     Bridge,
     BridgePort,
     Forwarding,
@@ -29,7 +30,7 @@ from pycni.plugins.shared.pair import host_end
 from pycni.sdk.addressing import announce, configure, settle, with_gateway
 from pycni.sdk.interface import InterfacePlugin
 from pycni.sdk.mac import MACConf, requested_mac
-from pycni.spec.errors import CNIError, invalid_config
+from pycni.spec.errors import UNAVAILABLE, CNIError, invalid_config
 from pycni.spec.fields import Config, Flag, Integer, ListOf, Object, Text, field
 from pycni.spec.ip import IPNetwork, default_network
 from pycni.spec.names import MAX_INTERFACE_NAME, check_interface_name
@@ -39,6 +40,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import ClassVar
 
+    from pycni.kernel.context import Kernel
     from pycni.plan.steps import Step
     from pycni.sdk.request import Request
     from pycni.spec.result import Result
@@ -191,6 +193,16 @@ class BridgePlugin(InterfacePlugin):
                     routes = (*routes, Route(dst=default, gw=entry.gateway))
         return network.replace(ips=ips, routes=routes)
 
+    def ready(self, config: BridgeConfig, kernel: Kernel) -> None:
+        found = kernel.host.find(config.bridge)
+        if found is not None and found.kind != "bridge":
+            raise CNIError(
+                UNAVAILABLE,
+                f'"{config.bridge}" already exists but is not a bridge',
+                f"it is {found.kind or 'a hardware interface'}; "
+                'name another bridge in "bridge", or remove that interface',
+            )
+
     def plan(self, request: Request, config: BridgeConfig, network: Result) -> Plan:
         ifname = request.ifname
         outer = host_end(request, network, config.bridge, config.gateway_link)
@@ -226,9 +238,10 @@ class BridgePlugin(InterfacePlugin):
             steps.append(LinkUp(SANDBOX, ifname))
         if not config.disable_container_interface:
             steps.append(PortRunning(outer))
-        if config.enable_dad:
-            # From here on the bridge carries the probes.
+        if config.ipam_type:
+            # From here on the bridge carries what these send.
             steps += settle(ifname, network)
+            steps.append(Announced(SANDBOX, ifname))
         if config.ip_masq and config.ipam_type:
             addresses = tuple(entry.address for entry in network.ips)
             steps.append(Masquerade(request.owner, addresses, config.ip_masq_backend))

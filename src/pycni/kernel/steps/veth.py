@@ -74,7 +74,8 @@ def remove(step: VethPair, kernel: Kernel) -> None:
             _delete(inner, kernel.sandbox.request)
             return
     outer = kernel.host.find(step.host_name)
-    if outer is not None and outer.kind == "veth":
+    # The reference does not say whose it is; we do.
+    if outer is not None and outer.kind == "veth" and _tag(outer) in ("", step.owner.tag):
         _delete(outer, kernel.host.request)
 
 
@@ -82,7 +83,7 @@ def collect(kernel: Kernel, network: str, keep: frozenset[Attachment]) -> None:
     """Delete host ends that are marked as this network's, of attachments not to be kept."""
     kept = {Owner(network, item.container_id, item.ifname).tag for item in keep}
     for found in links.dump(kernel.host.netlink):
-        tag = found.alias.partition(",")[0]
+        tag = _tag(found)
         if found.kind == "veth" and tag.startswith(network_tag(network) + "-") and tag not in kept:
             _delete(found, kernel.host.request)
 
@@ -114,6 +115,11 @@ def _create(step: VethPair, kernel: Kernel) -> Link:
     # The name is ours alone, so this is the host end of an attachment that was cut short.
     remove(step, kernel)
     return links.create(host.netlink, request)
+
+
+def _tag(found: Link) -> str:
+    """Whose pair it is; "" for one that was not made here."""
+    return found.alias.partition(",")[0]
 
 
 def _delete(found: Link, request: Callable[[Request], None]) -> None:
