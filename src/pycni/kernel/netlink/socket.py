@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
-from _socket import AF_NETLINK, MSG_PEEK, MSG_TRUNC, SOCK_CLOEXEC, SOCK_RAW, socket
+from _socket import AF_NETLINK, MSG_TRUNC, SOCK_CLOEXEC, SOCK_RAW, socket
 
 from pycni.kernel.netlink.codec import MalformedMessage, Message, Request, outcome, pack, unpack
 from pycni.kernel.netlink.constants import (
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # Answers wait in the receive buffer (208 KiB) until the whole batch has been carried out. An
 # acknowledgement takes under 1 KiB of it, a link's description 4.
 BATCH = 32
-BUFFER = 32 * 1024  # the kernel fills no more at a time in a dump
+BUFFER = 64 * 1024  # twice what the kernel fills at a time in a dump
 
 DUMP_ATTEMPTS = 40
 LONGEST_PAUSE = 0.05
@@ -249,11 +249,7 @@ class NetlinkSocket:
         if timeout is not None:
             self._socket.settimeout(timeout)
         try:
-            # A datagram that does not fit is cut, so its size is asked for first.
-            size = self._socket.recv_into(self._buffer, 1, MSG_PEEK | MSG_TRUNC)
-            if size > len(self._buffer):
-                self._buffer = bytearray(size)
-            size, (port, groups) = self._socket.recvfrom_into(self._buffer)
+            size, (port, groups) = self._socket.recvfrom_into(self._buffer, 0, MSG_TRUNC)
         except (TimeoutError, BlockingIOError):
             return None
         except OSError as error:
@@ -263,6 +259,9 @@ class NetlinkSocket:
         finally:
             if timeout is not None:
                 self._socket.settimeout(None)
+        if size > len(self._buffer):  # it was cut; with room for it, it can be asked for again
+            self._buffer = bytearray(size)
+            raise EventsLost
         if port != 0:
             return []  # another process, not the kernel
         messages = unpack(bytes(memoryview(self._buffer)[:size]))
