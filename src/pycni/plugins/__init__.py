@@ -13,7 +13,20 @@ if TYPE_CHECKING:
 
     from pycni.sdk.plugin import Plugin
 
-NAMES = ("bandwidth", "bridge", "host-local", "loopback")
+NAMES = (
+    "bandwidth",
+    "bridge",
+    "dummy",
+    "host-device",
+    "host-local",
+    "ipvlan",
+    "loopback",
+    "macvlan",
+    "ptp",
+    "static",
+    "tap",
+    "vlan",
+)
 
 # With the plugin's name, the last line of an executable that `pycni install` wrote.
 MARK = b"# pycni plugin: "

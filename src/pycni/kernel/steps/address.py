@@ -16,9 +16,7 @@ def apply(step: Address, kernel: Kernel) -> Undo:
     site = kernel.site(step.where)
     index = site.index(step.link)
     site.request(
-        addresses.add(
-            index, step.address, no_dad=not step.dad, no_prefix_route=not step.on_link
-        )
+        addresses.add(index, step.address, no_dad=not step.dad, no_prefix_route=not step.on_link)
     )
     return lambda: site.request(addresses.delete(index, step.address))
 

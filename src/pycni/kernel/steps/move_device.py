@@ -49,9 +49,7 @@ def apply(step: MoveDevice, kernel: Kernel) -> Undo:
 
     try:
         host.request(
-            links.update(
-                device, netns=sandbox.namespace.fd, name=step.name, alias=device.name
-            )
+            links.update(device, netns=sandbox.namespace.fd, name=step.name, alias=device.name)
         )
     except BaseException:
         undo()
@@ -102,10 +100,7 @@ class _Kept:
         if self._device.is_up and not device.is_up:
             self._host.request(links.update(device, up=True))
         self._host.request(
-            *(
-                addresses.add(device.index, network, replace=True)
-                for network in self._addresses
-            ),
+            *(addresses.add(device.index, network, replace=True) for network in self._addresses),
             *(routes.replace(route.replace(index=device.index)) for route in self._routes),
         )
 

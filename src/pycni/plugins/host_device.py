@@ -1,0 +1,130 @@
+"""host-device: moves a network device of the host into the sandbox, and back.
+
+What it makes for an attachment stands in `HostDevicePlugin.plan`, in order. A device that a program
+drives by itself (DPDK) stays where it is, and the result only tells of it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pycni.kernel import device as devices
+from pycni.kernel import executor
+from pycni.kernel.context import Kernel
+from pycni.plan.plan import Plan, Reported
+from pycni.plan.steps import SANDBOX, Device, MoveDevice
+from pycni.sdk.addressing import announce, configure, settle
+from pycni.sdk.interface import InterfacePlugin
+from pycni.spec.config import NetConf
+from pycni.spec.errors import UNAVAILABLE, CNIError, invalid_config, join_errors
+from pycni.spec.fields import Config, Flag, MACAddress, Object, Text, field
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+    from pycni.plan.steps import Step
+    from pycni.sdk.request import Request
+    from pycni.spec.config import Attachment
+    from pycni.spec.result import Result
+
+_DEVICES = "/sys/devices/"
+
+
+class RuntimeConfig(Config):
+    """What a runtime gives for the capability deviceID."""
+
+    device_id: str = field("deviceID", Text(), "", doc="an address on the PCI or auxiliary bus")
+
+
+class HostDeviceConfig(NetConf):
+    """The keys of host-device: how to find the device. The first that is given counts."""
+
+    device: str = field("device", Text(), "", doc="name of the interface on the host")
+    hwaddr: str = field("hwaddr", MACAddress(), "", doc="hardware address of the interface")
+    kernelpath: str = field("kernelpath", Text(), "", doc="path below /sys/devices")
+    pci_bus_id: str = field("pciBusID", Text(), "", doc="address on the PCI bus")
+    dpdk_mode: bool = field(
+        "DPDKMode", Flag(), False, doc="the device is none of the kernel's; found out for PCI"
+    )
+    runtime_config: RuntimeConfig = field(
+        "runtimeConfig", Object(RuntimeConfig), RuntimeConfig(), doc="from the runtime"
+    )
+
+    @property
+    def selected(self) -> Device:
+        """The device meant. deviceID comes in the place of pciBusID."""
+        return Device(
+            self.device,
+            self.hwaddr,
+            os.path.normpath(self.kernelpath) if self.kernelpath else "",
+            self.runtime_config.device_id,
+            self.pci_bus_id,
+        )
+
+    def validate(self) -> None:
+        path = self.kernelpath
+        if path and not os.path.normpath(path).startswith(_DEVICES):
+            raise invalid_config(
+                f'kernel device path "{path}" must be absolute and begin with {_DEVICES}',
+                'see "kernelpath"',
+            )
+        if "/" in self.pci_bus_id:
+            raise invalid_config(
+                f'"{self.pci_bus_id}" in "pciBusID" is not an address on the PCI bus',
+                "expected one such as 0000:3b:00.1",
+            )
+
+
+class HostDevicePlugin(InterfacePlugin):
+    """A device of the host in the sandbox."""
+
+    type: ClassVar[str] = "host-device"
+    config = HostDeviceConfig
+
+    def resolve(self, config: HostDeviceConfig) -> HostDeviceConfig:
+        device = config.selected
+        if not device:
+            raise invalid_config(
+                'specify either "device", "hwaddr", "kernelpath" or "pciBusID"',
+                'or have the runtime give runtimeConfig.deviceID, with the capability "deviceID"',
+            )
+        if device.id or device.pci:
+            return config.replace(dpdk_mode=devices.is_userspace(device))
+        return config
+
+    def ready(self, config: HostDeviceConfig, kernel: Kernel) -> None:
+        device = config.selected
+        if not device:
+            return  # the runtime tells with each ADD
+        try:
+            if not self.resolve(config).dpdk_mode:
+                devices.locate(kernel.host, device)
+        except CNIError as error:
+            raise CNIError(UNAVAILABLE, error.message, error.details) from None
+
+    def plan(self, request: Request, config: HostDeviceConfig, network: Result) -> Plan:
+        ifname = request.ifname
+        if config.dpdk_mode:
+            return Plan((), (Reported(SANDBOX, ifname, in_kernel=False),))
+        steps: list[Step] = [MoveDevice(ifname, config.selected)]
+        if config.ipam_type:
+            steps += announce(ifname)
+        steps += configure(ifname, network, dad=True)
+        steps += settle(ifname, network)
+        return Plan(tuple(steps), (Reported(SANDBOX, ifname),))
+
+    def gc(self, request: Request, keep: frozenset[Attachment]) -> None:
+        """Give a device that came back by itself, its sandbox having died, its own name."""
+        config = self.config.read(request.document, "", [])
+        with Kernel(None) as kernel:
+            failures = executor.remove(Plan((MoveDevice("", config.selected),)), kernel)
+        try:
+            super().gc(request, keep)
+        except CNIError as error:
+            failures.append(error)
+        if failures:
+            raise join_errors(failures)
+
+
+plugin = HostDevicePlugin()

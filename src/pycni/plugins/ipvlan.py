@@ -1,0 +1,106 @@
+"""ipvlan: an interface that shares the hardware address of one of the host's, told apart by IP.
+
+What it makes for an attachment stands in `IpvlanPlugin.plan`, in order. All of it is in the
+sandbox; nothing is left on the host. Behind another plugin it can take that one's interface as
+master, and that one's addresses.
+"""
+
+from __future__ import annotations
+
+from pycni.plan.plan import Plan, Reported
+from pycni.plan.steps import HOST, SANDBOX, SubLink
+from pycni.plugins.shared.master import require_master
+from pycni.sdk.addressing import announce, configure, settle
+from pycni.sdk.interface import InterfacePlugin
+from pycni.spec.config import NetConf
+from pycni.spec.errors import invalid_config
+from pycni.spec.fields import Flag, Integer, Text, field
+from pycni.spec.result import Result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+    from pycni.kernel.context import Kernel
+    from pycni.plan.steps import Step
+    from pycni.sdk.request import Request
+
+MODES = ("l2", "l3", "l3s")
+
+
+class IpvlanConfig(NetConf):
+    """The keys of ipvlan."""
+
+    master: str = field(
+        "master",
+        Text(),
+        "",
+        doc="the interface below; default: the one of prevResult, else that of the default route",
+    )
+    mode: str = field("mode", Text(), "", doc="l2 (default), l3 or l3s")
+    mtu: int = field("mtu", Integer(), 0, doc="bytes, up to the master's; 0 for the master's")
+    link_in_container: bool = field(
+        "linkInContainer", Flag(), False, doc="the master is in the sandbox, not on the host"
+    )
+
+    def validate(self) -> None:
+        if self.mode and self.mode not in MODES:
+            raise invalid_config(
+                f'unknown ipvlan mode: "{self.mode}"', f'expected {", ".join(MODES)} in "mode"'
+            )
+
+
+class IpvlanPlugin(InterfacePlugin):
+    """An ipvlan in the sandbox."""
+
+    type: ClassVar[str] = "ipvlan"
+    config = IpvlanConfig
+    needs_ipam: ClassVar[bool] = True
+
+    def ready(self, config: IpvlanConfig, kernel: Kernel) -> None:
+        # Without a master it may be a plugin before this one that makes it.
+        if config.master and not config.link_in_container:
+            require_master(kernel, config.master)
+
+    def inherited(self, request: Request) -> Result:
+        """The addresses of the plugin before, whose interface is to be the master."""
+        return request.prev_result or Result()
+
+    def plan(self, request: Request, config: IpvlanConfig, network: Result) -> Plan:
+        ifname = request.ifname
+        steps: list[Step] = [
+            SubLink(
+                ifname,
+                "ipvlan",
+                config.master or _chained_master(request),
+                SANDBOX if config.link_in_container else HOST,
+                mode=config.mode or "l2",
+                mtu=config.mtu,
+            )
+        ]
+        steps += announce(ifname)
+        steps += configure(ifname, network, dad=True)
+        steps += settle(ifname, network)
+        return Plan(tuple(steps), (Reported(SANDBOX, ifname),))
+
+
+def _chained_master(request: Request) -> str:
+    """The only interface of the plugin before; "" if there is none before.
+
+    At CHECK and DEL prevResult tells of the attachment itself, so the master is not known.
+    """
+    if request.command != "ADD":
+        return ""
+    previous = request.prev_result
+    if previous is None:
+        return ""
+    names = [interface.name for interface in previous.interfaces]
+    if len(names) != 1 or not names[0]:
+        raise invalid_config(
+            "chained master failure. PrevResult lacks a single named interface",
+            f'it has {", ".join(names) or "none"}; name the interface in "master"',
+        )
+    return names[0]
+
+
+plugin = IpvlanPlugin()

@@ -1,0 +1,85 @@
+"""macvlan: an interface with a hardware address of its own on top of one of the host's.
+
+What it makes for an attachment stands in `MacvlanPlugin.plan`, in order. All of it is in the
+sandbox; nothing is left on the host.
+"""
+
+from __future__ import annotations
+
+from pycni.plan.plan import Plan, Reported
+from pycni.plan.steps import HOST, SANDBOX, SubLink
+from pycni.plugins.shared.master import require_master
+from pycni.sdk.addressing import announce, configure, settle
+from pycni.sdk.interface import InterfacePlugin
+from pycni.sdk.mac import MACConf, requested_mac
+from pycni.spec.errors import invalid_config
+from pycni.spec.fields import Flag, Integer, MACAddress, Text, field
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+    from pycni.kernel.context import Kernel
+    from pycni.plan.steps import Step
+    from pycni.sdk.request import Request
+    from pycni.spec.result import Result
+
+MODES = ("bridge", "private", "vepa", "passthru")
+
+
+class MacvlanConfig(MACConf):
+    """The keys of macvlan."""
+
+    master: str = field(
+        "master", Text(), "", doc="the interface below; default: that of the default route"
+    )
+    mode: str = field("mode", Text(), "", doc="bridge (default), private, vepa or passthru")
+    mtu: int = field("mtu", Integer(), 0, doc="bytes, up to the master's; 0 for the master's")
+    mac: str = field("mac", MACAddress(), "", doc="the container's MAC address")
+    link_in_container: bool = field(
+        "linkInContainer", Flag(), False, doc="the master is in the sandbox, not on the host"
+    )
+    bc_queue_len: int = field(
+        "bcqueuelen", Integer(0, (1 << 32) - 1), 0, doc="broadcasts queued; 0: the kernel's choice"
+    )
+
+    def validate(self) -> None:
+        if self.mode and self.mode not in MODES:
+            raise invalid_config(
+                f'unknown macvlan mode: "{self.mode}"',
+                f'expected {", ".join(MODES)} in "mode"',
+            )
+
+
+class MacvlanPlugin(InterfacePlugin):
+    """A macvlan in the sandbox."""
+
+    type: ClassVar[str] = "macvlan"
+    config = MacvlanConfig
+
+    def ready(self, config: MacvlanConfig, kernel: Kernel) -> None:
+        if not config.link_in_container:
+            require_master(kernel, config.master)
+
+    def plan(self, request: Request, config: MacvlanConfig, network: Result) -> Plan:
+        ifname = request.ifname
+        steps: list[Step] = [
+            SubLink(
+                ifname,
+                "macvlan",
+                config.master,
+                SANDBOX if config.link_in_container else HOST,
+                mode=config.mode or "bridge",
+                mtu=config.mtu,
+                mac=requested_mac(config, request.args) or config.mac,
+                broadcast_queue=config.bc_queue_len,
+            )
+        ]
+        if config.ipam_type:
+            steps += announce(ifname)
+        steps += configure(ifname, network, dad=True)
+        steps += settle(ifname, network)
+        return Plan(tuple(steps), (Reported(SANDBOX, ifname),))
+
+
+plugin = MacvlanPlugin()

@@ -1,0 +1,112 @@
+"""ptp: a veth pair between sandbox and host, and nothing between containers but the host's routes.
+
+What it makes for an attachment stands in `PtpPlugin.plan`, in order. The host's forwarding stays;
+DEL removes the rest.
+"""
+
+from __future__ import annotations
+
+from _socket import AF_INET, AF_INET6
+
+from pycni.kernel.netlink.constants import RT_SCOPE_HOST
+from pycni.plan.plan import Plan, Reported
+from pycni.plan.steps import (
+    HOST,
+    SANDBOX,
+    Address,
+    Forwarding,
+    Masquerade,
+    Route,
+    Sysctl,
+    VethPair,
+)
+from pycni.plugins.shared.pair import host_end
+from pycni.sdk.addressing import configure, with_gateway
+from pycni.sdk.interface import InterfacePlugin
+from pycni.spec.config import NetConf
+from pycni.spec.errors import invalid_config
+from pycni.spec.fields import Flag, Integer, Text, field
+from pycni.spec.ip import host_network
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+    from pycni.plan.steps import Step
+    from pycni.sdk.request import Request
+    from pycni.spec.result import IPConfig, Result
+
+
+class PtpConfig(NetConf):
+    """The keys of ptp."""
+
+    ip_masq: bool = field(
+        "ipMasq", Flag(), False, doc="masquerade what leaves the container's subnet"
+    )
+    ip_masq_backend: str = field(
+        "ipMasqBackend", Text(), "", doc='"nftables" or "iptables"; default: nftables'
+    )
+    mtu: int = field("mtu", Integer(0, 65535), 0, doc="bytes; 0 for the kernel's choice")
+
+    def validate(self) -> None:
+        if self.ip_masq_backend not in ("", "nftables", "iptables"):
+            raise invalid_config(
+                f'unknown ipmasq backend "{self.ip_masq_backend}"',
+                'expected "nftables" or "iptables" in "ipMasqBackend"',
+            )
+
+
+class PtpPlugin(InterfacePlugin):
+    """A veth pair that the host routes to."""
+
+    type: ClassVar[str] = "ptp"
+    config = PtpConfig
+    needs_ipam: ClassVar[bool] = True
+    kinds: ClassVar[tuple[str, ...]] = ("veth", "masquerade")
+
+    def complete(self, config: PtpConfig, network: Result) -> Result:
+        """Fill in gateways that the address plugin left open, where the subnet has one to give."""
+        return network.replace(ips=tuple(_with_gateway(entry) for entry in network.ips))
+
+    def plan(self, request: Request, config: PtpConfig, network: Result) -> Plan:
+        ifname = request.ifname
+        outer = host_end(request, network)
+        steps: list[Step] = [VethPair(request.owner, ifname, outer, config.mtu)]
+        if any(entry.address.family == AF_INET6 for entry in network.ips):
+            # There is nobody on the link whose address it could be.
+            steps.append(Sysctl(HOST, f"net/ipv6/conf/{outer}/accept_dad", "0"))
+            steps.append(Sysctl(SANDBOX, f"net/ipv6/conf/{ifname}/accept_dad", "0"))
+        for entry in network.ips:
+            steps += _host_side(request, outer, entry)
+        steps += configure(ifname, network, by_gateway=True)
+        addresses = tuple(entry.address for entry in network.ips)
+        if config.ip_masq:
+            steps.append(Masquerade(request.owner, addresses, config.ip_masq_backend))
+        # Last, since it is the one thing that cannot be taken back once others rely on it.
+        families = {address.family for address in addresses}
+        steps += [Forwarding(family) for family in (AF_INET, AF_INET6) if family in families]
+        return Plan(tuple(steps), (Reported(HOST, outer), Reported(SANDBOX, ifname)))
+
+
+def _host_side(request: Request, outer: str, entry: IPConfig) -> list[Step]:
+    """The gateway's address on the host's end, and the route to the container's."""
+    address, gateway = entry.address.address, entry.gateway
+    if gateway is None or gateway == address:
+        if request.command != "ADD":
+            return []
+        raise invalid_config(
+            f"ptp needs a gateway for {entry.address}",
+            'it is the host\'s address on the link; give it in "ipam"',
+        )
+    return [
+        Address(HOST, outer, host_network(gateway)),
+        Route(HOST, outer, host_network(address), scope=RT_SCOPE_HOST),
+    ]
+
+
+def _with_gateway(entry: IPConfig) -> IPConfig:
+    alone = entry.address.prefix >= entry.address.address.bits - 1
+    return entry if alone else with_gateway(entry)
+
+
+plugin = PtpPlugin()
