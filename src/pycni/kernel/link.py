@@ -263,7 +263,7 @@ def create(netlink: NetlinkSocket, request: NewLink, inside: NetlinkSocket | Non
     try:
         _, answer = netlink.batch((request, _get_request(request.name)))
     except NetlinkError as error:
-        if error.done:
+        if 0 in error.done:
             netlink.request(delete(request.name))
         raise
     return _read(answer, request.name)
