@@ -511,8 +511,11 @@ def test_result_that_the_version_cannot_say_is_an_error() -> None:
         def add(self, request: Request) -> Result:
             return Result()
 
-    outcome, answer = call(Empty(), "ADD", {**CONFIG, "cniVersion": "0.2.0"})
+    plugin = Empty()
+    outcome, answer = call(plugin, "ADD", {**CONFIG, "cniVersion": "0.2.0"})
     assert outcome.code == 1
+    # What was made goes, since the runtime learns of nothing.
+    assert [(called, request.command) for called, request in plugin.calls] == [("DEL", "DEL")]
     assert answer["msg"] == "cannot convert: no valid IP addresses"
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import ClassVar
 
     from pycni.sdk.request import Request
+    from pycni.spec.ip import IPAddress
 
 LO = "lo"
 
@@ -29,18 +30,13 @@ class Loopback(Plugin):
         with open_sandbox(request) as kernel:
             sandbox = kernel.site("sandbox")
             try:
-                sandbox.request(links.update(LO, up=True))
                 lo = sandbox.link(LO)
+                for found in addresses.dump(sandbox.netlink, lo.index):
+                    _require_loopback(found.network.address, request)
+                sandbox.request(links.update(LO, up=True))
                 present = addresses.dump(sandbox.netlink, lo.index)
             except OSError as error:
                 raise translate(error) from error
-        for found in present:
-            if not found.network.address.is_loopback:
-                raise CNIError(
-                    INVALID_CONFIG,
-                    f'loopback interface found with non-loopback address "{found.network.address}"',
-                    f"the sandbox {request.netns} is not fresh: something gave lo that address",
-                )
         if previous is not None:
             return previous
         first = {found.network.family: found.network for found in reversed(present)}
@@ -72,6 +68,15 @@ class Loopback(Plugin):
                 kernel.sandbox.request(links.update(LO, up=False))
             except OSError as error:
                 raise translate(error) from error
+
+
+def _require_loopback(address: IPAddress, request: Request) -> None:
+    if not address.is_loopback:
+        raise CNIError(
+            INVALID_CONFIG,
+            f'loopback interface found with non-loopback address "{address}"',
+            f"the sandbox {request.netns} is not fresh: something gave lo that address",
+        )
 
 
 plugin = Loopback()

@@ -80,11 +80,23 @@ def serve(
         if resolve is not None:
             request = request.replace(resolve=resolve)
         result = perform(plugin, request)
-        return Outcome("" if result is None else print_result(result, request.version))
+        return Outcome("" if result is None else _print(result, plugin, request))
     except CNIError as error:
         return failure(error)
     except Exception as error:  # noqa: BLE001 - a fault of ours is an error object too
         return failure(internal_error(error))
+
+
+def _print(result: Result, plugin: Plugin, request: Request) -> str:
+    """An ADD's result as text; the attachment is taken back if its version cannot say it."""
+    try:
+        return print_result(result, request.version)
+    except CNIError:
+        try:
+            plugin.delete(request.replace(command="DEL"))
+        except CNIError:
+            pass  # the runtime's DEL will tell
+        raise
 
 
 def about(plugin: Plugin) -> str:
