@@ -1,1 +1,35 @@
-"""The runtime side (libcni): find and load configs, chain plugins, cache results."""
+"""What a container runtime needs: networks from configurations, and the operations on them.
+
+    from pycni.runtime import Network
+
+See docs/python-api.md. This is to Python what libcni is to Go; it keeps the same cache, so that one
+can detach what the other attached.
+"""
+
+from __future__ import annotations
+
+from pycni.runtime.call import Cancellation
+from pycni.runtime.endpoint import Endpoint
+from pycni.runtime.errors import (
+    Canceled,
+    ConfigError,
+    NetworkNotFound,
+    PluginError,
+    SeveralErrors,
+)
+from pycni.runtime import namespaces
+from pycni.runtime.many import Outcome
+from pycni.runtime.network import Network
+
+__all__ = [
+    "Canceled",
+    "Cancellation",
+    "ConfigError",
+    "Endpoint",
+    "Network",
+    "NetworkNotFound",
+    "Outcome",
+    "PluginError",
+    "SeveralErrors",
+    "namespaces",
+]

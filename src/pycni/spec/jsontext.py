@@ -24,13 +24,18 @@ _EXACT = 1 << 53  # above it, an integer that went through a float64 is no longe
 
 
 class JSONError(ValueError):
-    """Text that is not JSON: what is wrong, and where, if one place is (counted from 1)."""
+    """Text that is not JSON: what is wrong, and where, if one place is (counted from 1).
+
+    problem: what, without the place; line: the place's, 0 if there is none.
+    """
 
     def __init__(self, problem: str, text: str = "", position: int = 0) -> None:
+        self.problem = problem
+        self.line = 0
         if text:
-            line = text.count("\n", 0, position) + 1
+            self.line = text.count("\n", 0, position) + 1
             column = position - text.rfind("\n", 0, position)
-            problem = f"{problem} at line {line}, column {column}"
+            problem = f"{problem} at line {self.line}, column {column}"
         super().__init__(problem)
 
 
@@ -51,12 +56,33 @@ def _parse_int(text: str) -> int:
     return int(text)
 
 
+class _Repeating(dict[str, "Any"]):
+    """An object that was written with a key more than once; the last value counts."""
+
+    repeated: tuple[str, ...] = ()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    repeating = _Repeating(found)
+    names = [name for name, _ in pairs]
+    repeating.repeated = tuple(name for name in found if names.count(name) > 1)
+    return repeating
+
+
+def repeated_keys(document: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys that an object from `loads` was written with more than once."""
+    return getattr(document, "repeated", ())
+
+
 class _Context:
     """What the C scanner asks of its caller (json.JSONDecoder's attributes)."""
 
     strict = True
     object_hook = None
-    object_pairs_hook = None
+    object_pairs_hook = staticmethod(_object)
     parse_float = staticmethod(_parse_float)
     parse_int = staticmethod(_parse_int)
     parse_constant = staticmethod(_refuse_constant)

@@ -1,0 +1,79 @@
+"""An attachment as a runtime asks for it: which container, where, under which name, with what."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from pycni.spec.errors import INVALID_CONFIG, INVALID_ENVIRONMENT, CNIError
+from pycni.spec.jsontext import dumps
+from pycni.spec.names import check_container_id, check_interface_name
+from pycni.spec.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    Args = Mapping[str, str] | Iterable[tuple[str, str]]
+
+IFNAME = "eth0"
+
+
+class Endpoint(Record):
+    """A container's end of an attachment, as `add_many` and `delete_many` take it.
+
+    container_id: letters, digits, '_', '.', '-'; netns: the path of its network namespace; ifname:
+    at most 15 bytes; args: what plugins get as CNI_ARGS, by name; capabilities: settings by the
+    names of capabilities, each goes to the plugins that declare it, such as
+    {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}. args and
+    capabilities left at None mean none for ADD, and those that ADD was given for what comes later;
+    a netns of None means the one that ADD was given.
+    """
+
+    container_id: str
+    netns: str | os.PathLike[str] | None = None
+    ifname: str = IFNAME
+    args: Args | None = None
+    capabilities: Mapping[str, Any] | None = None
+
+    def check(self) -> None:
+        """Raise the specification's error for a name that breaks a rule."""
+        check_container_id(self.container_id)
+        check_interface_name(self.ifname)
+
+    @property
+    def path(self) -> str:
+        """The namespace's path as text, "" for none."""
+        return "" if self.netns is None else os.fspath(self.netns)
+
+
+def pairs(args: Args | None) -> tuple[tuple[str, str], ...]:
+    """The arguments as pairs, in order. Raises CNIError for what CNI_ARGS cannot say."""
+    items = args.items() if isinstance(args, Mapping) else (args or ())
+    checked = tuple(items)
+    for name, value in checked:
+        if not name or any(sign in name + value for sign in ";=\0"):
+            raise CNIError(
+                INVALID_ENVIRONMENT,
+                f'invalid CNI_ARGS pair "{name}={value}"',
+                "a name is needed, and neither name nor value can hold ';' or '='",
+            )
+    return checked
+
+
+def cni_args(given: Iterable[tuple[str, str]]) -> str:
+    """The arguments as CNI_ARGS has them."""
+    return ";".join(f"{name}={value}" for name, value in given)
+
+
+def check_capabilities(given: Mapping[str, Any]) -> None:
+    """Raise CNIError if the settings cannot be handed on."""
+    try:
+        dumps(dict(given))
+    except (TypeError, ValueError) as error:
+        raise CNIError(
+            INVALID_CONFIG,
+            f"capabilities cannot be written as JSON: {error}",
+            "expected a JSON value for each capability's name",
+        ) from None

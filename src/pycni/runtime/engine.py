@@ -1,0 +1,173 @@
+"""Calling one plugin: in this process if it is one of ours, else as a process of its own.
+
+Which plugin has a name is settled by the directories, as everywhere in CNI: the first that has an
+executable of this name. If that executable is one that `pycni install` wrote, there is no need to
+run it: the plugin object behind it is called instead, with the same request. Result and errors are
+the same either way, and so is what the plugin finds in its environment.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pycni.runtime.call import environment
+from pycni.sdk.delegate import process_environ, read_answer
+from pycni.sdk.dispatch import internal_error, perform
+from pycni.sdk.execute import execute, find_plugin
+from pycni.sdk.request import Request
+from pycni.spec import versions
+from pycni.spec.errors import INVALID_CONFIG, CNIError
+from pycni.spec.jsontext import JSONError, dumps, loads
+from pycni.spec.names import check_plugin_type
+from pycni.spec.record import Record
+from pycni.spec.result import decode_result, encode_result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pycni.runtime.call import Options
+    from pycni.sdk.plugin import Plugin
+    from pycni.spec.result import Result
+
+ENGINES = ("auto", "exec")
+
+
+class Found(Record):
+    """A plugin that can be called. path: of its executable, "" if it has none; plugin: its object,
+    None if it is to be run as a process."""
+
+    type: str
+    path: str
+    plugin: Plugin | None
+
+
+class Engine:
+    """Finds and calls plugins.
+
+    directories: where executables are looked for; none means the plugins that come with pycni, in
+    this process. kind: "auto", or "exec" for a process in any case. resolve: the plugin object for
+    an executable's path, or for a type where there are no directories; for plugin objects of your
+    own.
+    """
+
+    def __init__(
+        self,
+        directories: tuple[str, ...] = (),
+        kind: str = "auto",
+        resolve: Callable[[str], Plugin | None] | None = None,
+    ) -> None:
+        if kind not in ENGINES:
+            raise ValueError(f"no engine {kind!r}: expected 'auto' or 'exec'")
+        self.directories = directories
+        self.in_process = kind == "auto"
+        self._resolve = resolve or (_ours if directories else _our_own)
+
+    def find(self, plugin_type: str) -> Found:
+        """The plugin of a type. Raises CNIError if there is none."""
+        check_plugin_type(plugin_type)
+        if self.in_process and not self.directories:
+            plugin = self._resolve(plugin_type)
+            if plugin is None:
+                raise CNIError(
+                    INVALID_CONFIG,
+                    f'failed to find plugin "{plugin_type}"',
+                    "without a plugin directory there are only pycni's own plugins, which are "
+                    f"{', '.join(_names())}; name the directory that has it",
+                )
+            return Found(plugin_type, "", plugin)
+        path = find_plugin(plugin_type, self.directories)
+        return Found(plugin_type, path, self._resolve(path) if self.in_process else None)
+
+    def call(self, found: Found, request: Request, options: Options) -> Result | None:
+        """Have a plugin do an operation; ADD returns its result, of the configuration's version.
+
+        request: what to do; where plugins are and their environment are added here. Raises
+        CNIError.
+        """
+        cancel = options.get("cancel")
+        request = request.replace(
+            path=self.directories,
+            environ=environment(options),
+            cancel=None if cancel is None else cancel.fileno(),
+        )
+        if self.in_process:
+            request = request.replace(resolve=self._resolve)
+        if found.plugin is not None:
+            return _perform(found.plugin, request)
+        output = execute(
+            found.path,
+            process_environ(request),
+            dumps(request.document, sort_keys=True).encode(),
+            timeout=options.get("timeout"),
+            cancel=request.cancel,
+        )
+        if request.command != "ADD":
+            return None
+        return in_version(read_answer(output, request.version), request.version)
+
+    def versions(self, found: Found, options: Options) -> tuple[str, ...]:
+        """The versions of the specification that a plugin speaks. Raises CNIError."""
+        if found.plugin is not None:
+            return found.plugin.versions
+        probe = {"cniVersion": versions.CURRENT}
+        # Plugins older than the VERSION operation refuse a call that lacks these.
+        request = Request(
+            "VERSION", probe, netns="dummy", ifname="dummy", path=("dummy",),
+            environ=environment(options),
+        )  # fmt: skip
+        try:
+            output = execute(
+                found.path,
+                process_environ(request),
+                dumps(probe).encode(),
+                timeout=options.get("timeout"),
+            )
+        except CNIError as error:
+            if str(error) == "unknown CNI_COMMAND: VERSION":
+                return ("0.1.0",)
+            raise
+        try:
+            return versions.parse_version_reply(loads(output))
+        except JSONError as error:
+            raise CNIError(INVALID_CONFIG, f"decoding version info: {error}") from None
+
+
+def _perform(plugin: Plugin, request: Request) -> Result | None:
+    try:
+        result = perform(plugin, request)
+    except CNIError:
+        raise
+    except Exception as error:
+        raise internal_error(error) from error
+    # What a version cannot say is lost here too, as it would be between processes.
+    return None if result is None else in_version(result, request.version)
+
+
+def in_version(result: Result, version: str) -> Result:
+    """A result as it reads in a version; the specification has plugins answer in the version of
+    their configuration, but some answer in another, which the next plugin would refuse."""
+    if result.cni_version == version:
+        return result
+    return decode_result(encode_result(result, version), version)
+
+
+def _ours(path: str) -> Plugin | None:
+    from pycni.plugins import resolve
+
+    return resolve(path)
+
+
+def _our_own(plugin_type: str) -> Plugin | None:
+    from pycni.plugins import NAMES, load
+
+    # A plugin that delegates to an executable of ours, in a directory that it knows by itself.
+    if os.sep in plugin_type:
+        return _ours(plugin_type)
+    return load(plugin_type) if plugin_type in NAMES else None
+
+
+def _names() -> tuple[str, ...]:
+    from pycni.plugins import NAMES
+
+    return NAMES
