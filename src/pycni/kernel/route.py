@@ -210,7 +210,7 @@ def parse(message: Message) -> Route | None:
         onlink=bool(flags & c.RTNH_F_ONLINK),
         mtu=metrics.get("mtu", 0),
         advmss=metrics.get("advmss", 0),
-        multipath=tuple(_nexthops(found.get("multipath", b""))),
+        multipath=_nexthops(found.get("multipath", b"")),
     )
 
 
@@ -255,7 +255,7 @@ def _encode_nexthop(hop: NextHop) -> bytes:
     return _NEXTHOP.pack(size, hop.flags, hop.weight - 1, hop.index) + attributes
 
 
-def _nexthops(data: bytes) -> list[NextHop]:
+def _nexthops(data: bytes) -> tuple[NextHop, ...]:
     hops = []
     offset = 0
     while offset < len(data):
@@ -267,7 +267,7 @@ def _nexthops(data: bytes) -> list[NextHop]:
         found = _ATTRIBUTES.decode(data[offset + _NEXTHOP.size : offset + size])
         hops.append(NextHop(index, _gateway(found), weight + 1, flags))
         offset += (size + 3) & ~3
-    return hops
+    return tuple(hops)
 
 
 def _gateway(found: dict[str, object]) -> IPAddress | None:

@@ -129,8 +129,6 @@ def outcome(message: Message) -> Outcome:
         size = _HEADER.unpack_from(payload, start)[0]
         if not errno or message.flags & NLM_F_CAPPED:
             size = _HEADER.size
-        elif size < _HEADER.size:
-            raise MalformedMessage(f"acknowledgement of a message of {size} bytes")
         start += (size + 3) & ~3
     explained: dict[str, Any] = {}
     if message.flags & NLM_F_ACK_TLVS:
