@@ -5,6 +5,7 @@ Each module ends in its `plugin` object. Nothing here is imported until it is as
 
 from __future__ import annotations
 
+import gc
 import os
 
 TYPE_CHECKING = False
@@ -61,6 +62,7 @@ def resolve(path: str) -> Plugin | None:
 
 def run(name: str) -> NoReturn:
     """Serve one call as the process of a plugin's executable, and end it."""
+    gc.disable()  # it would look through what is being loaded, for garbage there is not
     from pycni.sdk.entry import main
 
     main(load(name), resolve)

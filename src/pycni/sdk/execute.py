@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import stat
 
-from pycni.kernel.process import Killed, run
 from pycni.spec.errors import UNKNOWN, CNIError
 from pycni.spec.jsontext import JSONError, loads
 from pycni.spec.names import check_plugin_type
@@ -70,6 +69,9 @@ def execute(
     can be read. Its stderr is passed on to the descriptor `stderr` if it succeeds, and kept in the
     error if it fails.
     """
+    # Most delegates are ours and never get here.
+    from pycni.kernel.process import Killed, run
+
     try:
         code, stdout, said = run([path], stdin, environ, timeout=timeout, cancel=cancel)
     except Killed as error:

@@ -9,7 +9,8 @@ where what stays inside returns and the rest is masqueraded:
     chain masquerade-10.1.0.0/24 { ip daddr 10.1.0.0/24 return; masquerade }
 
 iptables, table `nat`, and the nftables table of the reference: as the reference makes them, so
-that either can remove what the other made. Removing looks at all three.
+that either can remove what the other made. Removing looks at all three. An ADD by nftables, the
+usual case, does without the iptables half, which functions therefore import when they need it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ from __future__ import annotations
 import errno
 from _socket import AF_INET, AF_INET6
 
-from pycni.kernel import iptables, nfnetlink
+from pycni.kernel import nfnetlink
 from pycni.kernel.nfnetlink import NFPROTO_INET
-from pycni.kernel.steps import masquerade_iptables
 from pycni.spec.owner import Owner, network_tag
 
 TYPE_CHECKING = False
@@ -56,19 +56,28 @@ def apply(step: Masquerade, kernel: Kernel) -> Callable[[], None] | None:
     """Have the addresses masqueraded; an element of an address that was another's is replaced."""
     if not step.addresses:
         return None
-    if step.backend == "iptables":
-        return masquerade_iptables.apply(step, kernel.host.netfilter)
-    try:
-        return _apply_nftables(step, kernel.host.netfilter)
-    except OSError as error:
-        # A refusal by the library means that this host cannot, one by netlink is about this step.
-        from pycni.kernel.nftables import NftError
+    if step.backend != "iptables":
+        try:
+            return _apply_nftables(step, kernel.host.netfilter)
+        except OSError as error:
+            if step.backend or not _should_fall_back(step, error):
+                raise
+    from pycni.kernel.steps import masquerade_iptables
 
-        families = {address.family for address in step.addresses}
-        refused = isinstance(error, NftError) and error.errno != errno.EPERM
-        if step.backend or not refused or not all(map(iptables.available, families)):
-            raise
     return masquerade_iptables.apply(step, kernel.host.netfilter)
+
+
+def _should_fall_back(step: Masquerade, error: OSError) -> bool:
+    """Whether the host cannot do nftables, and can do iptables.
+
+    A refusal by the library says so; one by netlink is about the step.
+    """
+    from pycni.kernel import iptables
+    from pycni.kernel.nftables import NftError
+
+    if not isinstance(error, NftError) or error.errno == errno.EPERM:
+        return False
+    return all(iptables.available(address.family) for address in step.addresses)
 
 
 def check(step: Masquerade, kernel: Kernel) -> list[str]:
@@ -76,6 +85,8 @@ def check(step: Masquerade, kernel: Kernel) -> list[str]:
     netfilter = kernel.host.netfilter
     if not step.addresses:
         return []
+    from pycni.kernel.steps import masquerade_iptables
+
     if step.backend != "iptables":
         differences = _check_nftables(step, netfilter)
         if not differences or _reference_made(step, netfilter):
@@ -90,6 +101,8 @@ def remove(step: Masquerade, kernel: Kernel) -> None:
 
     Without addresses, whatever carries the owner's tag goes.
     """
+    from pycni.kernel.steps import masquerade_iptables
+
     netfilter = kernel.host.netfilter
     owner = step.owner
 
@@ -109,6 +122,8 @@ def collect(kernel: Kernel, network: str, keep: Collection[Attachment]) -> None:
 
     Afterwards no chain is left of a subnet without addresses.
     """
+    from pycni.kernel.steps import masquerade_iptables
+
     netfilter = kernel.host.netfilter
     tag = network_tag(network)
     kept = {Owner(network, item.container_id, item.ifname).tag for item in keep}
