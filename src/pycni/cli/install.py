@@ -14,6 +14,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import click
+
 from pycni import __version__, agent
 from pycni.agent.protocol import SOCKET
 from pycni.plugins import MARK, NAMES
@@ -86,3 +88,14 @@ def install(
         partial.rename(path)
         written.append(path)
     return written
+
+
+@click.command("install")
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+def command(directory: Path) -> None:
+    """Write one executable per plugin into DIRECTORY."""
+    try:
+        written = install(directory)
+    except OSError as error:
+        raise click.ClickException(f"cannot install into {directory}: {error.strerror}") from error
+    click.echo(f"installed {', '.join(path.name for path in written)} in {directory}")

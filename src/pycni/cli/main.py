@@ -1,32 +1,79 @@
-"""The `pycni` command."""
+"""The `pycni` command: which commands there are, and how they tell what went wrong.
+
+A command's module is imported when the command runs, so that `pycni --version` is quick. An error
+is told once, on stderr, with what to do about it; the exit code is then 1.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+import importlib
+import sys
+from typing import Any, NoReturn
 
 import click
 
 from pycni import __version__
-from pycni.cli.agent import agent
+
+# Name, where it is, and its line in the list; in the order of that list.
+COMMANDS = {
+    "add": ("pycni.cli.network:add", "Attach a network namespace to a network"),
+    "check": ("pycni.cli.network:check", "Check that it is still attached as it was"),
+    "del": ("pycni.cli.network:delete", "Detach it"),
+    "gc": ("pycni.cli.network:gc", "Remove what is left of attachments that are gone"),
+    "status": ("pycni.cli.network:status", "Ask the plugins whether they can attach now"),
+    "version": ("pycni.cli.network:version", "Show which versions a network's plugins speak"),
+    "install": ("pycni.cli.install:command", "Write the plugins' executables into a directory"),
+    "agent": ("pycni.cli.agent:agent", "Serve plugin calls without starting an interpreter"),
+    "completion": ("pycni.cli.completion:completion", "Print a shell's completion script"),
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """The commands of `COMMANDS`, each imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            meant = get_close_matches(args[0], COMMANDS, 1)
+            if not meant:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean '{meant[0]}'?", ctx) from None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def main(self, *args: Any, **extra: Any) -> NoReturn:
+        """Run, and end the process: 0 for success, 1 for anything else, as cnitool does."""
+        try:
+            status = super().main(*args, **{**extra, "standalone_mode": False})
+        except click.Abort:
+            click.echo("Aborted", err=True)
+            status = 1
+        except Exception as error:  # noqa: BLE001 - the one place that tells of them
+            from pycni.cli.output import report
+
+            report(error)
+            status = 1
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="pycni", message="%(prog)s %(version)s")
 def main() -> None:
     """CNI (Container Network Interface) in Python."""
-
-
-@main.command()
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
-def install(directory: Path) -> None:
-    """Write one executable per plugin into DIRECTORY."""
-    from pycni.cli.install import install as write_executables
-
-    try:
-        written = write_executables(directory)
-    except OSError as error:
-        raise click.ClickException(f"cannot install into {directory}: {error.strerror}") from error
-    click.echo(f"installed {', '.join(path.name for path in written)} in {directory}")
-
-
-main.add_command(agent)

@@ -8,6 +8,7 @@ can detach what the other attached.
 
 from __future__ import annotations
 
+from pycni.runtime import namespaces
 from pycni.runtime.call import Cancellation
 from pycni.runtime.endpoint import Endpoint
 from pycni.runtime.errors import (
@@ -17,7 +18,6 @@ from pycni.runtime.errors import (
     PluginError,
     SeveralErrors,
 )
-from pycni.runtime import namespaces
 from pycni.runtime.many import Outcome
 from pycni.runtime.network import Network
 

@@ -257,7 +257,12 @@ def _told(error: CNIError, plugin: PluginConfig, command: str) -> PluginError:
 
 
 def _tell_too(error: CNIError, failures: Sequence[CNIError]) -> None:
-    """Add to an error that undoing what led to it failed as well."""
+    """Add to an error that undoing what led to it failed as well.
+
+    A plugin that refuses to undo for the reason it refused to do has done nothing.
+    """
+    told = error.__cause__
+    failures = [failure for failure in failures if str(failure.__cause__) != str(told)]
     if failures:
         words = f"not all could be undone: {one_error(failures)}; delete the attachment"
         error.details = "; ".join(part for part in (error.details, words) if part)

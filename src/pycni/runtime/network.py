@@ -107,6 +107,25 @@ class Network:
         """
         return cls(configs.from_document(document), **settings)
 
+    @classmethod
+    def from_cache(
+        cls,
+        name: str,
+        container_id: str,
+        ifname: str = IFNAME,
+        *,
+        cache_dir: Path = ROOT,
+        **settings: Any,
+    ) -> Self | None:
+        """A network as it was when a container was attached to it; None if the cache does not know.
+
+        For DEL, where the network's configuration has changed or gone since. Raises ConfigError.
+        """
+        cached = ResultCache(os.fspath(cache_dir)).read(name, container_id, ifname)
+        if cached is None or not cached.config:
+            return None
+        return cls(configs.parse_network(cached.config), cache_dir=cache_dir, **settings)
+
     def __repr__(self) -> str:
         kinds = ", ".join(plugin.type for plugin in self.config.plugins)
         return f"<Network {self.name}: {kinds}>"

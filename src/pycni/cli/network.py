@@ -1,0 +1,437 @@
+"""`pycni add`, `check`, `del`, `gc`, `status`, `version`: one operation on one network.
+
+Arguments, variables and output are those of the reference's `cnitool`, so that scripts written for
+it work; the options beside them say the same more conveniently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pycni.cli.output import Progress, table, tell, warn
+from pycni.runtime import Endpoint, Network, NetworkNotFound, namespaces
+from pycni.runtime.find import DEFAULT_DIRECTORY
+from pycni.spec.errors import INVALID_CONFIG, INVALID_ENVIRONMENT, CNIError
+from pycni.spec.jsontext import JSONError, loads
+from pycni.spec.result import Result, print_result
+from pycni.state.cache import ROOT
+
+Command = Callable[..., Any]
+
+
+def _options(*decorators: Any) -> Callable[[Command], Command]:
+    def apply(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return apply
+
+
+_network_options = _options(
+    click.argument("network", metavar="NETWORK"),
+    click.option(
+        "--conf-dir",
+        envvar="NETCONFPATH",
+        default=DEFAULT_DIRECTORY,
+        show_default=True,
+        show_envvar=True,
+        help="Where network configurations are; several with ':' between them.",
+    ),
+    click.option(
+        "--plugin-dir",
+        "plugin_dirs",
+        multiple=True,
+        type=click.Path(),
+        envvar="CNI_PATH",
+        show_envvar=True,
+        help="Where plugins are; may be repeated. Without any, pycni's own plugins are used, in "
+        "this process.",
+    ),
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "exec"]),
+        default="auto",
+        show_default=True,
+        help="auto: plugins that are pycni's own run in this process; exec: none does.",
+    ),
+    click.option(
+        "--cache-dir",
+        default=ROOT,
+        show_default=True,
+        help="Where attachments are noted.",
+    ),
+    click.option(
+        "--timeout",
+        type=click.FloatRange(0, min_open=True),
+        metavar="SECONDS",
+        help="End a plugin's process that takes longer.",
+    ),
+)
+
+_attachment_options = _options(
+    _network_options,
+    click.argument("netns", metavar="NETNS"),
+    click.option(
+        "-i",
+        "--ifname",
+        envvar="CNI_IFNAME",
+        default="eth0",
+        show_default=True,
+        show_envvar=True,
+        help="The interface's name in the namespace.",
+    ),
+    click.option(
+        "--container-id",
+        metavar="ID",
+        help="The container's id.  [default: made from NETNS, as cnitool does]",
+    ),
+    click.option(
+        "--cap",
+        "capabilities",
+        multiple=True,
+        metavar="NAME=JSON",
+        help="A setting for the plugins that have this capability, such as "
+        "'mac=\"02:00:00:00:00:01\"'; may be repeated.  [env var: CAP_ARGS, one JSON object]",
+    ),
+    click.option(
+        "--arg",
+        "arguments",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="An argument for the plugins; may be repeated.  [env var: CNI_ARGS, with ';' between]",
+    ),
+)
+
+_format_option = click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["json", "table"]),
+    default="json",
+    show_default=True,
+    help="How to print.",
+)
+
+
+@click.command()
+@_attachment_options
+@click.option("--create-netns", is_flag=True, help="Make the namespace if it is not there.")
+@_format_option
+def add(output: str, create_netns: bool, **given: Any) -> None:
+    """Attach the network namespace NETNS to NETWORK, and print the result.
+
+    NETNS is a path, such as /run/netns/NAME, or just NAME.
+    """
+    with Progress() as progress:
+        network = _network(progress, **given)
+        endpoint = _endpoint(**given)
+        made = create_netns and _create(endpoint.path)
+        try:
+            result = network.add_endpoint(endpoint, timeout=given["timeout"])
+        except BaseException:
+            if made:
+                namespaces.delete(os.path.basename(endpoint.path))
+            raise
+    if output == "table":
+        _print_table(result)
+    else:
+        # cnitool ends without a newline; at a terminal that spoils the prompt.
+        text = print_result(result, result.cni_version)
+        click.echo(text, nl=sys.stdout.isatty())
+
+
+@click.command()
+@_attachment_options
+def check(**given: Any) -> None:
+    """Check that NETNS is attached to NETWORK as `add` left it.
+
+    Without --cap and --arg, those that were given to `add` hold.
+    """
+    with Progress() as progress:
+        network, endpoint = _known_network(progress, given)
+        network.check(
+            endpoint.container_id,
+            endpoint.netns,
+            endpoint.ifname,
+            args=endpoint.args,
+            capabilities=endpoint.capabilities,
+            timeout=given["timeout"],
+        )
+
+
+@click.command("del")
+@_attachment_options
+@click.option("--delete-netns", is_flag=True, help="Remove the namespace as well.")
+def delete(delete_netns: bool, **given: Any) -> None:
+    """Detach NETNS from NETWORK; that there is nothing to detach is no error.
+
+    Works without the namespace too, and without the network's configuration if `add` was done with
+    this cache. Without --cap and --arg, those that were given to `add` hold.
+    """
+    with Progress() as progress:
+        network, endpoint = _known_network(progress, given)
+        network.delete_endpoint(endpoint, timeout=given["timeout"])
+    if delete_netns and os.path.exists(endpoint.path):
+        namespaces.delete(_name(endpoint.path))
+
+
+@click.command()
+@_network_options
+@click.argument("netns", metavar="[NETNS]", required=False)
+@click.option(
+    "--keep", multiple=True, metavar="ID/IFNAME", help="A living attachment; may be repeated."
+)
+@click.option(
+    "--keep-file",
+    type=click.File(),
+    help="Living attachments, one ID/IFNAME a line; '-' for stdin.",
+)
+@click.option("--none", "nothing", is_flag=True, help="None is alive: remove all.")
+@click.option("--dry-run", is_flag=True, help="Show what would be deleted, and leave it.")
+@_format_option
+def gc(
+    keep: tuple[str, ...],
+    keep_file: Any,
+    nothing: bool,
+    dry_run: bool,
+    output: str,
+    netns: str | None,
+    **given: Any,
+) -> None:
+    """Remove what is left in NETWORK of attachments that are not alive any more.
+
+    Unlike cnitool's, this needs to be told which are: by --keep, --keep-file or --none. Prints what
+    was deleted; the plugins' own findings are not among it. NETNS is not used.
+    """
+    if not (keep or keep_file or nothing):
+        raise click.UsageError(
+            "say which attachments are alive: --keep ID/IFNAME, --keep-file FILE, or --none"
+        )
+    if nothing and (keep or keep_file):
+        raise click.UsageError("--none says that nothing is alive; drop it, or what is to be kept")
+    lines = [*keep, *(keep_file or ())]
+    living = [_key(line.strip()) for line in lines if line.strip() and line.strip()[0] != "#"]
+    with Progress() as progress:
+        network = _network(progress, **given)
+        stale = network.gc(living, dry_run=dry_run, timeout=given["timeout"])
+    if output == "json":
+        click.echo(
+            json.dumps(
+                [{"containerID": item.container_id, "ifname": item.ifname} for item in stale]
+            )
+        )
+    else:
+        table(
+            ("container", "interface", "namespace"),
+            [(item.container_id, item.ifname, item.path) for item in stale],
+        )
+    verb = "would be deleted" if dry_run else "deleted"
+    tell(f"{len(stale)} {verb}, {len(living)} to keep, in the network {network.name}")
+
+
+@click.command()
+@_network_options
+@click.argument("netns", metavar="[NETNS]", required=False)
+def status(netns: str | None, **given: Any) -> None:
+    """Ask NETWORK's plugins whether they could attach a container now.
+
+    Silent if they could. NETNS is not used.
+    """
+    with Progress() as progress:
+        _network(progress, **given).status(timeout=given["timeout"])
+
+
+@click.command()
+@_network_options
+@click.argument("netns", metavar="[NETNS]", required=False)
+@_format_option
+def version(netns: str | None, output: str, **given: Any) -> None:
+    """Show which versions of the specification NETWORK's plugins speak. NETNS is not used."""
+    with Progress() as progress:
+        found = _network(progress, **given).versions(timeout=given["timeout"])
+    if output == "json":
+        click.echo(json.dumps(found))
+    else:
+        table(("plugin", "versions"), [(name, " ".join(known)) for name, known in found.items()])
+
+
+def _network(
+    progress: Progress,
+    *,
+    network: str,
+    conf_dir: str,
+    plugin_dirs: tuple[str, ...],
+    engine: str,
+    cache_dir: str,
+    **_: Any,
+) -> Network:
+    found = Network.load(
+        network,
+        conf_dir=conf_dir,
+        plugin_dirs=plugin_dirs,
+        engine=engine,
+        cache_dir=cache_dir,
+        on_call=progress.call,
+    )
+    for fault in (fault for error in found.skipped for fault in error.faults):
+        warn(f"skipped {fault}")
+    return found
+
+
+def _known_network(progress: Progress, given: dict[str, Any]) -> tuple[Network, Endpoint]:
+    """The network as it is configured or, where it is not any more, as it was at `add`."""
+    try:
+        return _network(progress, **given), _endpoint(**given)
+    except NetworkNotFound:
+        endpoint = _endpoint(**given)
+        found = Network.from_cache(
+            given["network"],
+            endpoint.container_id,
+            endpoint.ifname,
+            plugin_dirs=given["plugin_dirs"],
+            engine=given["engine"],
+            cache_dir=given["cache_dir"],
+            on_call=progress.call,
+        )
+        if found is None:
+            raise
+        warn(f"{given['network']} is not configured any more; using what it was at 'add'")
+        return found, endpoint
+
+
+def _endpoint(
+    *,
+    netns: str,
+    ifname: str,
+    container_id: str | None,
+    capabilities: tuple[str, ...],
+    arguments: tuple[str, ...],
+    **_: Any,
+) -> Endpoint:
+    path = _path(netns)
+    return Endpoint(
+        container_id or _container_id(path),
+        path,
+        ifname,
+        _args(arguments) or None,
+        _capabilities(capabilities) or None,
+    )
+
+
+def _path(netns: str) -> str:
+    """NETNS as cnitool has it, absolute; a mere name is one of `ip netns`."""
+    if "/" not in netns and not os.path.exists(netns):
+        return namespaces.path(netns)
+    return os.path.abspath(netns)
+
+
+def _container_id(path: str) -> str:
+    return f"cnitool-{hashlib.sha512(os.fsencode(path)).hexdigest()[:20]}"
+
+
+def _capabilities(given: tuple[str, ...]) -> dict[str, Any]:
+    text = os.environ.get("CAP_ARGS", "")
+    capabilities = _json(text, "CAP_ARGS") if text else {}
+    if not isinstance(capabilities, dict | None):
+        raise CNIError(
+            INVALID_ENVIRONMENT,
+            "CAP_ARGS is not a JSON object",
+            'expected one such as {"mac": "02:00:00:00:00:01"}',
+        )
+    named = {}
+    for option in given:
+        name, equals, value = option.partition("=")
+        if not (name and equals):
+            raise click.UsageError(f"--cap {option}: expected NAME=JSON")
+        named[name] = _json(value, f"--cap {name}")
+    return {**(capabilities or {}), **named}
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return loads(text)
+    except JSONError as error:
+        raise CNIError(
+            INVALID_ENVIRONMENT,
+            f"{what} is not JSON: {error}",
+            "text needs its double quotes: --cap 'mac=\"02:00:00:00:00:01\"'",
+        ) from None
+
+
+def _args(given: tuple[str, ...]) -> list[tuple[str, str]]:
+    text = os.environ.get("CNI_ARGS", "")
+    pairs: dict[str, str] = {}
+    for pair in text.split(";") if text else ():
+        name, equals, value = pair.partition("=")
+        if not (name and equals and value) or "=" in value:
+            raise CNIError(
+                INVALID_ENVIRONMENT,
+                f'invalid CNI_ARGS pair "{pair}"',
+                "CNI_ARGS is NAME=VALUE pairs with ';' between them",
+            )
+        pairs[name] = value
+    for option in given:
+        name, equals, value = option.partition("=")
+        if not (name and equals):
+            raise click.UsageError(f"--arg {option}: expected NAME=VALUE")
+        pairs[name] = value
+    return list(pairs.items())
+
+
+def _key(text: str) -> tuple[str, str]:
+    container_id, slash, ifname = text.partition("/")
+    if not (container_id and slash and ifname):
+        raise CNIError(
+            INVALID_CONFIG,
+            f'"{text}" names no attachment',
+            "expected a container's id and an interface, ID/IFNAME",
+        )
+    return container_id, ifname
+
+
+def _name(path: str) -> str:
+    """The name of a namespace in /run/netns. Raises CNIError for one that is elsewhere."""
+    directory, name = os.path.split(path)
+    if os.path.realpath(directory) != os.path.realpath(namespaces.DIRECTORY):
+        raise CNIError(
+            INVALID_ENVIRONMENT,
+            f"{path} is not in {namespaces.DIRECTORY}",
+            "only namespaces there are made and removed by pycni",
+        )
+    return name
+
+
+def _create(path: str) -> bool:
+    """Make a namespace if it is not there; says whether it had to be made."""
+    name = _name(path)
+    if Path(path).exists():
+        return False
+    namespaces.create(name)
+    return True
+
+
+def _print_table(result: Result) -> None:
+    names = [interface.name for interface in result.interfaces]
+    table(
+        ("interface", "mac", "namespace"),
+        [(item.name, item.mac, item.sandbox or "(host)") for item in result.interfaces],
+    )
+    if result.ips:
+        click.echo()
+        rows = []
+        for entry in result.ips:
+            index = entry.interface
+            known = index is not None and 0 <= index < len(names)
+            rows.append((entry.address, entry.gateway or "", names[index or 0] if known else ""))
+        table(("address", "gateway", "interface"), rows)
+    if result.routes:
+        click.echo()
+        table(("route", "via"), [(route.dst, route.gw or "") for route in result.routes])

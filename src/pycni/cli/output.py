@@ -1,0 +1,157 @@
+"""How commands talk: data on stdout, words on stderr, errors with a hint.
+
+Understandable without colour; nothing here is needed on the plugin path.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+from pycni.runtime.errors import ConfigError, PluginError, SeveralErrors
+from pycni.spec import errors
+from pycni.spec.errors import CNIError
+
+# What the codes mean (SPEC 1.1.0, "Error", and pycni.spec.errors).
+MEANINGS = {
+    errors.INCOMPATIBLE_VERSION: "incompatible version",
+    errors.UNSUPPORTED_FIELD: "unsupported field",
+    errors.UNKNOWN_CONTAINER: "unknown container",
+    errors.INVALID_ENVIRONMENT: "invalid parameters",
+    errors.IO_FAILURE: "input or output failed",
+    errors.DECODING_FAILURE: "cannot be decoded",
+    errors.INVALID_CONFIG: "invalid network configuration",
+    errors.INVALID_NETNS: "invalid network namespace",
+    errors.TRY_AGAIN_LATER: "try again later",
+    errors.UNAVAILABLE: "not available",
+    errors.UNAVAILABLE_LIMITED: "not available, running containers may suffer",
+    errors.KERNEL_REFUSED: "refused by the kernel",
+    errors.ALREADY_EXISTS: "exists already",
+    errors.CHECK_FAILED: "not as it was left",
+    errors.ADDRESS_UNAVAILABLE: "no address available",
+    errors.CLEANUP_INCOMPLETE: "not all removed",
+    errors.INTERNAL: "internal error",
+}
+
+PATIENCE = 1.0  # seconds before a command says what it is waiting for
+
+
+def report(error: Exception) -> None:
+    """Tell an error on stderr. What is not foreseen gets its place, and no traceback."""
+    if isinstance(error, SeveralErrors):
+        for one in error.errors:
+            report(one)
+    elif isinstance(error, CNIError):
+        _report(error)
+    elif isinstance(error, click.UsageError):
+        message = error.format_message()
+        _error(message)
+        if error.ctx is not None:
+            _hint(f"{error.ctx.get_usage().removeprefix('Usage: ')}; see --help")
+    elif isinstance(error, click.ClickException):
+        _error(error.format_message())
+    elif isinstance(error, BrokenPipeError):
+        pass  # who read our output has had enough
+    elif isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        _error(f"{where}{error.strerror or error}")
+    else:
+        from pycni.sdk.dispatch import internal_error
+
+        _report(internal_error(error))
+
+
+def _report(error: CNIError) -> None:
+    if isinstance(error, ConfigError):
+        for fault in error.faults:
+            _error(str(fault))
+            if fault.expected:
+                _hint(fault.expected)
+        return
+    meaning = MEANINGS.get(error.code)
+    code = f" (code {error.code}: {meaning})" if meaning else f" (code {error.code})"
+    _error(error.message + (code if error.code else ""))
+    if isinstance(error, PluginError) and error.stderr:
+        for line in error.stderr.splitlines():
+            click.echo(f"  {error.plugin_type}: {line}", err=True)
+    if error.details:
+        _hint(error.details)
+
+
+def _error(message: str) -> None:
+    click.echo(f"{click.style('Error:', fg='red', bold=True)} {message}", err=True)
+
+
+def _hint(text: str) -> None:
+    click.echo(f"{click.style('hint:', fg='cyan', bold=True)} {text}", err=True)
+
+
+def warn(message: str) -> None:
+    """Tell on stderr what is wrong but no obstacle."""
+    click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {message}", err=True)
+
+
+def tell(message: str) -> None:
+    """Say on stderr what was done."""
+    click.echo(message, err=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table on stdout: as wide as the terminal, or as its content where there is none."""
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        grid.add_row(*map(str, row))
+    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
+    with console.capture() as capture:
+        console.print(grid)
+    # Cells are padded to the column; at the end of a line that is noise.
+    for line in capture.get().splitlines():
+        click.echo(line.rstrip())
+
+
+class Progress:
+    """Says on stderr what a command is waiting for, once it takes longer than a second.
+
+    `with Progress() as progress:`, and give `progress.call` to whatever tells of its steps.
+    """
+
+    def __init__(self) -> None:
+        self._step = ""
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def call(self, command: str, plugin_type: str) -> None:
+        """A step begins: an operation of a plugin."""
+        self._step = f"{plugin_type}: {command}"
+
+    def __enter__(self) -> Progress:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        if self._done.wait(PATIENCE):
+            return
+        if not sys.stderr.isatty():
+            told = ""
+            while not self._done.is_set():
+                if self._step != told:
+                    told = self._step
+                    click.echo(f"waiting for {told or 'the others'} ...", err=True)
+                self._done.wait(PATIENCE)
+            return
+        from rich.console import Console
+
+        with Console(stderr=True).status("waiting") as status:
+            while not self._done.wait(0.1):
+                status.update(f"waiting for {self._step}")
