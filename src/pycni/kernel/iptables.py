@@ -56,20 +56,36 @@ def comment(text: str) -> str:
 def ensure(
     netfilter: NetfilterSocket, family: int, table: str, chain: str, rules: Sequence[str]
 ) -> list[str]:
-    """Make a chain, and append those rules (in any chain) that are not there.
+    """Make a chain, and add those rules (in any chain) that are not there.
 
-    Rules begin with `-A CHAIN `. Returns the lines carried out, for `undo`; [] if all was there.
-    Raises IPTablesError, NetlinkError.
+    Returns the lines carried out, for `undo`; [] if all was there. Raises IPTablesError,
+    NetlinkError.
     """
-    present: list[str] = []
-    if nfnetlink.chain_exists(netfilter, family, table, chain) or has_legacy(family, table):
-        present = save(family, table)
-    # Declaring a chain that exists would empty it.
-    declared = [] if _declares(present, chain) else [f":{chain} - [0:0]"]
-    lines = [*declared, *(rule for rule in rules if rule not in present)]
+    lines = missing(present(netfilter, family, table, [chain]), [chain], rules)
     if lines:
         restore(family, table, lines)
     return lines
+
+
+def present(
+    netfilter: NetfilterSocket, family: int, table: str, chains: Sequence[str]
+) -> list[str]:
+    """A table as `save` gives it, or [] where none of these chains is there.
+
+    Raises IPTablesError, NetlinkError.
+    """
+    known = any(nfnetlink.chain_exists(netfilter, family, table, chain) for chain in chains)
+    return save(family, table) if known or has_legacy(family, table) else []
+
+
+def missing(present: Sequence[str], chains: Sequence[str], rules: Sequence[str]) -> list[str]:
+    """The lines for `restore` that make the chains and rules which `present` lacks.
+
+    Rules begin with `-A CHAIN ` to be the last of it, or `-I CHAIN ` to be the first.
+    """
+    # Declaring a chain that exists would empty it.
+    declared = [f":{chain} - [0:0]" for chain in chains if not _declares(present, chain)]
+    return [*declared, *(rule for rule in rules if f"-A{rule[2:]}" not in present)]
 
 
 def undo(family: int, table: str, lines: Sequence[str]) -> None:

@@ -85,11 +85,15 @@ _MATCH = Schema(name=(1, STRING), info=(3, STRING))
 
 
 class Element(Record):
-    """An element of a set or map. chain: where a verdict map's element goes to, "" for a set's."""
+    """An element of a set or map.
+
+    chain: where a verdict map's element goes to, "" for others; data: what another map's holds.
+    """
 
     key: bytes
     comment: str
     chain: str = ""
+    data: bytes = b""
 
 
 class Rule(Record):
@@ -247,12 +251,23 @@ def elements(
 
 
 def add_element(
-    family: int, table: str, name: str, key: bytes, comment: str, goto: str = ""
+    family: int,
+    table: str,
+    name: str,
+    key: bytes,
+    comment: str,
+    goto: str = "",
+    data: bytes = b"",
 ) -> Request:
-    """Make an element that is not there yet; `goto` is the chain of a verdict map's element."""
+    """Make an element that is not there yet.
+
+    goto: the chain of a verdict map's element; data: what another map's element holds.
+    """
     item: dict[str, object] = {"key": {"value": key}}
     if goto:
         item["data"] = {"verdict": {"code": _GOTO, "chain": goto}}
+    elif data:
+        item["data"] = {"value": data}
     text = comment.encode() + b"\0"
     item["userdata"] = bytes((_COMMENT, len(text))) + text
     body = _element_body(table, name, item)
@@ -316,9 +331,11 @@ def _elements(payload: bytes, wanted: bytes = b"") -> list[Element]:
     for raw in _ELEMENTS.decode(payload).get("elements", {}).get("items", ()):
         if wanted in raw:
             item = _ELEMENT.decode(raw)
-            verdict = item.get("data", {}).get("verdict", {})
+            data = item.get("data", {})
+            chain = data.get("verdict", {}).get("chain", "")
             comment = _comment(item.get("userdata", b""))
-            found.append(Element(item["key"]["value"], comment, verdict.get("chain", "")))
+            key = item["key"]["value"]
+            found.append(Element(key, comment, chain, data.get("value", b"")))
     return found
 
 

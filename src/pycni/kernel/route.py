@@ -181,6 +181,16 @@ def default_device(netlink: NetlinkSocket) -> int:
     return 0
 
 
+def device_towards(netlink: NetlinkSocket, address: IPAddress) -> int:
+    """The index of the link that packets to an address leave by. ENETUNREACH if there is none."""
+    header = _ROUTE.pack(address.family, address.bits, 0, 0, 0, 0, 0, 0, 0)
+    body = header + _ATTRIBUTES.encode({"dst": address})
+    for message in netlink.request(Request(c.RTM_GETROUTE, 0, body, f"find a way to {address}")):
+        found: int = _ATTRIBUTES.decode(message.payload[_ROUTE.size :]).get("oif", 0)
+        return found
+    return 0
+
+
 def parse(message: Message) -> Route | None:
     """Read an RTM_NEWROUTE or RTM_DELROUTE message; None for cloned routes and other families.
 
