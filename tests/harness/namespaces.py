@@ -19,7 +19,7 @@ MS_REC = 0x4000
 MS_PRIVATE = 1 << 18
 
 # Folders that plugins, runtimes and `ip netns` write to: each test process has its own.
-PRIVATE_FOLDERS = ("/run", "/var/lib/cni")
+PRIVATE_FOLDERS = ("/run", "/var/lib/cni", "/etc/cni")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -110,11 +110,11 @@ def current(plan: Plan, kernel: Kernel) -> Plan:
     steps: list[Step] = []
     for step in plan.steps:
         try:
-            steps.append(handler(step.kind).current(step, kernel))
+            found = handler(step.kind).current(step, kernel)
         except OSError as error:
-            if error.errno == errno.EIO:  # net.ipv6.conf.*.stable_secret, unset
-                continue
             raise translate(error) from error
+        if found is not None:
+            steps.append(found)
     return plan.replace(steps=tuple(steps))
 
 

@@ -26,6 +26,7 @@ NAMES = (
     "ptp",
     "static",
     "tap",
+    "tuning",
     "vlan",
 )
 

@@ -18,7 +18,7 @@ from pycni.spec.result import Interface
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, ClassVar
+    from typing import ClassVar
 
     from pycni.kernel.context import Kernel
     from pycni.sdk.request import Request
@@ -26,29 +26,30 @@ if TYPE_CHECKING:
     from pycni.spec.result import Result
 
 MAX_BURST = (1 << 32) - 1  # bytes
+MAX_U64 = (1 << 64) - 1
 MIN_RATE = 8  # bits a second: the kernel counts bytes
-
-
-def _bits(key: str, doc: str) -> Any:
-    return field(key, Integer(0, (1 << 64) - 1), None, doc=doc)
-
-
-def _subnets(key: str, doc: str) -> Any:
-    return field(key, ListOf(Network()), (), doc=doc)
 
 
 class Limits(Config):
     """The limits of both directions; None and 0 stand for no limit."""
 
-    ingress_rate: int | None = _bits("ingressRate", "towards the container, bits a second")
-    ingress_burst: int | None = _bits("ingressBurst", "bits that may exceed that rate at once")
-    egress_rate: int | None = _bits("egressRate", "from the container, bits a second")
-    egress_burst: int | None = _bits("egressBurst", "bits that may exceed that rate at once")
-    shaped_subnets: tuple[IPNetwork, ...] = _subnets(
-        "shapedSubnets", "limit only traffic with these networks"
+    ingress_rate: int | None = field(
+        "ingressRate", Integer(0, MAX_U64), None, doc="towards the container, bits a second"
     )
-    unshaped_subnets: tuple[IPNetwork, ...] = _subnets(
-        "unshapedSubnets", "limit all traffic but that with these networks"
+    ingress_burst: int | None = field(
+        "ingressBurst", Integer(0, MAX_U64), None, doc="bits that may exceed that rate at once"
+    )
+    egress_rate: int | None = field(
+        "egressRate", Integer(0, MAX_U64), None, doc="from the container, bits a second"
+    )
+    egress_burst: int | None = field(
+        "egressBurst", Integer(0, MAX_U64), None, doc="bits that may exceed that rate at once"
+    )
+    shaped_subnets: tuple[IPNetwork, ...] = field(
+        "shapedSubnets", ListOf(Network()), (), doc="limit only traffic with these networks"
+    )
+    unshaped_subnets: tuple[IPNetwork, ...] = field(
+        "unshapedSubnets", ListOf(Network()), (), doc="limit all traffic but that with these"
     )
 
     def validate(self) -> None:
@@ -79,19 +80,9 @@ class RuntimeConfig(Config):
     bandwidth: Limits | None = field("bandwidth", Object(Limits), None, doc="the limits")
 
 
-class BandwidthConfig(NetConf):
+class BandwidthConfig(Limits, NetConf):
     """The keys of bandwidth."""
 
-    ingress_rate: int | None = _bits("ingressRate", "towards the container, bits a second")
-    ingress_burst: int | None = _bits("ingressBurst", "bits that may exceed that rate at once")
-    egress_rate: int | None = _bits("egressRate", "from the container, bits a second")
-    egress_burst: int | None = _bits("egressBurst", "bits that may exceed that rate at once")
-    shaped_subnets: tuple[IPNetwork, ...] = _subnets(
-        "shapedSubnets", "limit only traffic with these networks"
-    )
-    unshaped_subnets: tuple[IPNetwork, ...] = _subnets(
-        "unshapedSubnets", "limit all traffic but that with these networks"
-    )
     runtime_config: RuntimeConfig = field(
         "runtimeConfig", Object(RuntimeConfig), RuntimeConfig(), doc="runtimeConfig.bandwidth"
     )
@@ -99,19 +90,18 @@ class BandwidthConfig(NetConf):
     @property
     def limits(self) -> Limits:
         """The configuration's own limits if it has any, even zero; else the runtime's."""
-        own = Limits(**{name: getattr(self, name) for name in Limits.declared})
         given = self.runtime_config.bandwidth
         rates = (self.ingress_rate, self.ingress_burst, self.egress_rate, self.egress_burst)
         if given is None or any(value is not None for value in rates):
-            return own
+            return self
         if given.shaped_subnets or given.unshaped_subnets:
             return given
         return given.replace(
-            shaped_subnets=own.shaped_subnets, unshaped_subnets=own.unshaped_subnets
+            shaped_subnets=self.shaped_subnets, unshaped_subnets=self.unshaped_subnets
         )
 
     def validate(self) -> None:
-        self.limits.validate()
+        Limits.validate(self.limits)
 
 
 class Bandwidth(ChainedPlugin):

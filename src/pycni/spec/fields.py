@@ -280,7 +280,10 @@ class Config(Record):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         own = {name: value for name, value in vars(cls).items() if isinstance(value, Field)}
-        cls.declared = {**cls.declared, **own}
+        inherited: dict[str, Field] = {}
+        for base in reversed(cls.__bases__):
+            inherited.update(getattr(base, "declared", {}))
+        cls.declared = {**inherited, **own}
         for name, declared in own.items():
             setattr(cls, name, declared.default)
 

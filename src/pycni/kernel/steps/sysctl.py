@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from pycni.kernel import sysctl
 
 TYPE_CHECKING = False
@@ -35,10 +37,15 @@ def check(step: Sysctl, kernel: Kernel) -> list[str]:
     return [f"{step.key} is {value}, expected {step.value}"]
 
 
-def current(step: Sysctl, kernel: Kernel) -> Sysctl:
-    """The same key with the value it has now. Raises OSError."""
-    with kernel.site(step.where).enter():
-        return step.replace(value=sysctl.read(step.key))
+def current(step: Sysctl, kernel: Kernel) -> Sysctl | None:
+    """The same key with the value it has now, None if it has none yet. Raises OSError."""
+    try:
+        with kernel.site(step.where).enter():
+            return step.replace(value=sysctl.read(step.key))
+    except OSError as error:
+        if error.errno == errno.EIO:  # stable_secret
+            return None
+        raise
 
 
 def _restore(step: Sysctl, value: str, kernel: Kernel) -> None:

@@ -1,0 +1,222 @@
+"""tuning: sets sysctls of the sandbox's network, and attributes of its interface.
+
+ADD notes what it found in a file of the reference's form, and DEL puts that back.
+"""
+
+from __future__ import annotations
+
+from pycni.kernel import executor
+from pycni.plan.plan import Plan
+from pycni.plan.steps import SANDBOX, LinkSettings, Sysctl
+from pycni.plugins.shared.tuning_backup import Backup, Settings, file_name, sysctl_key
+from pycni.sdk.chained import ChainedPlugin
+from pycni.sdk.planned import require_prev_result
+from pycni.sdk.sandbox import find_sandbox, open_sandbox
+from pycni.spec.args import known_args
+from pycni.spec.config import NetConf
+from pycni.spec.errors import INVALID_CONFIG, UNAVAILABLE, CNIError, invalid_config
+from pycni.spec.fields import (
+    Config,
+    MACAddress,
+    Object,
+    Text,
+    field,
+    normal_mac,
+)
+from pycni.spec.jsontext import lookup, repeated_keys
+from pycni.state.documents import Documents
+from pycni.state.files import read_file
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, ClassVar
+
+    from pycni.kernel.context import Kernel
+    from pycni.plan.steps import Step
+    from pycni.sdk.request import Request
+    from pycni.spec.config import Attachment
+    from pycni.spec.fields import Fault
+    from pycni.spec.result import Result
+
+ALLOWLIST = "/etc/cni/tuning/allowlist.conf"
+MAX_MTU = (1 << 31) - 1
+
+
+class Args(Config):
+    """Free arguments; those by convention go before the configuration."""
+
+    cni: Settings = field("cni", Object(Settings), Settings(), doc="the same keys, for one call")
+
+
+class RuntimeConfig(Config):
+    """What the runtime gives for capability mac."""
+
+    mac: str | None = field("mac", MACAddress(), None, doc="the interface's MAC address")
+
+
+class TuningConfig(Settings, NetConf):
+    """The keys of tuning."""
+
+    data_dir: str = field("dataDir", Text(), "", doc="where DEL finds what there was before ADD")
+    args: Args = field("args", Object(Args), Args(), doc="args.cni")
+    runtime_config: RuntimeConfig = field(
+        "runtimeConfig", Object(RuntimeConfig), RuntimeConfig(), doc="runtimeConfig.mac"
+    )
+
+    @property
+    def documents(self) -> Documents:
+        return Documents(self.data_dir or "/run/cni/tuning")
+
+    def wanted(self, cni_args: str) -> Settings:
+        """What all the places that can ask for something ask for together."""
+        given = self.args.cni
+        values: dict[str, Any] = {}
+        for name in Settings.declared:
+            first, own = getattr(given, name), getattr(self, name)
+            values[name] = own if first is None else first
+        values["sysctl"] = {**(self.sysctl or {}), **(given.sysctl or {})}
+        values["mac"] = given.mac or self.runtime_config.mac or _mac_argument(cni_args) or self.mac
+        return Settings(**values)
+
+
+class Tuning(ChainedPlugin):
+    """Sysctls and link attributes."""
+
+    type: ClassVar[str] = "tuning"
+    config = TuningConfig
+
+    def plan(self, request: Request, config: TuningConfig, network: Result) -> Plan:
+        wanted = config.wanted(request.args)
+        steps: list[Step] = [
+            Sysctl(SANDBOX, sysctl_key(key, request.ifname), value, required=True)
+            for key, value in (wanted.sysctl or {}).items()
+        ]
+        link = LinkSettings(
+            SANDBOX,
+            request.ifname,
+            mac=wanted.mac or "",
+            mtu=wanted.mtu or 0,
+            promiscuous=wanted.promisc or None,
+            allmulti=wanted.allmulti,
+            txqlen=wanted.txqlen,
+        )
+        if link != LinkSettings(SANDBOX, request.ifname):
+            steps.append(link)
+        return Plan(tuple(steps))
+
+    def add(self, request: Request) -> Result:
+        refuse_repeated(request.document)
+        config = self.config.decode(request.document)
+        refuse_unlisted(config)
+        previous = require_prev_result(request)
+        plan = self.plan(request, config, previous)
+        with (
+            open_sandbox(request) as kernel,
+            Backup(config.documents, request) as backup,
+            executor.Transaction(kernel) as transaction,
+        ):
+            backup.save(plan, executor.current(plan, kernel))
+            transaction.apply(plan)
+            return self.result(request, config, previous, kernel)
+
+    def result(
+        self, request: Request, config: TuningConfig, previous: Result, kernel: Kernel
+    ) -> Result:
+        """The previous result, the interface's entry with the MAC address and MTU that it got."""
+        wanted = config.wanted(request.args)
+        interfaces = list(previous.interfaces)
+        for index, interface in enumerate(interfaces):
+            if interface.name == request.ifname and interface.sandbox:
+                mtu = wanted.mtu or interface.mtu if interface.mtu else 0
+                interfaces[index] = interface.replace(mac=wanted.mac or interface.mac, mtu=mtu)
+        return previous.replace(interfaces=tuple(interfaces))
+
+    def delete(self, request: Request) -> None:
+        faults: list[Fault] = []
+        config = self.config.read(request.document, "", faults)
+        with (
+            find_sandbox(request) as kernel,
+            Backup(config.documents, request) as backup,
+        ):
+            if kernel.sandbox is not None:
+                for step in backup.restoration(config.wanted("")):
+                    try:
+                        executor.handler(step.kind).apply(step, kernel)
+                    except OSError:
+                        continue  # the interface has gone, or will in a moment
+            backup.remove()
+
+    def gc(self, request: Request, keep: frozenset[Attachment]) -> None:
+        faults: list[Fault] = []
+        config = self.config.read(request.document, "", faults)
+        kept = {file_name(item.container_id, item.ifname) for item in keep}
+        for name in config.documents.names():
+            if name.endswith(".json") and name not in kept:
+                document = config.documents.read(name) or {}
+                if document.get("network") == request.network:
+                    config.documents.remove(name)
+
+    def ready(self, config: TuningConfig, kernel: Kernel) -> None:
+        try:
+            refuse_unlisted(config)
+        except CNIError as error:
+            raise CNIError(UNAVAILABLE, error.message, error.details) from None
+
+
+def refuse_repeated(document: Mapping[str, Any]) -> None:
+    """Raise a CNIError if one sysctl is given twice: which value is meant, nobody can tell."""
+    sysctl = lookup(document, "sysctl")
+    repeated = repeated_keys(sysctl) if isinstance(sysctl, dict) else ()
+    if repeated:
+        raise invalid_config(
+            "duplicated sysctl keys are not allowed", f'"sysctl" has {", ".join(repeated)} twice'
+        )
+
+
+def refuse_unlisted(config: TuningConfig) -> None:
+    """Raise a CNIError for a sysctl that the host's allowlist does not match.
+
+    The list is of regular expressions, one a line, which may match anywhere in the key as the
+    configuration writes it. Without the file everything is allowed.
+    """
+    keys = [*(config.sysctl or {}), *(config.args.cni.sysctl or {})]
+    if not keys:
+        return
+    try:
+        lines = read_file(ALLOWLIST).decode("utf-8", "replace").split("\n")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise CNIError(
+            INVALID_CONFIG, f"cannot read {ALLOWLIST}: {error.strerror}", "it must be a file"
+        ) from None
+    import re
+
+    patterns = [line for line in lines if line]
+    for key in keys:
+        try:
+            if any(re.search(pattern, key) for pattern in patterns):
+                continue
+        except re.error as error:
+            raise invalid_config(
+                f"{ALLOWLIST} has a line that is no regular expression: {error}",
+                f"the expression is {error.pattern!r}",
+            ) from None
+        raise invalid_config(
+            f"Sysctl {key} is not allowed. Only the following sysctls are allowed: "
+            f"[{' '.join(patterns)}]",
+            f"the administrator of this host keeps the list in {ALLOWLIST}",
+        )
+
+
+def _mac_argument(cni_args: str) -> str:
+    given = known_args(cni_args, "MAC").get("MAC", "")
+    if given and not normal_mac(given):
+        raise invalid_config(
+            f'"{given}" in CNI_ARGS is not a MAC address', "expected one such as 0a:58:0a:01:02:03"
+        )
+    return normal_mac(given)
+
+
+plugin = Tuning()

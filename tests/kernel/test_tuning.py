@@ -1,0 +1,412 @@
+"""tuning on the kernel: what is set, what is found changed, and what is put back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import Attachment, Host, Namespace, ip_json, run_in, run_plugin
+from harness.chained import VERSIONS, make_veth, previous_result
+from harness.faults import each_request_failing
+
+Sandbox = Callable[[], Namespace]
+Attach = Callable[..., Attachment]
+
+ALLOWLIST = Path("/etc/cni/tuning/allowlist.conf")
+MAC = "0a:58:0a:01:02:03"
+ALL = {"mac": MAC, "mtu": 1400, "promisc": True, "allmulti": True, "txQLen": 500}
+
+
+@pytest.fixture
+def attach(host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path) -> Attach:
+    """Makes an attachment of a veth in a sandbox of its own, not yet added."""
+    count = 0
+
+    def make(
+        *, netns: Namespace | None = None, ifname: str = "eth0", version: str = "1.1.0", **keys: Any
+    ) -> Attachment:
+        nonlocal count
+        inside, host_name = netns or sandbox(), f"veth{count}"
+        count += 1
+        make_veth(inside, f"10.1.{count}.2/24", ifname=ifname, host_name=host_name)
+        address = (f"10.1.{count}.2/24", None)
+        config = {
+            "cniVersion": version,
+            "name": "net",
+            "type": "tuning",
+            "dataDir": str(tmp_path / "tuning"),
+            "prevResult": previous_result(
+                version, inside, address, ifname=ifname, host_name=host_name
+            ),
+        }
+        return Attachment(plugin_dir / "tuning", {**config, **keys}, inside, ifname=ifname)
+
+    return make
+
+
+@pytest.fixture
+def allowlist() -> Iterator[Callable[[str], None]]:
+    """Writes the host's allowlist, which is the test process's own."""
+
+    def write(text: str) -> None:
+        ALLOWLIST.parent.mkdir(parents=True, exist_ok=True)
+        ALLOWLIST.write_text(text)
+
+    yield write
+    ALLOWLIST.unlink(missing_ok=True)
+
+
+def link(one: Attachment) -> dict[str, Any]:
+    (found,) = ip_json("-d", "link", "show", "dev", one.ifname, netns=one.sandbox)
+    return {
+        "mac": found["address"],
+        "mtu": found["mtu"],
+        "promisc": "PROMISC" in found["flags"],
+        "allmulti": "ALLMULTI" in found["flags"],
+        "txQLen": found.get("txqlen", 0),
+    }
+
+
+def sysctl(one: Attachment, path: str) -> str:
+    return run_in(one.sandbox, ["cat", f"/proc/sys/{path}"]).stdout.strip()
+
+
+def backup(tmp_path: Path, name: str = "pycni-test_eth0.json") -> Path:
+    return tmp_path / "tuning" / name
+
+
+# --- what is set and put back --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_link_attributes_are_set_and_put_back(attach: Attach, version: str, tmp_path: Path) -> None:
+    one = attach(version=version, **ALL)
+    before = link(one)
+    result = one.add()
+    assert link(one) == ALL
+    expected = one.config["prevResult"]
+    for interface in expected.get("interfaces", ()):
+        if interface["name"] == "eth0":
+            interface["mac"] = MAC
+    assert result == expected
+    if version >= "0.4.0":
+        one.check()
+    one.delete()
+    assert link(one) == before
+    assert not backup(tmp_path).exists()
+    one.delete()
+
+
+@pytest.mark.parametrize("key", ALL)
+def test_each_attribute_alone(attach: Attach, key: str) -> None:
+    one = attach(**{key: ALL[key]})
+    before = link(one)
+    one.add()
+    assert link(one) == {**before, key: ALL[key]}
+    one.check()
+    one.delete()
+    assert link(one) == before
+
+
+@pytest.mark.parametrize("key", ALL)
+def test_check_names_the_attribute_that_changed(attach: Attach, key: str) -> None:
+    one = attach(**ALL)
+    one.add()
+    change = {
+        "mac": ["address", "0a:58:0a:01:02:04"],
+        "mtu": ["mtu", "1300"],
+        "promisc": ["promisc", "off"],
+        "allmulti": ["allmulticast", "off"],
+        "txQLen": ["txqueuelen", "10"],
+    }[key]
+    run_in(one.sandbox, ["ip", "link", "set", "eth0", *change])
+    words = {
+        "mac": "MAC address of eth0 is 0a:58:0a:01:02:04, expected 0a:58:0a:01:02:03",
+        "mtu": "MTU of eth0 is 1300, expected 1400",
+        "promisc": "promiscuous mode of eth0 is off, expected on",
+        "allmulti": "all-multicast mode of eth0 is off, expected on",
+        "txQLen": "transmit queue length of eth0 is 10, expected 500",
+    }
+    assert one.drift() == words[key]
+
+
+def test_sysctls_are_set_and_put_back(attach: Attach, tmp_path: Path) -> None:
+    asked = {
+        "net.core.somaxconn": "500",
+        "net/ipv4/conf/IFNAME/arp_filter": "1",
+        "net.ipv4.ip_local_port_range": "1024 65000",
+    }
+    one = attach(sysctl=asked)
+    paths = ("net/core/somaxconn", "net/ipv4/conf/eth0/arp_filter", "net/ipv4/ip_local_port_range")
+    before = [sysctl(one, path) for path in paths]
+    one.add()
+    assert [sysctl(one, path) for path in paths] == ["500", "1", "1024\t65000"]
+    one.check()
+    run_in(one.sandbox, ["sysctl", "-qw", "net.core.somaxconn=400"])
+    assert one.drift() == "net/core/somaxconn is 400, expected 500"
+    one.delete()
+    assert [sysctl(one, path) for path in paths] == before
+    assert not backup(tmp_path).exists()
+
+
+def test_sysctl_of_an_interface_with_a_dot_in_its_name(attach: Attach) -> None:
+    one = attach(ifname="eth0.5", sysctl={"net.ipv4.conf.IFNAME.arp_filter": "1"})
+    one.add()
+    assert sysctl(one, "net/ipv4/conf/eth0.5/arp_filter") == "1"
+    one.check()
+
+
+def test_false_and_zero_leave_things_alone(attach: Attach) -> None:
+    one = attach(promisc=False, mtu=0)
+    run_in(one.sandbox, ["ip", "link", "set", "eth0", "promisc", "on", "mtu", "1300"])
+    before = link(one)
+    one.add()
+    assert link(one) == before
+    # The reference takes a running packet capture for a difference.
+    one.check()
+
+
+def test_allmulti_false_switches_it_off(attach: Attach) -> None:
+    one = attach(allmulti=False)
+    run_in(one.sandbox, ["ip", "link", "set", "eth0", "allmulticast", "on"])
+    one.add()
+    assert not link(one)["allmulti"]
+    one.delete()
+    assert link(one)["allmulti"]
+
+
+# --- where settings come from --------------------------------------------------------------------
+
+
+def test_args_go_before_the_configuration(attach: Attach) -> None:
+    one = attach(
+        sysctl={"net.core.somaxconn": "500", "net.ipv4.conf.IFNAME.arp_filter": "1"},
+        mtu=1400,
+        promisc=True,
+        args={
+            "cni": {
+                "sysctl": {"net.core.somaxconn": "600"},
+                "mtu": 1450,
+                "promisc": False,
+                "txQLen": 0,
+            }
+        },
+    )
+    one.add()
+    assert (link(one)["mtu"], link(one)["promisc"], link(one)["txQLen"]) == (1450, False, 0)
+    assert sysctl(one, "net/core/somaxconn") == "600"
+    assert sysctl(one, "net/ipv4/conf/eth0/arp_filter") == "1"
+    one.check()
+
+
+def test_args_without_a_configuration_of_the_same(attach: Attach) -> None:
+    """The reference crashes here."""
+    one = attach(args={"cni": {"sysctl": {"net.core.somaxconn": "600"}}})
+    one.add()
+    assert sysctl(one, "net/core/somaxconn") == "600"
+
+
+def test_mac_by_every_way(attach: Attach) -> None:
+    one = attach()
+    macs = [f"0a:58:0a:01:02:0{number}" for number in range(4)]
+    one.config["mac"] = macs[0].upper()
+    for number in range(4):
+        if number == 1:
+            one.args = f"IgnoreUnknown=1;K8S_POD_NAME=x;MAC={macs[1]}"
+        elif number == 2:
+            one.config["runtimeConfig"] = {"mac": macs[2]}
+        elif number == 3:
+            one.config["args"] = {"cni": {"mac": macs[3]}}
+        result = one.add()
+        assert link(one)["mac"] == macs[number]
+        assert result["interfaces"][1]["mac"] == macs[number]
+        one.check()
+
+
+def test_unknown_cni_args_are_refused(attach: Attach) -> None:
+    one = attach(mtu=1400)
+    one.args = "COLOUR=red"
+    error = one.refused()
+    assert error["code"] == 4
+    assert error["msg"] == 'ARGS: unknown args ["COLOUR=red"]'
+
+
+def test_only_the_sandbox_s_interface_gets_the_mac_in_the_result(attach: Attach) -> None:
+    one = attach(mac=MAC)
+    one.config["prevResult"]["interfaces"].append({"name": "eth0", "mac": "02:00:00:00:00:09"})
+    macs = [interface["mac"] for interface in one.add()["interfaces"]]
+    assert macs[1:] == [MAC, "02:00:00:00:00:09"]
+
+
+# --- the backup ----------------------------------------------------------------------------------
+
+
+def test_backup_has_the_reference_s_name_and_keys(attach: Attach, tmp_path: Path) -> None:
+    one = attach(**ALL)
+    before = link(one)
+    one.add()
+    file = backup(tmp_path)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert json.loads(file.read_text()) == {**before, "network": "net"}
+    assert file.read_text().startswith('{\n "mac":')
+
+
+def test_second_add_keeps_what_there_was_before_the_first(attach: Attach, tmp_path: Path) -> None:
+    one = attach(**ALL, sysctl={"net.core.somaxconn": "500"})
+    before, queue = link(one), sysctl(one, "net/core/somaxconn")
+    one.add()
+    one.add()
+    one.delete()
+    assert (link(one), sysctl(one, "net/core/somaxconn")) == (before, queue)
+
+
+def test_two_tunings_in_one_list(attach: Attach, tmp_path: Path) -> None:
+    one = attach(mtu=1400)
+    before = link(one)
+    one.add()
+    two = Attachment(one.plugin, {**one.config, "mtu": 0, "txQLen": 7}, one.sandbox)
+    two.add()
+    two.delete()
+    one.delete()
+    assert link(one) == before
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_two_attachments_with_one_sysctl(attach: Attach, order: tuple[int, int]) -> None:
+    first = attach(sysctl={"net.core.somaxconn": "500"})
+    second = attach(netns=first.sandbox, ifname="net1", sysctl={"net.core.somaxconn": "600"})
+    before = sysctl(first, "net/core/somaxconn")
+    first.add()
+    second.add()
+    (first, second)[order[0]].delete()
+    # What the other one asked for is in force still, or again.
+    assert sysctl(first, "net/core/somaxconn") == ("600" if order[0] == 0 else "500")
+    (first, second)[order[1]].delete()
+    assert sysctl(first, "net/core/somaxconn") == before
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"mtu": "x", "mac": 5, "sysctl": [1]}'])
+def test_damaged_backup_is_no_obstacle(attach: Attach, tmp_path: Path, content: str) -> None:
+    one = attach(**ALL)
+    one.add()
+    backup(tmp_path).write_text(content)
+    one.delete()
+    assert not backup(tmp_path).exists()
+
+
+def test_delete_without_namespace_or_interface(attach: Attach, tmp_path: Path) -> None:
+    """The reference leaves the file for ever."""
+    one, two, three = attach(**ALL), attach(**ALL), attach(**ALL)
+    for number, each in enumerate((one, two, three)):
+        each.container = f"container-{number}"
+        each.add()
+    run_in(one.sandbox, ["ip", "link", "delete", "eth0"])
+    one.delete()
+    assert two.sandbox is not None
+    two.sandbox.delete()
+    two.delete()
+    three.sandbox = None
+    three.result = None
+    del three.config["prevResult"]
+    three.delete()
+    assert list((tmp_path / "tuning").iterdir()) == []
+
+
+def test_gc_removes_files_of_its_network_that_are_not_kept(attach: Attach, tmp_path: Path) -> None:
+    kept, stale, other = attach(mtu=1400), attach(mtu=1400), attach(mtu=1400)
+    for number, each in enumerate((kept, stale, other)):
+        each.container = f"container_{number}"
+    other.config["name"] = "other"
+    for each in (kept, stale, other):
+        each.add()
+    foreign = backup(tmp_path, "container_9_eth0.json")
+    foreign.write_text('{"mtu": 1500}')  # the reference's: of what network, nobody knows
+    valid = [{"containerID": "container_0", "ifname": "eth0"}]
+    run = kept.run("GC", **{"cni.dev/valid-attachments": valid})
+    assert (run.code, run.stdout) == (0, "")
+    left = {file.name for file in (tmp_path / "tuning").iterdir()}
+    assert left == {"container_0_eth0.json", "container_2_eth0.json", "container_9_eth0.json"}
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+def test_failing_half_way_leaves_everything_as_it_was(attach: Attach, tmp_path: Path) -> None:
+    one = attach(**ALL, sysctl={"net.core.somaxconn": "500"})
+    before, queue = link(one), sysctl(one, "net/core/somaxconn")
+    refused = []
+    for what in each_request_failing(lambda: one.run("ADD")):
+        refused.append(what)
+        assert link(one) == before
+        assert sysctl(one, "net/core/somaxconn") == queue
+        assert not backup(tmp_path).exists()
+    assert any(what.startswith("set link") for what in refused)
+
+
+def test_attribute_refused_by_the_kernel(attach: Attach, tmp_path: Path) -> None:
+    one = attach(mac=MAC, mtu=70000, sysctl={"net.core.somaxconn": "500"})
+    before, queue = link(one), sysctl(one, "net/core/somaxconn")
+    error = one.refused()
+    assert error["code"] == 100
+    assert "mtu 70000" in error["msg"]
+    assert (link(one), sysctl(one, "net/core/somaxconn")) == (before, queue)
+    assert not backup(tmp_path).exists()
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["kernel.hostname", "net", "net..ipv4", "net/../kernel/hostname", "/net/core/somaxconn", ""],
+)
+def test_sysctl_outside_the_network(attach: Attach, key: str) -> None:
+    error = attach(sysctl={key: "1"}).refused()
+    assert error["code"] == 7
+    assert error["msg"] == f'invalid net sysctl key: "{key}"'
+
+
+def test_unknown_sysctl(attach: Attach) -> None:
+    error = attach(sysctl={"net.core.no_such_thing": "1"}).refused()
+    assert "/proc/sys/net/core/no_such_thing" in error["msg"]
+
+
+def test_repeated_sysctl_is_refused(attach: Attach) -> None:
+    one = attach()
+    text = json.dumps({**one.config, "sysctl": {"net.core.somaxconn": "1"}})
+    twice = text.replace('"net.core.somaxconn": "1"', '"net.core.somaxconn": "1", ' * 2)
+    twice = twice.replace(", }", "}")
+    run = run_plugin(
+        one.plugin, "ADD", twice, CNI_NETNS=one.config["prevResult"]["interfaces"][1]["sandbox"]
+    )
+    assert run.code == 1
+    assert run.result["msg"] == "duplicated sysctl keys are not allowed"
+
+
+def test_allowlist(attach: Attach, allowlist: Callable[[str], None]) -> None:
+    one = attach(sysctl={"net.core.somaxconn": "500"})
+    allowlist("^net\\.ipv4\\.conf\\.IFNAME\\.\n\nnetfilter\n")
+    error = one.refused()
+    assert error["msg"] == (
+        "Sysctl net.core.somaxconn is not allowed. Only the following sysctls are allowed: "
+        "[^net\\.ipv4\\.conf\\.IFNAME\\. netfilter]"
+    )
+    status = one.run("STATUS")
+    assert (status.code, status.result["code"]) == (1, 50)
+    one.delete()
+    allowlist("somaxconn\n")
+    one.add()
+    assert one.run("STATUS").code == 0
+    allowlist("")
+    assert one.refused()["code"] == 7
+    allowlist("(\n")
+    assert "no regular expression" in one.refused()["msg"]
+
+
+def test_without_previous_result(attach: Attach) -> None:
+    one = attach(mtu=1400)
+    del one.config["prevResult"]
+    for command in ("ADD", "CHECK"):
+        error = one.refused(command)
+        assert (error["code"], error["msg"]) == (7, "Required prevResult missing")
