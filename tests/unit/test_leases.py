@@ -1,0 +1,591 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pycni.spec.config import Attachment
+from pycni.spec.errors import IO_FAILURE, TRY_AGAIN_LATER, CNIError
+from pycni.spec.ip import IPAddress, parse_address
+from pycni.state import leases as leases_module
+from pycni.state.lease_index import BadIndex, LeaseIndex
+from pycni.state.leases import Lease, LeaseStore, networks
+
+V4 = 2
+FIRST = 0x0A000002  # 10.0.0.2
+A = Attachment("a", "eth0")
+B = Attachment("b", "eth0")
+
+
+def address(number: int) -> IPAddress:
+    return IPAddress.from_int(FIRST + number, V4)
+
+
+class Network:
+    """One network's leases below a temporary data directory."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.path = data_dir / "net"
+        self.notes: list[str] = []
+
+    def open(self, *, create: bool = True, timeout: float | None = 5.0) -> LeaseStore:
+        return LeaseStore(
+            str(self.data_dir), "net", create=create, timeout=timeout, note=self.notes.append
+        )
+
+    def plant(self, name: str, content: bytes) -> None:
+        """Write a file as another program would."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / name).write_bytes(content)
+
+    def files(self) -> dict[str, bytes]:
+        """The lease files, by address."""
+        return {
+            item.name: item.read_bytes()
+            for item in self.path.iterdir()
+            if item.name != "lock" and not item.name.startswith("last_reserved_ip.")
+        }
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Network:
+    return Network(tmp_path / "state")
+
+
+@pytest.fixture
+def rebuilds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one each time a directory is read to make an index anew."""
+    counted: list[int] = []
+    real = LeaseStore._rebuild
+
+    def count(self: LeaseStore) -> object:
+        counted.append(1)
+        return real(self)
+
+    monkeypatch.setattr(LeaseStore, "_rebuild", count)
+    return counted
+
+
+# --- the layout on disk ------------------------------------------------------------------------
+
+
+def test_the_files_are_the_references(net: Network) -> None:
+    with net.open() as store:
+        assert store.reserve(address(0), A, 0)
+        assert store.reserve(parse_address("fd00::2"), A, 1)
+    contents = {item.name: item.read_bytes() for item in net.path.iterdir()}
+    assert contents == {
+        "10.0.0.2": b"a\r\neth0",
+        "fd00::2": b"a\r\neth0",
+        "last_reserved_ip.0": b"10.0.0.2",
+        "last_reserved_ip.1": b"fd00::2",
+        "lock": b"",
+    }
+    modes = {item.name: stat.S_IMODE(item.stat().st_mode) for item in net.path.iterdir()}
+    assert modes.pop("lock") == 0o750
+    assert set(modes.values()) == {0o600}
+    assert stat.S_IMODE(net.path.stat().st_mode) == 0o755
+    assert networks(str(net.data_dir)) == ["net"]
+    assert net.notes == []
+
+
+def test_what_is_not_there_is_not_made(net: Network) -> None:
+    with net.open(create=False) as store:
+        assert store.owned(A) == []
+        assert store.leases() == []
+        assert store.release(A) == []
+        assert store.collect([]) == []
+        assert store.holder(address(0)) is None
+        assert store.last_reserved(0) is None
+        assert store.next_free(V4, FIRST, FIRST) == FIRST
+        assert store.recheck() is False
+    assert not net.data_dir.exists()
+    assert networks(str(net.data_dir)) == []
+
+
+def test_the_last_reserved_address_shrinks_and_grows(net: Network) -> None:
+    for text in ("10.0.0.100", "10.0.0.9", "10.0.0.200"):
+        with net.open() as store:
+            store.reserve(parse_address(text), A, 0)
+            assert store.last_reserved(0) == parse_address(text)
+        assert (net.path / "last_reserved_ip.0").read_text() == text
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"\xff\xfe"])
+def test_a_last_reserved_address_that_makes_no_sense(net: Network, content: bytes) -> None:
+    net.plant("last_reserved_ip.0", content)
+    with net.open() as store:
+        assert store.last_reserved(0) is None
+        assert store.last_reserved(1) is None
+    assert len(net.notes) == 1
+
+
+@pytest.mark.parametrize("name", ["../net", "", ".pycni", "a/b"])
+def test_a_network_is_a_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CNIError):
+        LeaseStore(str(tmp_path), name)
+
+
+# --- reserve and release -----------------------------------------------------------------------
+
+
+def test_an_address_is_given_once(net: Network, rebuilds: list[int]) -> None:
+    with net.open() as store:
+        assert store.reserve(address(0), A, 0)
+        assert not store.reserve(address(0), B, 0)
+        assert store.owned(A) == [address(0)]
+        assert store.owned(B) == []
+    assert len(rebuilds) == 1
+
+
+def test_release_takes_all_addresses_of_the_attachment_only(net: Network) -> None:
+    with net.open() as store:
+        store.reserve(address(0), A, 0)
+        store.reserve(address(1), A, 1)
+        store.reserve(address(2), Attachment("a", "eth1"), 0)
+        store.reserve(address(3), B, 0)
+    with net.open() as store:
+        assert sorted(store.release(A)) == [address(0), address(1)]
+        assert store.release(A) == []
+        assert store.next_free(V4, FIRST, FIRST + 9) == FIRST
+    assert sorted(net.files()) == ["10.0.0.4", "10.0.0.5"]
+
+
+def test_release_of_some(net: Network) -> None:
+    with net.open() as store:
+        store.reserve(address(0), A, 0)
+        store.reserve(address(1), A, 1)
+        assert store.release(A, [address(1), address(7)]) == [address(1)]
+        assert store.owned(A) == [address(0)]
+
+
+def test_the_oldest_format_counts_only_without_another_match(net: Network) -> None:
+    net.plant("10.0.0.2", b"a")
+    net.plant("10.0.0.3", b" a\n")
+    net.plant("10.0.0.4", b"b")
+    with net.open() as store:
+        assert sorted(store.owned(A)) == [address(0), address(1)]
+        store.reserve(address(5), A, 0)
+        assert store.owned(A) == [address(5)]
+        assert store.release(A) == [address(5)]
+        assert sorted(store.release(A)) == [address(0), address(1)]
+    assert list(net.files()) == ["10.0.0.4"]
+
+
+def test_white_space_around_a_lease_is_no_part_of_it(net: Network) -> None:
+    net.plant("10.0.0.2", b"a\r\neth0\n")
+    with net.open() as store:
+        assert store.owned(A) == [address(0)]
+
+
+def test_leases_and_holder(net: Network) -> None:
+    net.plant("10.0.0.3", b"old")
+    os.utime(net.path / "10.0.0.3", (1, 1_000_000_000))
+    net.plant("not-an-address", b"x")
+    net.plant("010.0.0.1", b"x")
+    with net.open() as store:
+        store.reserve(address(0), A, 0)
+        since = (net.path / "10.0.0.2").stat().st_mtime
+        assert store.leases() == [
+            Lease(address(0), "a", "eth0", since),
+            Lease(address(1), "old", "", 1_000_000_000),
+        ]
+        holder = store.holder(address(0))
+        assert holder is not None
+        assert holder.attachment == A
+        assert store.holder(address(9)) is None
+
+
+# --- what a crash of the reference leaves ------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\0\0", b"\n"])
+def test_an_empty_file_is_reclaimed_and_told(net: Network, content: bytes) -> None:
+    with net.open() as store:
+        store.reserve(address(0), A, 0)
+    net.plant("10.0.0.3", content)
+    with net.open() as store:
+        assert store.next_free(V4, FIRST, FIRST + 9) == FIRST + 1
+        assert store.reserve(address(1), B, 0)
+    assert net.files() == {"10.0.0.2": b"a\r\neth0", "10.0.0.3": b"b\r\neth0"}
+    assert len(net.notes) == 1
+    assert "10.0.0.3" in net.notes[0]
+
+
+def test_text_of_any_kind_keeps_an_address(net: Network) -> None:
+    net.plant("10.0.0.2", b"the printer's")
+    (net.path / "10.0.0.3").mkdir()
+    (net.path / "10.0.0.4").symlink_to("/etc/hostname")
+    with net.open() as store:
+        assert store.next_free(V4, FIRST, FIRST + 9) == FIRST + 3
+        assert not store.reserve(address(0), A, 0)
+        assert not store.reserve(address(1), A, 0)
+        assert not store.reserve(address(2), A, 0)
+        assert store.collect([]) == []
+    assert (net.path / "10.0.0.2").read_bytes() == b"the printer's"
+    assert net.notes == []
+
+
+# --- collect -----------------------------------------------------------------------------------
+
+
+def test_collect_keeps_what_it_is_told(net: Network) -> None:
+    net.plant("10.0.0.20", b"old-kept")
+    net.plant("10.0.0.21", b"old-gone")
+    with net.open() as store:
+        store.reserve(address(0), A, 0)
+        store.reserve(address(1), B, 0)
+        store.reserve(address(2), Attachment("a", "eth1"), 0)
+    with net.open() as store:
+        ended = store.collect({A, Attachment("old-kept", "eth7")})
+        assert [str(lease.address) for lease in ended] == ["10.0.0.3", "10.0.0.4", "10.0.0.21"]
+        assert store.owned(B) == []
+        assert store.next_free(V4, FIRST, FIRST + 9) == FIRST + 1
+    assert sorted(net.files()) == ["10.0.0.2", "10.0.0.20"]
+    assert (net.path / "last_reserved_ip.0").exists()
+    assert (net.path / "lock").exists()
+
+
+def test_collect_with_nothing_to_keep(net: Network) -> None:
+    with net.open() as store:
+        store.reserve(address(0), A, 0)
+        assert len(store.collect(frozenset())) == 1
+    assert net.files() == {}
+
+
+# --- the index: believed when it may be --------------------------------------------------------
+
+
+def test_calls_in_a_row_read_no_directory(
+    net: Network, rebuilds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with net.open() as store:
+        store.reserve(address(0), A, 0)
+    del rebuilds[:]
+    monkeypatch.setattr(os, "listdir", None)
+    for number in range(1, 300):
+        attachment = Attachment(f"c{number}", "eth0")
+        with net.open() as store:
+            assert store.owned(attachment) == []
+            assert store.next_free(V4, FIRST, FIRST + 999) == FIRST + number
+            assert store.reserve(address(number), attachment, 0)
+    for number in range(1, 300):
+        with net.open(create=False) as store:
+            assert store.release(Attachment(f"c{number}", "eth0")) == [address(number)]
+    assert rebuilds == []
+
+
+def test_what_others_write_is_seen_at_once(net: Network) -> None:
+    with net.open() as store:
+        store.reserve(address(0), A, 0)
+    net.plant("10.0.0.3", b"b\r\neth0")
+    with net.open() as store:
+        assert store.owned(B) == [address(1)]
+        assert store.next_free(V4, FIRST, FIRST + 9) == FIRST + 2
+    (net.path / "10.0.0.2").unlink()
+    with net.open() as store:
+        assert store.owned(A) == []
+        assert store.next_free(V4, FIRST, FIRST + 9) == FIRST
+
+
+def test_a_removed_network_starts_anew(net: Network) -> None:
+    with net.open() as store:
+        store.reserve(address(0), A, 0)
+    for item in net.path.iterdir():
+        item.unlink()
+    net.path.rmdir()
+    with net.open() as store:
+        assert store.owned(A) == []
+        assert store.reserve(address(0), B, 0)
+
+
+def test_what_the_index_did_not_see_is_found_by_a_recheck(net: Network) -> None:
+    with net.open() as store:
+        store.reserve(address(0), A, 0)
+    stamp = net.path.stat().st_mtime_ns
+    (net.path / "10.0.0.2").unlink()
+    net.plant("10.0.0.3", b"b\r\neth0")
+    os.utime(net.path, ns=(stamp, stamp))
+    with net.open() as store:
+        assert store.next_free(V4, FIRST, FIRST) is None
+        assert store.owned(A) == []  # never told without a look at the file
+        assert store.recheck() is True
+        assert store.next_free(V4, FIRST, FIRST) == FIRST
+        assert store.owned(B) == [address(1)]
+        assert store.recheck() is False
+
+
+def test_an_address_that_only_looked_free_is_not_given_twice(net: Network) -> None:
+    with net.open() as store:
+        store.reserve(address(0), A, 0)
+    stamp = net.path.stat().st_mtime_ns
+    net.plant("10.0.0.3", b"b\r\neth0")
+    os.utime(net.path, ns=(stamp, stamp))
+    with net.open() as store:
+        assert store.next_free(V4, FIRST, FIRST + 9) == FIRST + 1
+        assert not store.reserve(address(1), A, 0)
+        assert store.next_free(V4, FIRST, FIRST + 9) == FIRST + 2
+    assert net.files()["10.0.0.3"] == b"b\r\neth0"
+
+
+def test_without_a_place_for_the_index_all_works(net: Network) -> None:
+    net.data_dir.mkdir()
+    (net.data_dir / ".pycni").write_text("in the way")
+    for number in range(5):
+        with net.open() as store:
+            assert store.next_free(V4, FIRST, FIRST + 9) == FIRST + number
+            assert store.reserve(address(number), Attachment(f"c{number}", "eth0"), 0)
+    with net.open() as store:
+        assert store.release(Attachment("c2", "eth0")) == [address(2)]
+        assert store.next_free(V4, FIRST, FIRST + 9) == FIRST + 2
+    with net.open() as store:
+        assert store.owned(Attachment("c3", "eth0")) == [address(3)]
+
+
+def test_more_addresses_of_one_holder_than_the_index_takes(net: Network) -> None:
+    for number in range(200):
+        net.plant(str(address(number)), b"a")
+    with net.open() as store:
+        assert store.next_free(V4, FIRST, FIRST + 999) == FIRST + 200
+        assert len(store.owned(A)) == 200
+        assert len(store.release(A)) == 200
+    assert net.files() == {}
+
+
+@pytest.mark.parametrize("error", [BadIndex("broken"), OSError(28, "No space left on device")])
+def test_an_index_that_fails_in_the_middle(
+    net: Network, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    with net.open() as store:
+        store.reserve(address(0), A, 0)
+    for method in ("add", "remove", "next_free", "addresses"):
+        with monkeypatch.context() as patch:
+            patch.setattr(LeaseIndex, method, fail)
+            patch.setattr(LeaseStore, "_open_index_file", _once(LeaseStore._open_index_file))
+            with net.open() as store:
+                assert store.next_free(V4, FIRST, FIRST + 9) == FIRST + 1
+                assert store.reserve(address(1), B, 0)
+                assert store.owned(B) == [address(1)]
+                assert store.release(B) == [address(1)]
+        with net.open() as store:
+            assert [lease.attachment for lease in store.leases()] == [A]
+            assert store.next_free(V4, FIRST, FIRST + 9) == FIRST + 1
+
+
+def _once(real: Callable[[LeaseStore], int]) -> Callable[[LeaseStore], int]:
+    """The file of the index can be opened once; then the store must do without."""
+    calls: list[int] = []
+
+    def opened(store: LeaseStore) -> int:
+        calls.append(1)
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+        return real(store)
+
+    return opened
+
+
+# --- lock and failures -------------------------------------------------------------------------
+
+
+def test_a_store_locks_its_network(net: Network) -> None:
+    with net.open():
+        with pytest.raises(CNIError) as caught, net.open(timeout=0.02):
+            pytest.fail("entered")
+        with LeaseStore(str(net.data_dir), "other", create=True, timeout=0.02):
+            pass
+    assert caught.value.code == TRY_AGAIN_LATER
+    assert str(net.path / "lock") in caught.value.message
+    with net.open(timeout=0.02):
+        pass
+
+
+def test_threads_of_one_process_share_a_network(net: Network) -> None:
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            attachment = Attachment(f"c{number}", "eth0")
+            for _ in range(10):
+                with net.open(timeout=60) as store:
+                    free = store.next_free(V4, FIRST, FIRST + 99)
+                    assert free is not None
+                    assert store.reserve(IPAddress.from_int(free, V4), attachment, 0)
+                with net.open(timeout=60) as store:
+                    assert len(store.release(attachment)) == 1
+        except BaseException as error:  # noqa: BLE001 - told to the test's own thread
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert net.files() == {}
+
+
+def test_what_the_file_system_refuses(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CNIError) as caught, LeaseStore(str(tmp_path / "file"), "n", create=True):
+        pytest.fail("entered")
+    assert caught.value.code == IO_FAILURE
+    assert str(tmp_path / "file") in caught.value.message
+
+
+def test_an_error_in_the_block_gets_a_name(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "10.0.0.2")
+
+    monkeypatch.setattr(leases_module, "create_file", full)
+    with pytest.raises(CNIError) as caught, net.open() as store:
+        store.reserve(address(0), A, 0)
+    assert caught.value.code == IO_FAILURE
+    assert "No space left on device" in caught.value.message
+
+
+# --- crashes -----------------------------------------------------------------------------------
+
+# Everything a store does to the file system goes through these.
+OPERATIONS = (
+    "open", "close", "write", "pwrite", "read", "pread", "link", "unlink", "rename", "mkdir",
+    "ftruncate", "utime", "listdir", "fstat",
+)  # fmt: skip
+
+
+def killed_at(step: int, work: Callable[[], None], *, after: bool) -> bool:
+    """Run `work` in a process that is killed at its n-th file operation; False if it has fewer."""
+    child = os.fork()
+    if child == 0:
+        count = [0]
+
+        def watch(real: Callable[..., object]) -> Callable[..., object]:
+            def operation(*args: object, **kwargs: object) -> object:
+                count[0] += 1
+                mine = count[0] == step
+                if mine and not after:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                try:
+                    return real(*args, **kwargs)
+                finally:
+                    if mine:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            return operation
+
+        for name in OPERATIONS:
+            setattr(os, name, watch(getattr(os, name)))
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the work itself failed"
+    return os.WIFSIGNALED(status)
+
+
+def assert_sound(net: Network) -> None:
+    """The leases are whole, and the index says of each what its file says."""
+    with net.open() as store:
+        said = {store_lease.address: store_lease for store_lease in store.leases()}
+        assert set(map(str, said)) == set(net.files())
+        for lease in said.values():
+            assert lease.ifname == "eth0"
+            assert lease.address in store.owned(lease.attachment)
+        free = [n for n in range(FIRST, FIRST + 20) if IPAddress.from_int(n, V4) not in said]
+        assert store.next_free(V4, FIRST, FIRST + 19) == free[0]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("nameless", [True, False], ids=["O_TMPFILE", "link"])
+@pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "used"])
+def test_a_reserve_killed_at_any_step(
+    net: Network, monkeypatch: pytest.MonkeyPatch, after: bool, nameless: bool, fresh: bool
+) -> None:
+    if not nameless:
+        monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)  # which cannot be written: EISDIR
+
+    def work() -> None:
+        with net.open() as store:
+            assert store.owned(A) == []
+            assert store.reserve(address(7), A, 0)
+
+    if not fresh:
+        with net.open() as store:
+            store.reserve(address(0), B, 0)
+    step = 1
+    while killed_at(step, work, after=after):
+        for name, content in net.files().items() if net.path.exists() else ():
+            assert name.endswith(".new") or content in (b"a\r\neth0", b"b\r\neth0")
+        assert_sound(net)
+        with net.open(create=False) as store:
+            store.release(A)
+        assert_sound(net)
+        assert set(net.files()) <= {"10.0.0.2"}
+        step += 1
+        if fresh:
+            shutil.rmtree(net.data_dir)
+    assert step > 10
+    assert net.files()["10.0.0.9"] == b"a\r\neth0"
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_release_killed_at_any_step(net: Network, after: bool) -> None:
+    def work() -> None:
+        with net.open(create=False) as store:
+            store.release(A)
+
+    with net.open() as store:
+        store.reserve(address(0), B, 0)
+    step, killed = 1, True
+    while killed:
+        with net.open() as store:
+            assert store.reserve(address(3), A, 0)
+            assert store.reserve(address(4), A, 1)
+        killed = killed_at(step, work, after=after)
+        assert_sound(net)
+        with net.open(create=False) as store:
+            store.release(A)
+        assert net.files() == {"10.0.0.2": b"b\r\neth0"}
+        step += 1
+    assert step > 10
+
+
+def test_a_split_killed_at_any_step(net: Network) -> None:
+    """The index grows while this runs: its pages are in flux when the process dies."""
+
+    def work() -> None:
+        with net.open() as store:
+            for number in range(45, 60):
+                store.reserve(address(number), Attachment(f"c{number}", "eth0"), 0)
+
+    for step in range(1, 400, 7):
+        with net.open() as store:
+            store.collect([])
+            for number in range(45):
+                store.reserve(address(number), Attachment(f"c{number}", "eth0"), 0)
+        if not killed_at(step, work, after=False):
+            break
+        assert_sound_many(net)
+    else:
+        pytest.fail("the work has more steps than this looks at")
+
+
+def assert_sound_many(net: Network) -> None:
+    with net.open() as store:
+        leases = store.leases()
+        for lease in leases:
+            assert store.owned(lease.attachment) == [lease.address]
+        assert store.next_free(V4, FIRST, FIRST + 99) == FIRST + len(leases)
