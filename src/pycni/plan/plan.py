@@ -29,3 +29,24 @@ class Plan(Record):
 
     steps: tuple[Step, ...] = ()
     interfaces: tuple[Reported, ...] = ()
+
+    def split(self) -> tuple[Plan, Plan]:
+        """What the interface itself takes, and what comes on top of that.
+
+        An address plugin that works on the interface is called between the two.
+        """
+        steps = self.steps
+        end = 0
+        for position, step in enumerate(steps, 1):
+            if step.makes_link or step.follows_link:
+                end = position
+        return self.replace(steps=steps[:end]), self.replace(steps=steps[end:])
+
+    def without(self, made: Plan) -> Plan:
+        """What is left to do once another plan for the same attachment has been made.
+
+        What only sets or awaits something of the interface is done again: it may depend on what
+        has come since.
+        """
+        left = [step for step in self.steps if step.follows_link or step not in made.steps]
+        return self.replace(steps=tuple(left))

@@ -3,7 +3,7 @@
 A step names things (links by name, sandbox or host by `where`); what only the kernel knows (an
 index, a MAC address) the executor looks up. `kind` is the module in `pycni.kernel.steps` that
 makes, checks and removes it. `follows_link` marks what the kernel removes together with the
-attachment's interface, so that DEL need not.
+attachment's interface, so that DEL need not; `makes_link` marks the making of that interface.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Step(Record):
 
     kind: ClassVar[str] = ""
     follows_link: ClassVar[bool] = False
+    makes_link: ClassVar[bool] = False
 
 
 class Bridge(Step):
@@ -74,6 +75,7 @@ class VethPair(Step):
     """
 
     kind: ClassVar[str] = "veth"
+    makes_link: ClassVar[bool] = True
 
     owner: Owner
     name: str
@@ -260,16 +262,6 @@ class LinkSettings(Step):
     txqlen: int | None = None
 
 
-class Rule(Step):
-    """A policy routing rule: packets from `src` are routed by `table`."""
-
-    kind: ClassVar[str] = "rule"
-
-    where: str
-    src: IPNetwork
-    table: int
-
-
 class Source(Record):
     """An address that packets leave with, in its subnet, and the gateway for what leaves that."""
 
@@ -282,14 +274,15 @@ class SourceRouting(Step):
 
     Each address gets a free table with the interface's routes, and a rule that leads there; the
     routes leave the main table. hints: keep the subnets' routes there, with the address as source.
+    table: only add rules, which lead to this table.
     """
 
     kind: ClassVar[str] = "source_routing"
 
-    where: str
     link: str
     sources: tuple[Source, ...]
     hints: bool = False
+    table: int | None = None
 
 
 class VRFMember(Step):
@@ -341,6 +334,7 @@ class SubLink(Step):
     """
 
     kind: ClassVar[str] = "sub_link"
+    makes_link: ClassVar[bool] = True
 
     name: str
     type: str
@@ -361,6 +355,7 @@ class Tap(Step):
     """
 
     kind: ClassVar[str] = "tap"
+    makes_link: ClassVar[bool] = True
 
     name: str
     mtu: int = 0
@@ -396,6 +391,51 @@ class MoveDevice(Step):
     """
 
     kind: ClassVar[str] = "move_device"
+    makes_link: ClassVar[bool] = True
 
     name: str
     device: Device
+
+
+class PortMapping(Record):
+    """A port of the host that leads to one of the container. protocol: tcp, udp or sctp.
+
+    host_ip: the one address of the host it is for, None for all; the unspecified address of a
+    family stands for all of that family.
+    """
+
+    protocol: str
+    host_port: int
+    container_port: int
+    host_ip: IPAddress | None = None
+
+
+class PortMap(Step):
+    """Ports of the host lead to the container's addresses, of which there is one a family.
+
+    backend: "nftables", "iptables", or "" for nftables where the host has it. snat: what comes
+    from the container's subnet or localhost is masqueraded; masquerade_all: everything is.
+    mark_bit, mark_chain: how iptables marks that; conditions: further matches in the words of the
+    backend. Without mappings or addresses only for removal.
+    """
+
+    kind: ClassVar[str] = "port_map"
+
+    owner: Owner
+    mappings: tuple[PortMapping, ...] = ()
+    addresses: tuple[IPNetwork, ...] = ()
+    backend: str = ""
+    snat: bool = True
+    masquerade_all: bool = False
+    mark_bit: int = 13
+    mark_chain: str = ""
+    conditions4: tuple[str, ...] = ()
+    conditions6: tuple[str, ...] = ()
+
+
+class RouteLocalnet(Step):
+    """Packets from 127.0.0.0/8 may leave by the link that leads to an address. Stays."""
+
+    kind: ClassVar[str] = "route_localnet"
+
+    address: IPAddress

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from pycni.sdk.plugin import Plugin
     from pycni.sdk.request import Request
     from pycni.spec.result import Result
 
@@ -31,11 +32,7 @@ def delegate(
     other plugin's own error, or one that says why it could not be run.
     """
     inner = request.replace(command=command, document=document or request.document)
-    # Without directories there are only the plugins that the caller has built in, by their names.
-    plugin = None if request.path else request.resolve(plugin_type)
-    if plugin is None:
-        path = find_plugin(plugin_type, request.path)
-        plugin = request.resolve(path)
+    plugin, path = find_delegate(request, plugin_type)
     if plugin is not None:
         return perform(plugin, inner)
     output = execute(
@@ -46,6 +43,19 @@ def delegate(
         stderr=request.stderr,
     )
     return read_answer(output, inner.version) if command == "ADD" else None
+
+
+def find_delegate(request: Request, plugin_type: str) -> tuple[Plugin | None, str]:
+    """The plugin of a type, if it is one of ours, and else None and its executable's path.
+
+    Raises CNIError if there is none.
+    """
+    # Without directories there are only the plugins that the caller has built in, by their names.
+    plugin = None if request.path else request.resolve(plugin_type)
+    if plugin is not None:
+        return plugin, ""
+    path = find_plugin(plugin_type, request.path)
+    return request.resolve(path), path
 
 
 def process_environ(request: Request) -> dict[str, str]:

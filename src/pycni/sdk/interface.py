@@ -7,8 +7,9 @@ fails. See `pycni.sdk.planned` for what such a plugin declares.
 from __future__ import annotations
 
 from pycni.kernel import executor
+from pycni.plan.plan import Plan
 from pycni.plan.steps import SANDBOX
-from pycni.sdk.ipam import Allocation
+from pycni.sdk.ipam import Allocation, needs_link
 from pycni.sdk.planned import PlannedPlugin
 from pycni.sdk.sandbox import open_sandbox
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from typing import ClassVar
 
     from pycni.kernel.context import Kernel
-    from pycni.plan.plan import Plan
     from pycni.sdk.request import Request
     from pycni.spec.config import NetConf
 
@@ -37,16 +37,17 @@ class InterfacePlugin(PlannedPlugin):
         inherited = Result() if request.ipam_type else self.inherited(request)
         if not inherited.ips:
             self._require_ipam(request)
-        with (
-            open_sandbox(request) as kernel,
-            Allocation(request) as addresses,
-            executor.Transaction(kernel) as transaction,
-        ):
-            known = addresses if request.ipam_type else inherited
-            network = override_dns(request, config, self.complete(config, known))
-            plan = self.plan(request, config, network)
-            transaction.apply(plan)
-            return report(kernel, request, plan, network)
+        with open_sandbox(request) as kernel, executor.Transaction(kernel) as interface:
+            made = Plan()
+            if needs_link(request):
+                made, _ = self.plan(request, config, Result()).split()
+                interface.apply(made)
+            with Allocation(request) as addresses, executor.Transaction(kernel) as transaction:
+                known = addresses if request.ipam_type else inherited
+                network = override_dns(request, config, self.complete(config, known))
+                plan = self.plan(request, config, network)
+                transaction.apply(plan.without(made))
+                return report(kernel, request, plan, network)
 
     def inherited(self, request: Request) -> Result:
         """The addresses to use where the configuration names no address plugin: by default none."""

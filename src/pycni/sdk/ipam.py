@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pycni.sdk.delegate import delegate
+from pycni.sdk.delegate import delegate, find_delegate
 from pycni.spec.errors import ADDRESS_UNAVAILABLE, CNIError
 from pycni.spec.result import Result
 
@@ -53,3 +53,17 @@ def delegate_ipam(request: Request, command: str = "DEL") -> None:
     """Have the address plugin do an operation too, if the configuration names one."""
     if request.ipam_type:
         delegate(request, request.ipam_type, command)
+
+
+def needs_link(request: Request) -> bool:
+    """Whether the address plugin works on the container's interface, as dhcp does.
+
+    One that is not ours may: the reference calls them all while the interface is there.
+    """
+    if not request.ipam_type:
+        return False
+    try:
+        plugin, _ = find_delegate(request, request.ipam_type)
+    except CNIError:
+        return False  # told when it is called
+    return plugin is None or plugin.needs_link

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from pycni.kernel import executor
 from pycni.kernel.context import Kernel
-from pycni.sdk.ipam import delegate_ipam
+from pycni.plan.plan import Plan
+from pycni.sdk.ipam import delegate_ipam, needs_link
 from pycni.sdk.plugin import Plugin
 from pycni.sdk.sandbox import find_sandbox, open_sandbox
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError, join_errors
@@ -19,7 +20,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, ClassVar
 
-    from pycni.plan.plan import Plan
     from pycni.sdk.request import Request
     from pycni.spec.config import Attachment
     from pycni.spec.fields import Fault
@@ -89,15 +89,31 @@ class PlannedPlugin(Plugin):
         plan = self.plan(
             request.replace(args=""), config, self.complete(config, known_part(request))
         )
+        # Addresses are released when no rule speaks of them any more, so that nobody gets one too
+        # early; but while the interface is there, if releasing takes that.
+        if needs_link(request):
+            interface, rest = plan.split()
+        else:
+            interface, rest = Plan(), plan
         with find_sandbox(request) as kernel:
-            failures = executor.remove(plan, kernel)
-        # Last, so that no address is handed out again while a rule still speaks of it.
-        _finish(request, "DEL", failures)
+            failures = executor.remove(rest, kernel)
+            try:
+                delegate_ipam(request)
+            except CNIError as error:
+                failures.append(error)
+            failures += executor.remove(interface, kernel)
+        if failures:
+            raise join_errors(failures)
 
     def gc(self, request: Request, keep: frozenset[Attachment]) -> None:
         with Kernel(None) as kernel:
             failures = executor.collect(self.kinds, kernel, request.network, keep)
-        _finish(request, "GC", failures)
+        try:
+            delegate_ipam(request, "GC")
+        except CNIError as error:
+            failures.append(error)
+        if failures:
+            raise join_errors(failures)
 
     def status(self, request: Request) -> None:
         config = self.config.decode(request.document)
@@ -156,13 +172,3 @@ def check_interfaces(kernel: Kernel, plan: Plan, previous: Result) -> list[str]:
                     f"prevResult has {interface.mac}"
                 )
     return differences
-
-
-def _finish(request: Request, command: str, failures: list[CNIError]) -> None:
-    """Have the address plugin do its part whatever failed before, then tell all failures."""
-    try:
-        delegate_ipam(request, command)
-    except CNIError as error:
-        failures.append(error)
-    if failures:
-        raise join_errors(failures)

@@ -25,12 +25,15 @@ class Plugin:
     """Base of all plugins. What a plugin does not override succeeds and does nothing.
 
     type: the name of its executable; versions: those of the specification that it speaks;
-    config: the class that declares its configuration's keys.
+    config: the class that declares its configuration's keys. needs_link: of an address plugin,
+    whether it works on the container's interface, which then has to be there before its ADD and
+    until after its DEL.
     """
 
     type: ClassVar[str] = ""
     versions: ClassVar[tuple[str, ...]] = versions.ALL
     config: ClassVar[ConfigClass] = NetConf
+    needs_link: ClassVar[bool] = False
 
     def add(self, request: Request) -> Result:
         """Attach the container's interface, or adjust it; all or nothing."""
