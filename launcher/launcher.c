@@ -53,6 +53,16 @@ static void fail(const char *plugin, int code, const char *what, const char *hin
     _exit(1);
 }
 
+/* What follows the last occurrence of a key: the keys also stand in this program's own data. */
+static char *value_of(const struct trailer *t, size_t size, const char *key)
+{
+    const char *at = t->text, *end = t->text + size;
+    char *found = NULL;
+    while ((at = memmem(at, (size_t)(end - at), key, strlen(key))))
+        found = (char *)(at += strlen(key));
+    return found;
+}
+
 static int read_trailer(struct trailer *t)
 {
     int fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
@@ -71,10 +81,9 @@ static int read_trailer(struct trailer *t)
         {"\nversion=", &t->version},     {"\n# pycni plugin: ", &t->plugin},
     };
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
-        char *at = memmem(t->text, (size_t)size, keys[i].key, strlen(keys[i].key));
-        if (!at)
+        *keys[i].value = value_of(t, (size_t)size, keys[i].key);
+        if (!*keys[i].value)
             return -1;
-        *keys[i].value = at + strlen(keys[i].key);
     }
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
         char *newline = strchr(*keys[i].value, '\n');

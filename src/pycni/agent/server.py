@@ -154,7 +154,7 @@ class Agent:
         outcome = serve(
             plugins.load(call.plugin),
             call.environ,
-            lambda: _read(stdin, time.monotonic() + STDIN_SECONDS),
+            lambda: read_stdin(stdin, time.monotonic() + STDIN_SECONDS),
             netns_fd=call.netns_fd,
             resolve=plugins.resolve,
             cancel=connection.fileno(),
@@ -255,7 +255,7 @@ def _namespaces(pid: str) -> tuple[tuple[int, int], ...]:
     return tuple((status.st_dev, status.st_ino) for status in found)
 
 
-def _read(descriptor: int, deadline: float) -> bytes:
+def read_stdin(descriptor: int, deadline: float) -> bytes:
     """Read the launcher's stdin to its end. Raises OSError if that takes too long or too much."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)

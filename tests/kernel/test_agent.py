@@ -1,0 +1,497 @@
+"""The agent and its launcher: the same answers as without, and nothing lost when it goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import Host, Namespace, PluginRun, ip_json, nft_list, run_in, run_plugin
+from pycni.agent import protocol, server
+from pycni.cli.install import LAUNCHER, install
+from pycni.spec.errors import TRY_AGAIN_LATER, CNIError
+
+PYCNI = Path(sys.executable).parent / "pycni"
+
+
+class AgentProcess:
+    """An agent of the test's own, and the plugin directory whose launchers know it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.socket = folder / "agent" / "agent.sock"
+        self.plugins = folder / "bin"
+        self.process: subprocess.Popen[str] | None = None
+        install(self.plugins, socket=self.socket)
+
+    def start(self, *options: str) -> None:
+        self.process = subprocess.Popen(
+            [PYCNI, "agent", "--socket", self.socket, *options],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while not self.answers():
+            assert self.process.poll() is None, self.process.communicate()[1]
+            time.sleep(0.01)
+
+    def answers(self) -> bool:
+        try:
+            server.ask(self.socket)
+        except OSError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.communicate()
+
+    def stop(self) -> str:
+        """End it as systemd does; what it wrote to stderr."""
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.communicate(timeout=20)[1]
+
+    def calls(self) -> dict[tuple[str, str], int]:
+        state = json.loads(server.ask(self.socket))
+        return {(row["plugin"], row["command"]): row["count"] for row in state["calls"]}
+
+    def refused(self) -> dict[str, int]:
+        found: dict[str, int] = json.loads(server.ask(self.socket))["refused"]
+        return found
+
+
+@pytest.fixture
+def agent(host: Host, tmp_path: Path) -> Iterator[AgentProcess]:
+    if not LAUNCHER.is_file():
+        pytest.skip("the launcher was not compiled")
+    process = AgentProcess(tmp_path)
+    yield process
+    if process.process is not None and process.process.poll() is None:
+        process.kill()
+
+
+def config(tmp_path: Path, **keys: Any) -> dict[str, Any]:
+    return {
+        "cniVersion": "1.1.0",
+        "name": "net",
+        "type": "bridge",
+        "bridge": "br0",
+        "isGateway": True,
+        "ipMasq": True,
+        "ipam": {
+            "type": "host-local",
+            "subnet": "10.9.0.0/16",
+            "dataDir": str(tmp_path / "leases"),
+        },
+        **keys,
+    }
+
+
+def call(agent: AgentProcess, command: str, conf: dict[str, Any], **env: str) -> PluginRun:
+    return run_plugin(agent.plugins / conf["type"], command, conf, **env)
+
+
+def leases(tmp_path: Path) -> list[str]:
+    folder = tmp_path / "leases" / "net"
+    return [name for name in os.listdir(folder) if name[0].isdigit()] if folder.exists() else []
+
+
+def test_serves_add_check_del(
+    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
+) -> None:
+    agent.start()
+    space = sandbox()
+    conf = config(tmp_path)
+    added = call(agent, "ADD", conf, CNI_NETNS=space.path)
+    assert added.code == 0, added.stdout
+    address = added.result["ips"][0]["address"].partition("/")[0]
+    assert run_in(None, ["ping", "-c1", "-W2", address]).returncode == 0
+    conf["prevResult"] = added.result
+    assert call(agent, "CHECK", conf, CNI_NETNS=space.path).code == 0
+    assert call(agent, "DEL", conf, CNI_NETNS=space.path).code == 0
+    assert leases(tmp_path) == []
+    # host-local is called inside bridge, and counts as part of it.
+    assert agent.calls() == {("bridge", "ADD"): 1, ("bridge", "CHECK"): 1, ("bridge", "DEL"): 1}
+
+
+def test_same_answers_with_and_without(
+    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
+) -> None:
+    """Each call once without and once with the agent: stdout, stderr and exit code are equal."""
+    space = sandbox()
+    loopback = {"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}
+    broken = {**config(tmp_path), "vlan": 5000}
+    calls = [
+        ("VERSION", loopback, {}),
+        ("ADD", loopback, {"CNI_NETNS": space.path}),
+        ("ADD", loopback, {"CNI_NETNS": "/nowhere"}),
+        ("ADD", loopback, {"CNI_NETNS": "/etc/passwd"}),
+        ("ADD", broken, {"CNI_NETNS": space.path}),
+        ("DEL", config(tmp_path), {"CNI_NETNS": ""}),
+        ("", loopback, {}),
+        ("NONSENSE", loopback, {}),
+        ("ADD", loopback, {}),
+    ]
+    outcomes = []
+    for running in (False, True):
+        if running:
+            agent.start()
+        outcomes.append([call(agent, *args[:2], **args[2]) for args in calls])
+    assert outcomes[0] == outcomes[1]
+    assert sum(agent.calls().values()) == len(calls)
+
+
+def test_runs_the_plugin_itself_after_the_agent_was_killed(
+    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
+) -> None:
+    agent.start()
+    space = sandbox()
+    added = call(agent, "ADD", config(tmp_path), CNI_NETNS=space.path)
+    agent.kill()
+    assert agent.socket.exists()
+    deleted = call(agent, "DEL", {**config(tmp_path), "prevResult": added.result})
+    assert (deleted.code, leases(tmp_path)) == (0, [])
+
+
+def test_another_version_is_refused(agent: AgentProcess, sandbox: Callable[[], Namespace]) -> None:
+    agent.start()
+    launcher = agent.plugins / "loopback"
+    program, trailer = launcher.read_bytes().rsplit(b"\nversion=", 1)
+    launcher.write_bytes(program + b"\nversion=9" + trailer)
+    conf = {"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}
+    assert call(agent, "ADD", conf, CNI_NETNS=sandbox().path).code == 0
+    assert (agent.calls(), agent.refused()) == ({}, {"another version": 1})
+
+
+def test_another_network_namespace_is_refused(
+    agent: AgentProcess, sandbox: Callable[[], Namespace]
+) -> None:
+    """To a caller elsewhere, "the host" is another one."""
+    agent.start()
+    elsewhere, space = sandbox(), sandbox()
+    environ = "CNI_COMMAND=ADD CNI_CONTAINERID=c CNI_IFNAME=eth0 CNI_PATH=/x"
+    script = f"env {environ} CNI_NETNS={space.path} {agent.plugins}/loopback"
+    conf = '{"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}'
+    done = run_in(elsewhere, ["sh", "-c", f"echo '{conf}' | {script}"])
+    assert json.loads(done.stdout)["interfaces"][0]["name"] == "lo"
+    assert (agent.calls(), agent.refused()) == ({}, {"another namespace": 1})
+
+
+def test_busy_agent_refuses(agent: AgentProcess, sandbox: Callable[[], Namespace]) -> None:
+    """What does not fit is served by its launcher, at once."""
+    agent.start("--workers", "1", "--waiting", "1")
+    held = []
+    for _ in range(3):
+        held.append(socket.socket(socket.AF_UNIX))
+        held[-1].connect(str(agent.socket))
+        time.sleep(0.2)
+    conf = {"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}
+    assert call(agent, "ADD", conf, CNI_NETNS=sandbox().path).code == 0
+    for connection in held:
+        connection.close()
+    while not agent.answers():
+        time.sleep(0.01)
+    assert agent.refused()["busy"] >= 1
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"x",
+        b"\xff" * 8,
+        b"\1\0\0\0\xff\xff\0\0",
+        b"\1\0\0\0\5\0\0\0abcde",
+        b"\1\0\0\0\3\0\0\0a\0b",
+        os.urandom(70000),
+    ],
+)
+def test_garbage_is_refused(agent: AgentProcess, data: bytes) -> None:
+    agent.start()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(agent.socket))
+        try:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(1) == b""
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+    assert agent.answers()
+    assert agent.calls() == {}
+
+
+def test_lost_agent_is_an_error_after_it_began(tmp_path: Path, host: Host) -> None:
+    """An agent that dies at work leaves the launcher with one error object, code 11."""
+    if not LAUNCHER.is_file():
+        pytest.skip("the launcher was not compiled")
+    path = tmp_path / "agent.sock"
+    install(tmp_path / "bin", socket=path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def begin_and_die() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                protocol.receive_call(connection).close()
+                connection.sendall(protocol.BEGUN)
+
+        thread = threading.Thread(target=begin_and_die)
+        thread.start()
+        done = run_plugin(tmp_path / "bin" / "loopback", "ADD", {"name": "x"}, CNI_NETNS="/x")
+        thread.join()
+    assert (done.code, done.result["code"]) == (1, TRY_AGAIN_LATER)
+
+
+def test_dead_launcher_cancels_its_add(
+    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
+) -> None:
+    """When the runtime kills the plugin, the agent takes back what it did."""
+    agent.start()
+    space = sandbox()
+    environ = {
+        "CNI_COMMAND": "ADD",
+        "CNI_CONTAINERID": "c",
+        "CNI_IFNAME": "eth0",
+        "CNI_NETNS": space.path,
+        "CNI_PATH": str(agent.plugins),
+    }
+    launcher = subprocess.Popen([agent.plugins / "bridge"], stdin=subprocess.PIPE, env=environ)
+    assert launcher.stdin is not None
+    launcher.stdin.write(json.dumps(config(tmp_path)).encode())
+    launcher.stdin.flush()  # not closed: the agent waits for the end of stdin
+    time.sleep(0.3)
+    launcher.kill()
+    launcher.wait()
+    launcher.stdin.close()
+    while json.loads(server.ask(agent.socket))["running"]:
+        time.sleep(0.01)
+    assert [link["ifname"] for link in ip_json("link", netns=space)] == ["lo"]
+    assert [link["ifname"] for link in ip_json("link")] == ["lo"]
+    assert leases(tmp_path) == []
+
+
+def test_stdin_without_end_does_not_hold_a_worker(
+    agent: AgentProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A configuration that never ends is an error of the caller's (code 5), within bounds."""
+    reader, writer = os.pipe()
+    with pytest.raises(OSError, match="did not arrive in time"):
+        server.read_stdin(reader, time.monotonic() + 0.2)
+    os.write(writer, b"{}")
+    os.close(writer)
+    assert server.read_stdin(reader, time.monotonic() + 5) == b"{}"
+    os.close(reader)
+
+
+def test_idle_agent_leaves(agent: AgentProcess) -> None:
+    agent.start("--idle", "0.5")
+    assert agent.process is not None
+    assert agent.process.wait(timeout=20) == 0
+    assert not agent.socket.exists()
+
+
+def test_term_lets_calls_finish(
+    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
+) -> None:
+    agent.start()
+    spaces = [sandbox() for _ in range(12)]
+    conf = config(tmp_path)
+    with ThreadPoolExecutor(12) as pool:
+        runs = [
+            pool.submit(call, agent, "ADD", conf, CNI_NETNS=space.path, CNI_CONTAINERID=f"c{n}")
+            for n, space in enumerate(spaces)
+        ]
+        time.sleep(0.05)
+        agent.stop()
+        results = [run.result() for run in runs]
+    assert [run.code for run in results] == [0] * 12, results
+    assert len({run.result["ips"][0]["address"] for run in results}) == 12
+
+
+# --- who may talk to it --------------------------------------------------------------------------
+
+
+def test_socket_is_for_its_user_only(agent: AgentProcess) -> None:
+    agent.start()
+    assert stat.S_IMODE(agent.socket.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(agent.socket.stat().st_mode) == 0o600
+
+
+def test_unprivileged_user_cannot_connect_or_replace(agent: AgentProcess) -> None:
+    agent.start()
+    script = f"""
+import os, socket
+for action in (
+    lambda: socket.socket(socket.AF_UNIX).connect({str(agent.socket)!r}),
+    lambda: os.unlink({str(agent.socket)!r}),
+    lambda: os.rename({str(agent.socket.parent)!r}, {str(agent.socket.parent)!r} + "x"),
+    lambda: socket.socket(socket.AF_UNIX).bind({str(agent.socket.parent / "b")!r}),
+):
+    try:
+        action()
+    except PermissionError:
+        print("refused")
+"""
+    done = run_in(
+        None,
+        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+         "/usr/bin/python3", "-c", script],
+    )  # fmt: skip
+    assert done.stdout.split() == ["refused"] * 4
+    assert agent.answers()
+
+
+def test_launcher_does_not_believe_another_users_agent(
+    tmp_path: Path, host: Host, sandbox: Callable[[], Namespace]
+) -> None:
+    """A socket that another user listens on is passed over; the plugin runs in its own process."""
+    if not LAUNCHER.is_file():
+        pytest.skip("the launcher was not compiled")
+    folder = Path("/run/pycni-test-foreign")
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    path = folder / "agent.sock"
+    install(tmp_path / "bin", socket=path)
+    script = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); "
+        f"s.bind({str(path)!r}); s.listen(); print('up', flush=True); sys.stdin.read()"
+    )
+    fake = subprocess.Popen(
+        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+         "/usr/bin/python3", "-c", script],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert fake.stdout is not None
+    assert fake.stdout.readline() == "up\n"
+    conf = {"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}
+    done = run_plugin(tmp_path / "bin" / "loopback", "ADD", conf, CNI_NETNS=sandbox().path)
+    fake.communicate("")
+    assert done.code == 0
+
+
+def test_directory_that_others_can_enter_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o755)
+    with pytest.raises(CNIError, match="only this user can enter"):
+        server.listen(folder / "agent.sock")
+
+
+def test_second_agent_is_refused(agent: AgentProcess) -> None:
+    agent.start()
+    second = subprocess.run(
+        [PYCNI, "agent", "--socket", agent.socket], capture_output=True, text=True, check=False
+    )
+    assert second.returncode == 1
+    assert "an agent listens" in second.stderr
+    assert agent.answers()
+
+
+# --- systemd -------------------------------------------------------------------------------------
+
+
+def test_socket_activation_and_notices(
+    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
+) -> None:
+    """It serves on the descriptor it is given, says READY=1, and shows signs of life."""
+    agent.socket.parent.mkdir(mode=0o700)
+    notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    notices.bind(str(tmp_path / "notify"))
+    notices.settimeout(20)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(agent.socket))
+        listener.listen()
+
+        environ = {
+            **os.environ,
+            "LISTEN_FDS": "1",
+            "NOTIFY_SOCKET": str(tmp_path / "notify"),
+            "WATCHDOG_USEC": "400000",
+        }
+        # LISTEN_PID names the process that is started, so it is set by a shell that becomes it.
+        command = f'LISTEN_PID=$$ exec "{PYCNI}" agent --socket /nonexistent/agent.sock 3<&0'
+        process = subprocess.Popen(["sh", "-c", command], env=environ, stdin=listener)
+    try:
+        received = {notices.recv(100) for _ in range(2)}
+        assert received == {b"READY=1", b"WATCHDOG=1"}
+        conf = {"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}
+        assert call(agent, "ADD", conf, CNI_NETNS=sandbox().path).code == 0
+        assert agent.calls() == {("loopback", "ADD"): 1}
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+        assert agent.socket.exists()  # it is systemd's
+    finally:
+        process.kill()
+        notices.close()
+
+
+# --- killed under load ---------------------------------------------------------------------------
+
+
+def test_agent_killed_under_load(
+    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
+) -> None:
+    """Callers see correct results or clear errors; after every DEL nothing is left."""
+    kills = int(os.environ.get("PYCNI_AGENT_KILLS", "12"))
+    spaces = [sandbox() for _ in range(8)]
+    conf = config(tmp_path)
+    stop = threading.Event()
+    failures: list[str] = []
+    agent.start()
+
+    def attach_and_detach(number: int) -> None:
+        attempt = 0
+        while not stop.is_set():
+            attempt += 1
+            env = {
+                "CNI_NETNS": spaces[number].path,
+                "CNI_CONTAINERID": f"load-{number}-{attempt}",
+            }
+            added = call(agent, "ADD", conf, **env)
+            with_result = dict(conf)
+            if added.code == 0:
+                with_result["prevResult"] = added.result
+                address = added.result["ips"][0]["address"].partition("/")[0]
+                run_in(None, ["ping", "-c1", "-W2", address])
+            elif added.result["code"] != TRY_AGAIN_LATER:
+                failures.append(added.stdout)
+            while (deleted := call(agent, "DEL", with_result, **env)).code != 0:
+                if deleted.result["code"] != TRY_AGAIN_LATER:
+                    failures.append(deleted.stdout)
+                    break
+
+    threads = [threading.Thread(target=attach_and_detach, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    chance = random.Random(7)
+    for _ in range(kills):
+        time.sleep(chance.uniform(0.02, 0.3))
+        assert agent.process is not None
+        agent.process.send_signal(signal.SIGKILL)
+        agent.process.communicate()
+        agent.start()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert leases(tmp_path) == []
+    assert sorted(link["ifname"] for link in ip_json("link")) == ["br0", "lo"]
+    assert not [
+        entry
+        for entry in nft_list()
+        if "map" in entry and entry["map"]["name"] == "masquerade4" and "elem" in entry["map"]
+    ]
