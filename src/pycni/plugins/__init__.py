@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 NAMES = (
     "bandwidth",
     "bridge",
+    "dhcp",
     "dummy",
     "host-device",
     "host-local",
@@ -24,6 +25,7 @@ NAMES = (
     "loopback",
     "macvlan",
     "ptp",
+    "sbr",
     "static",
     "tap",
     "tuning",

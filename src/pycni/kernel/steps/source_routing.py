@@ -1,0 +1,239 @@
+"""Routing by source address, a table for each (`plan.steps.SourceRouting`).
+
+    rule: from 10.1.0.5 lookup 100
+    table 100: the interface's routes that belong to 10.1.0.5, and a default route
+
+The main table loses the interface's routes, so that what has no source yet leaves by another
+interface. Link-local ones stay: their packets name the interface anyway.
+"""
+
+from __future__ import annotations
+
+import errno
+from _socket import AF_INET, AF_INET6
+
+from pycni.kernel import address as addresses
+from pycni.kernel import route as routes
+from pycni.kernel import rule as rules
+from pycni.kernel.netlink.constants import (
+    RT_SCOPE_LINK,
+    RT_SCOPE_UNIVERSE,
+    RT_TABLE_DEFAULT,
+    RT_TABLE_LOCAL,
+    RT_TABLE_MAIN,
+)
+from pycni.kernel.netlink.errors import NetlinkError
+from pycni.kernel.route import Route
+from pycni.kernel.rule import Rule
+from pycni.kernel.steps.sandbox_lock import SandboxLock
+from pycni.spec.ip import default_network, host_network
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycni.kernel.context import Kernel, Site
+    from pycni.kernel.executor import Undo
+    from pycni.kernel.netlink.codec import Request
+    from pycni.plan.steps import Source, SourceRouting
+    from pycni.spec.ip import IPAddress
+
+FIRST_TABLE = 100
+SYSTEM_TABLES = (RT_TABLE_DEFAULT, RT_TABLE_MAIN, RT_TABLE_LOCAL)
+
+
+def apply(step: SourceRouting, kernel: Kernel) -> Undo:
+    site = kernel.site("sandbox")
+    changes = Changes(site)
+    try:
+        with SandboxLock(site):
+            if step.table is None:
+                _separate(step, site, changes)
+            else:
+                for source in step.sources:
+                    _lead(source, step.table, changes)
+    except BaseException:
+        changes.take_back()
+        raise
+    return changes.take_back
+
+
+def check(step: SourceRouting, kernel: Kernel) -> list[str]:
+    site = kernel.site("sandbox")
+    index = site.index(step.link)
+    differences = []
+    for source in step.sources:
+        address = source.address.address
+        tables = [rule.table for rule in _rules_from(site, address)]
+        if step.table is not None:
+            if step.table not in tables:
+                differences.append(f"rule from {address} lookup {step.table} is missing")
+            continue
+        if not tables:
+            differences.append(f"no rule leads packets from {address} to a table of their own")
+            continue
+        found = [
+            route
+            for table in tables
+            for route in routes.dump(site.netlink, address.family, table=table)
+            if _leaves_by(route, index)
+        ]
+        if not found:
+            differences.append(f"the table for packets from {address} has no routes")
+        elif source.gateway is not None and not any(
+            route.dst.is_default and source.gateway in _gateways(route) for route in found
+        ):
+            differences.append(f"packets from {address} have no default route via {source.gateway}")
+    return differences
+
+
+def remove(step: SourceRouting, kernel: Kernel) -> None:
+    """Delete the rules for the step's addresses, and for those that the interface has.
+
+    The routes of their tables, which the kernel removes together with the interface, go too.
+    """
+    site = kernel.sandbox
+    if site is None:
+        return
+    link = site.find(step.link)
+    sources = {source.address.address for source in step.sources}
+    if link is not None:
+        sources |= {found.network.address for found in addresses.dump(site.netlink, link.index)}
+    for address in sorted(sources):
+        for rule in _rules_from(site, address):
+            if step.table not in (None, rule.table):
+                continue
+            _delete(site, rules.delete(rule))
+            if step.table is None and link is not None and rule.table not in SYSTEM_TABLES:
+                for route in routes.dump(site.netlink, address.family, table=rule.table):
+                    if _leaves_by(route, link.index):
+                        _delete(site, routes.delete(route))
+
+
+class Changes:
+    """Requests carried out, with what takes them back."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self._back: list[Request] = []
+
+    def make(self, request: Request, back: Request) -> None:
+        self.site.request(request)
+        self._back.append(back)
+
+    def take_back(self) -> None:
+        while self._back:
+            try:
+                self.site.request(self._back.pop())
+            except OSError:
+                continue  # it went by itself, or will with the interface
+
+
+def _separate(step: SourceRouting, site: Site, changes: Changes) -> None:
+    """Give each source a table with the interface's routes, and take these out of main."""
+    index = site.index(step.link)
+    present = [route for route in routes.dump(site.netlink) if _leaves_by(route, index)]
+    # Routes to neighbours come back first, should it come to that: others need them.
+    present.sort(key=lambda route: not _gateways(route))
+    taken = _taken_tables(site)
+    table = FIRST_TABLE
+    for source in step.sources:
+        table = _free_table(site, table, taken)
+        for route in _routes_of(source, present, index):
+            copy = route.replace(table=table)
+            changes.make(routes.append(copy), routes.delete(copy))
+        _lead(source, table, changes)
+        table += 1
+    hinted = [_hint(source, present, index, changes) for source in step.sources if step.hints]
+    for route in present:
+        if route in hinted or route.dst.address.is_link_local:
+            continue
+        if not (step.hints and _on_link(route)):
+            changes.make(routes.delete(route), routes.prepend(route))
+
+
+def _lead(source: Source, table: int, changes: Changes) -> None:
+    rule = Rule(source.address.family, table, src=host_network(source.address.address))
+    changes.make(rules.add(rule), rules.delete(rule))
+
+
+def _routes_of(source: Source, present: list[Route], index: int) -> list[Route]:
+    """What belongs into a source's table: routes to neighbours first, the default route last."""
+    own = [route for route in present if _belongs(route, source)]
+    if source.gateway is not None:
+        default = Route(default_network(source.address.family), index, source.gateway)
+        for route in own:
+            if route.dst.is_default and route.gateway == source.gateway:
+                default = route
+        own = [*(route for route in own if not route.dst.is_default), default]
+    return sorted(own, key=lambda route: bool(_gateways(route)))
+
+
+def _belongs(route: Route, source: Source) -> bool:
+    """Whether a route is the source's: by its own source or gateway, or as it has neither."""
+    if route.dst.family != source.address.family:
+        return False
+    marks = [mark for mark in (route.source, *_gateways(route)) if mark is not None]
+    return not marks or any(source.address.contains(mark) for mark in marks)
+
+
+def _hint(source: Source, present: list[Route], index: int, changes: Changes) -> Route | None:
+    """Have main's route to the source's subnet choose it; returns the route this replaces."""
+    subnet = source.address.network
+    scope = RT_SCOPE_LINK if subnet.is_ipv4 else RT_SCOPE_UNIVERSE
+    hint = Route(subnet, index, source=source.address.address, scope=scope)
+    for route in present:
+        if route.dst == subnet and _on_link(route):
+            hint = hint.replace(priority=route.priority)
+            changes.make(routes.replace(hint), routes.replace(route))
+            return route
+    changes.make(routes.append(hint), routes.delete(hint))
+    return None
+
+
+def _on_link(route: Route) -> bool:
+    """Whether a route leads to neighbours. IPv6 has no scope that tells."""
+    if route.dst.is_ipv4:
+        return route.scope == RT_SCOPE_LINK
+    return not _gateways(route) and not route.dst.is_default
+
+
+def _leaves_by(route: Route, index: int) -> bool:
+    if route.multipath:
+        return all(hop.index == index for hop in route.multipath)
+    return route.index == index
+
+
+def _gateways(route: Route) -> list[IPAddress]:
+    found = [route.gateway, *(hop.gateway for hop in route.multipath)]
+    return [gateway for gateway in found if gateway is not None]
+
+
+def _taken_tables(site: Site) -> set[int]:
+    """The tables that a rule leads to, and the kernel's own."""
+    found = [rule for family in (AF_INET, AF_INET6) for rule in rules.dump(site.netlink, family)]
+    return {*SYSTEM_TABLES, *(rule.table for rule in found)}
+
+
+def _free_table(site: Site, table: int, taken: set[int]) -> int:
+    """The first table from `table` on that no rule leads to and that has no routes."""
+    while table in taken or routes.dump(site.netlink, table=table):
+        table += 1
+    return table
+
+
+def _rules_from(site: Site, source: IPAddress) -> list[Rule]:
+    """The rules that match this source address and nothing else."""
+    return [
+        rule
+        for rule in rules.dump(site.netlink, source.family)
+        if rule.src is not None
+        and rule.src.address == source
+        and (rule.dst, rule.iif, rule.oif, rule.mark) == (None, "", "", None)
+    ]
+
+
+def _delete(site: Site, request: Request) -> None:
+    try:
+        site.request(request)
+    except NetlinkError as error:
+        if error.errno not in (errno.ENOENT, errno.ESRCH):  # gone in the meantime
+            raise
