@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from pycni.kernel.namespace import Namespace
 
 _ROOT = "/proc/sys"
-_LIMIT = 64 * 1024  # of what is read from one file
+# Most values are short, and for each read the kernel clears a buffer of the size asked for.
+_USUAL = 4096
+_LIMIT = 64 * 1024
 
 
 class SysctlRejected(OSError):
@@ -44,7 +46,7 @@ def read(key: str, namespace: Namespace | None = None) -> str:
             return read(key)
     fd = _open(path(key), os.O_RDONLY)
     try:
-        return os.read(fd, _LIMIT).decode("utf-8", "replace").removesuffix("\n")
+        return _read(fd)
     finally:
         os.close(fd)
 
@@ -85,11 +87,18 @@ def write(key: str, value: str, namespace: Namespace | None = None) -> str:
 def _value(fd: int, unreadable: str) -> str:
     """The value behind a descriptor; some cannot be read before they are set (stable_secret)."""
     try:
-        return os.pread(fd, _LIMIT, 0).decode("utf-8", "replace").removesuffix("\n")
+        return _read(fd)
     except OSError as error:
         if error.errno != errno.EIO:
             raise
         return unreadable
+
+
+def _read(fd: int) -> str:
+    data = os.pread(fd, _USUAL, 0)
+    if len(data) == _USUAL:
+        data = os.pread(fd, _LIMIT, 0)
+    return data.decode("utf-8", "replace").removesuffix("\n")
 
 
 def _open(name: str, how: int) -> int:
