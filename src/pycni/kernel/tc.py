@@ -273,6 +273,13 @@ def delete_qdisc(qdisc: Qdisc) -> Request:
     return Request(c.RTM_DELQDISC, 0, body, f"delete {qdisc.kind} of link {qdisc.index}")
 
 
+def delete_redirection(index: int, parent: int) -> Request:
+    """Take back `redirect`. ENOENT if there is none."""
+    info = 1 << 16 | htons(ETH_P_ALL)
+    body = _TCMSG.pack(AF_UNSPEC, index, 0, parent, info) + _MESSAGE.encode({"kind": "u32"})
+    return Request(c.RTM_DELTFILTER, 0, body, f"delete filter of link {index}")
+
+
 # --- messages ------------------------------------------------------------------------------------
 
 

@@ -43,7 +43,7 @@ def apply(step: Shaping, kernel: Kernel) -> Undo:
             ifb = _make_ifb(step, host, outer)
             undo.append(lambda: _delete(host, ifb))
             _limit(step, host, ifb, step.egress, towards=False)
-            undo.append(_redirect(host, outer, ifb))
+            _redirect(host, outer, ifb, undo)
     except BaseException:
         _take_back(undo)
         raise
@@ -220,7 +220,7 @@ def _make_ifb(step: Shaping, host: Site, outer: Link) -> Link:
     return ifb
 
 
-def _redirect(host: Site, outer: Link, ifb: Link) -> Undo:
+def _redirect(host: Site, outer: Link, ifb: Link, undo: list[Undo]) -> None:
     """Send all that a link receives to the ifb.
 
     An ingress or clsact qdisc that is there already is used, unless it has filters: those would
@@ -228,6 +228,7 @@ def _redirect(host: Site, outer: Link, ifb: Link) -> Undo:
     """
     try:
         host.request(tc.add_ingress(outer.index))
+        undo.append(lambda: _remove_ingress(host, outer))
     except NetlinkError as error:
         if error.errno != errno.EEXIST:
             raise
@@ -243,13 +244,13 @@ def _redirect(host: Site, outer: Link, ifb: Link) -> Undo:
             "interface alone",
         )
     host.request(tc.redirect(outer.index, parent, ifb.index))
+    undo.append(lambda: host.request(tc.delete_redirection(outer.index, parent)))
 
-    def undo() -> None:
-        found = tc.qdisc(host.netlink, outer.index, tc.INGRESS)
-        if found is not None:
-            host.request(tc.delete_qdisc(found))
 
-    return undo
+def _remove_ingress(host: Site, outer: Link) -> None:
+    found = tc.qdisc(host.netlink, outer.index, tc.INGRESS)
+    if found is not None:
+        host.request(tc.delete_qdisc(found))
 
 
 def _ingress_parent(host: Site, outer: Link) -> int | None:
