@@ -30,10 +30,19 @@ class Plan(Record):
     steps: tuple[Step, ...] = ()
     interfaces: tuple[Reported, ...] = ()
 
+    def before_addresses(self) -> Plan:
+        """The steps up to the interface's making, which leave it down.
+
+        An address plugin that works on the interface finds it then; coming up later, with its
+        addresses, it announces them.
+        """
+        made = [number for number, step in enumerate(self.steps, 1) if step.makes_link]
+        return self.replace(steps=self.steps[: max(made, default=0)])
+
     def split(self) -> tuple[Plan, Plan]:
         """What the interface itself takes, and what comes on top of that.
 
-        An address plugin that works on the interface is called between the two.
+        An address plugin that works on the interface releases between the two.
         """
         steps = self.steps
         end = 0

@@ -40,7 +40,7 @@ class InterfacePlugin(PlannedPlugin):
         with open_sandbox(request) as kernel, executor.Transaction(kernel) as interface:
             made = Plan()
             if needs_link(request):
-                made, _ = self.plan(request, config, Result()).split()
+                made = self.plan(request, config, Result()).before_addresses()
                 interface.apply(made)
             with Allocation(request) as addresses, executor.Transaction(kernel) as transaction:
                 known = addresses if request.ipam_type else inherited
