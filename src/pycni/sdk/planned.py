@@ -67,8 +67,8 @@ class PlannedPlugin(Plugin):
 
     def check(self, request: Request) -> None:
         config = self.resolve(self.config.decode(request.document))
-        delegate_ipam(request, "CHECK")
         previous = require_prev_result(request, self.unchained)
+        delegate_ipam(request, "CHECK")
         network = self.complete(config, self.concern(request, previous))
         with open_sandbox(request) as kernel:
             plan = self.plan(request, config, network)
