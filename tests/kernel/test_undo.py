@@ -1,0 +1,146 @@
+"""An ADD that fails at any step leaves the host as it was; one that is killed, DEL cleans up.
+
+The steps are found by refusing, in one ADD after another, the first, second, third ... thing that
+it asks of the kernel, of the file system or of a program.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import Attachment, Host, Namespace, Snapshot, ip_json, run_in
+from harness.faults import each_change_failing
+
+
+def config(tmp_path: Path, **keys: Any) -> dict[str, Any]:
+    return {
+        "cniVersion": "1.1.0",
+        "name": "net",
+        "type": "bridge",
+        "bridge": "br0",
+        "isDefaultGateway": True,
+        "ipMasq": True,
+        "macspoofchk": True,
+        "hairpinMode": True,
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{"subnet": "10.8.0.0/24"}], [{"subnet": "fd00:8::/64"}]],
+            "dataDir": str(tmp_path / "leases"),
+        },
+        **keys,
+    }
+
+
+def observe(host: Host, tmp_path: Path, space: Namespace) -> Snapshot:
+    """Host and sandbox. What a lease directory holds besides leases is no trace of an ADD."""
+    seen = host.snapshot(tmp_path)
+    seen["files"] = {
+        path: content
+        for path, content in seen["files"].items()
+        if os.path.basename(path)[0].isdigit() or os.path.basename(path).startswith("fd")
+    }
+    # Tables, sets and constant rules of ours, and the reference's empty chains, serve every
+    # container; what speaks of this one is an element or a rule with its id.
+    seen["nft"] = [line for line in seen["nft"] if "pycni-test" in line]
+    seen["iptables"] = [line for line in seen["iptables"] if "pycni-test" in line]
+    seen["sandbox"] = [link["ifname"] for link in ip_json("link", netns=space)]
+    return seen
+
+
+@pytest.mark.parametrize("exists", [False, True], ids=["new bridge", "bridge in use"])
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+def test_host_is_as_it_was(
+    backend: str,
+    exists: bool,
+    host: Host,
+    sandbox: Callable[[], Namespace],
+    plugin_dir: Path,
+    tmp_path: Path,
+) -> None:
+    conf = config(tmp_path, ipMasqBackend=backend)
+    if exists:
+        Attachment(plugin_dir / "bridge", conf, sandbox(), container="neighbour").add()
+        _settle()
+    one = Attachment(plugin_dir / "bridge", conf, sandbox())
+    assert one.sandbox is not None
+    before = observe(host, tmp_path, one.sandbox)
+    refused = []
+    for what, run in each_change_failing(lambda: one.run("ADD")):
+        if run.code == 0:  # not vital, such as a sysctl that may be missing
+            one.delete()
+        else:
+            refused.append(what)
+            assert run.result["code"] not in (0, 999), (what, run.result)
+        after = observe(host, tmp_path, one.sandbox)
+        if not exists and run.code == 0:
+            # An ADD that succeeded leaves the bridge and forwarding, as it should.
+            subprocess.run(["ip", "link", "delete", "br0"], check=True)
+            _set_forwarding(before)
+            after = observe(host, tmp_path, one.sandbox)
+        assert after == before, what
+    # Enough of them, and of every sort.
+    assert len(refused) > 20, refused
+    text = "\n".join(refused)
+    for sort in ("create veth", "add address", "create_file", "set link"):
+        assert sort in text, refused
+
+
+def _settle() -> None:
+    """Wait until the kernel has given its links their own addresses, for the snapshots to agree."""
+    while "tentative" in run_in(None, ["ip", "-6", "address"]).stdout:
+        time.sleep(0.05)
+
+
+def _set_forwarding(before: Snapshot) -> None:
+    for path, value in before["sysctls"].items():
+        if path.endswith(("/ip_forward", "/all/forwarding")):
+            Path(path).write_bytes(value)
+
+
+def test_killed_add_is_cleaned_up_by_del(
+    host: Host, sandbox: Callable[[], Namespace], plugin_dir: Path, tmp_path: Path
+) -> None:
+    """SIGKILL at forty moments of an ADD; DEL, without a prevResult, leaves nothing of it."""
+    conf = config(tmp_path)
+    warm = Attachment(plugin_dir / "bridge", conf, sandbox(), container="neighbour")
+    warm.add()
+    _settle()
+    space = sandbox()
+    before = observe(host, tmp_path, space)
+    chance = random.Random(5)
+    killed = 0
+    for _ in range(40):
+        environ = {
+            "CNI_COMMAND": "ADD",
+            "CNI_CONTAINERID": "pycni-test",
+            "CNI_IFNAME": "eth0",
+            "CNI_NETNS": space.path,
+            "CNI_PATH": str(plugin_dir),
+            "PATH": os.environ["PATH"],
+        }
+        plugin = subprocess.Popen(
+            [plugin_dir / "bridge"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environ,
+        )
+        assert plugin.stdin is not None
+        plugin.stdin.write(json.dumps(conf).encode())
+        plugin.stdin.close()
+        time.sleep(chance.uniform(0.012, 0.03))
+        plugin.kill()
+        killed += plugin.wait() != 0
+        assert plugin.stdout is not None
+        plugin.stdout.close()
+        Attachment(plugin_dir / "bridge", conf, space).delete()
+        assert observe(host, tmp_path, space) == before
+    assert killed
