@@ -264,3 +264,15 @@ def test_selinux_context_without_selinux(attach: Attach) -> None:
     within = ip_json("link", netns=one.sandbox)
     assert "failed set socket label" in one.refused()["msg"]
     assert ip_json("link", netns=one.sandbox) == within
+
+
+def test_delete_while_a_program_holds_the_other_end(attach: Attach) -> None:
+    one = attach(V4)
+    one.add()
+    descriptor = open_tap(one)
+    try:
+        one.check()
+        one.delete()
+        assert [item["ifname"] for item in ip_json("link", netns=one.sandbox)] == ["lo"]
+    finally:
+        os.close(descriptor)
