@@ -29,6 +29,7 @@ from pycni.kernel.netlink.constants import (
     NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_EXCL,
+    NLM_F_NONREC,
     NLM_F_REQUEST,
     NLMSG_ERROR,
 )
@@ -53,9 +54,11 @@ _BATCH_BEGIN = 16
 _BATCH_END = 17
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _GETCHAIN = _SUBSYSTEM << 8 | 4
+_DELTABLE = _SUBSYSTEM << 8 | 2
 _DELCHAIN = _SUBSYSTEM << 8 | 5
 _GETRULE = _SUBSYSTEM << 8 | 7
 _DELRULE = _SUBSYSTEM << 8 | 8
+_DELSET = _SUBSYSTEM << 8 | 11
 _NEWSETELEM = _SUBSYSTEM << 8 | 12
 _GETSETELEM = _SUBSYSTEM << 8 | 13
 _DELSETELEM = _SUBSYSTEM << 8 | 14
@@ -75,6 +78,8 @@ _VERDICT = Schema(code=(1, Integer(">i")), chain=(2, STRING))
 _DATA = Schema(value=(1, BYTES), verdict=(2, _VERDICT))
 _ELEMENT = Schema(key=(1, _DATA), data=(2, _DATA), userdata=(6, BYTES))
 _ELEMENTS = Schema(table=(1, STRING), set=(2, STRING), elements=(3, Schema(items=(1, Many(BYTES)))))
+_TABLE = Schema(name=(1, STRING))
+_SET = Schema(table=(1, STRING), name=(2, STRING))
 _CHAIN = Schema(table=(1, STRING), name=(3, STRING))
 _RULE = Schema(
     table=(1, STRING), chain=(2, STRING), handle=(3, _BE64), code=(4, BYTES), userdata=(7, BYTES)
@@ -293,6 +298,27 @@ def delete_chain(family: int, table: str, chain: str) -> Request:
     """Delete a chain with its rules. EBUSY if something still refers to it."""
     body = _CHAIN.encode({"table": table, "name": chain})
     return _request(_DELCHAIN, 0, family, body, f"delete chain {_place(family, table, chain)}")
+
+
+def delete_set(family: int, table: str, name: str) -> Request:
+    """Delete an empty set or map. EBUSY if it has elements, or something still refers to it."""
+    body = _SET.encode({"table": table, "name": name})
+    return _request(_DELSET, NLM_F_NONREC, family, body, f"delete {_place(family, table, name)}")
+
+
+def delete_table(family: int, table: str) -> Request:
+    """Delete an empty table. EBUSY if something is in it."""
+    body = _TABLE.encode({"name": table})
+    return _request(_DELTABLE, NLM_F_NONREC, family, body, f"delete table {_place(family, table)}")
+
+
+def discard(netfilter: NetfilterSocket, *requests: Request) -> None:
+    """Commit deletions together, unless something is in use or gone already: then none of them."""
+    try:
+        netfilter.commit(requests)
+    except NetlinkError as error:
+        if error.errno not in (errno.EBUSY, errno.ENOENT):
+            raise
 
 
 # --- bytes ---------------------------------------------------------------------------------------

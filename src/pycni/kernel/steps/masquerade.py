@@ -167,9 +167,10 @@ def _subnet_rules(subnet: IPNetwork) -> dict[str, str]:
 
 def _apply_nftables(step: Masquerade, netfilter: NetfilterSocket) -> Callable[[], None] | None:
     made: list[tuple[str, bytes]] = []
+    chains: list[str] = []
 
     def missing() -> list[Request]:
-        _set_up(netfilter, step.addresses)
+        chains.extend(_set_up(netfilter, step.addresses))
         requests = []
         made.clear()
         for network in step.addresses:
@@ -187,8 +188,6 @@ def _apply_nftables(step: Masquerade, netfilter: NetfilterSocket) -> Callable[[]
             )
         return requests
 
-    netfilter.update(missing)
-
     def undo() -> None:
         netfilter.update(
             lambda: [
@@ -197,18 +196,24 @@ def _apply_nftables(step: Masquerade, netfilter: NetfilterSocket) -> Callable[[]
                 if _is_owned(nfnetlink.element(netfilter, NFPROTO_INET, TABLE, name, key), step)
             ]
         )
+        _discard(netfilter, chains)
 
+    try:
+        netfilter.update(missing)
+    except OSError:
+        _discard(netfilter, chains)
+        raise
     return undo if made else None
 
 
-def _set_up(netfilter: NetfilterSocket, addresses: Collection[IPNetwork]) -> None:
-    """Make the table, the maps and the chains unless they are whole."""
+def _set_up(netfilter: NetfilterSocket, addresses: Collection[IPNetwork]) -> Collection[str]:
+    """Make the table, the maps and the chains unless they are whole; return the chains made."""
     subnets = {subnet_chain(network): network.network for network in addresses}
     needed = {POSTROUTING: _POSTROUTING_RULES}
     needed.update((chain, _subnet_rules(subnet)) for chain, subnet in subnets.items())
     broken = {chain: rules for chain, rules in needed.items() if _lacking(netfilter, chain, rules)}
     if not broken:
-        return
+        return ()
     from pycni.kernel import nftables
 
     commands = [
@@ -225,6 +230,21 @@ def _set_up(netfilter: NetfilterSocket, addresses: Collection[IPNetwork]) -> Non
             for comment, rule in rules.items()
         )
     nftables.run("\n".join(commands))
+    return broken
+
+
+def _discard(netfilter: NetfilterSocket, chains: Collection[str]) -> None:
+    """Take away chains, and the table and maps that came with them, unless others use them."""
+    for chain in chains:
+        if chain != POSTROUTING:
+            nfnetlink.discard(netfilter, nfnetlink.delete_chain(NFPROTO_INET, TABLE, chain))
+    if POSTROUTING in chains:
+        nfnetlink.discard(
+            netfilter,
+            nfnetlink.delete_chain(NFPROTO_INET, TABLE, POSTROUTING),
+            *(nfnetlink.delete_set(NFPROTO_INET, TABLE, name) for name in MAPS.values()),
+        )
+        nfnetlink.discard(netfilter, nfnetlink.delete_table(NFPROTO_INET, TABLE))
 
 
 def _lacking(netfilter: NetfilterSocket, chain: str, rules: dict[str, str]) -> list[str]:

@@ -54,14 +54,15 @@ def apply(step: SpoofGuard, kernel: Kernel) -> Callable[[], None] | None:
     port = _port_key(step.host_link)
     pair = _pair_key(step.host_link, step.mac or _mac(step, kernel))
     comment = step.owner.comment
-    changed = False
+    changed = set_up = False
 
     def missing() -> list[Request]:
-        nonlocal changed
+        nonlocal changed, set_up
         if not _rule_present(netfilter):
             from pycni.kernel import nftables
 
             nftables.run(_SET_UP)
+            set_up = True
         found = nfnetlink.element(netfilter, NFPROTO_BRIDGE, TABLE, PORTS, port)
         requests: list[Request] = []
         if found is not None:
@@ -75,8 +76,29 @@ def apply(step: SpoofGuard, kernel: Kernel) -> Callable[[], None] | None:
         changed = True
         return [*requests, _add(PORTS, port, comment), _add(ALLOWED, pair, comment)]
 
-    netfilter.update(missing)
-    return (lambda: netfilter.update(lambda: _own(step, netfilter, pair))) if changed else None
+    def undo() -> None:
+        netfilter.update(lambda: _own(step, netfilter, pair))
+        if set_up:
+            _discard(netfilter)
+
+    try:
+        netfilter.update(missing)
+    except OSError:
+        if set_up:
+            _discard(netfilter)
+        raise
+    return undo if changed else None
+
+
+def _discard(netfilter: NetfilterSocket) -> None:
+    """Take away the rule, the sets and the table, unless others use them."""
+    nfnetlink.discard(
+        netfilter,
+        nfnetlink.delete_chain(NFPROTO_BRIDGE, TABLE, CHAIN),
+        nfnetlink.delete_set(NFPROTO_BRIDGE, TABLE, PORTS),
+        nfnetlink.delete_set(NFPROTO_BRIDGE, TABLE, ALLOWED),
+    )
+    nfnetlink.discard(netfilter, nfnetlink.delete_table(NFPROTO_BRIDGE, TABLE))
 
 
 def check(step: SpoofGuard, kernel: Kernel) -> list[str]:
