@@ -38,7 +38,7 @@ OPTIONAL = {"jeepney", "pyroute2"}
 # What a started plugin may have loaded besides pycni: modules in C, and the few that `os` needs.
 LOADED = {
     "__future__", "_abc", "_collections_abc", "_ctypes", "_json", "_sha2", "_sha512", "_socket",
-    "_stat", "_struct", "abc", "errno", "fcntl", "genericpath", "os", "os.path", "posixpath",
+    "_stat", "_struct", "abc", "errno", "fcntl", "gc", "genericpath", "os", "os.path", "posixpath",
     "select", "stat", "struct", "time",
 }  # fmt: skip
 
