@@ -39,6 +39,8 @@ _ATTRIBUTES = Schema(
     multipath=(c.RTA_MULTIPATH, BYTES),
 )
 
+SYSTEM_TABLES = (c.RT_TABLE_DEFAULT, c.RT_TABLE_MAIN, c.RT_TABLE_LOCAL)
+
 
 class NextHop(Record):
     """One way of a multipath route; weight counts from 1."""
@@ -71,6 +73,18 @@ class Route(Record):
     mtu: int = 0
     advmss: int = 0
     multipath: tuple[NextHop, ...] = ()
+
+    @property
+    def gateways(self) -> list[IPAddress]:
+        """The gateway, or those of all ways; [] for a route to neighbours."""
+        found = [self.gateway, *(hop.gateway for hop in self.multipath)]
+        return [gateway for gateway in found if gateway is not None]
+
+    def leaves_by(self, index: int) -> bool:
+        """Whether the route leaves by a link, and by no other."""
+        if self.multipath:
+            return all(hop.index == index for hop in self.multipath)
+        return self.index == index
 
     def __str__(self) -> str:
         parts = [str(self.dst)]
@@ -130,7 +144,7 @@ def dump(
     index: int = 0,
     protocol: int = c.RTPROT_UNSPEC,
 ) -> list[Route]:
-    """The routes of one table, chosen by the kernel: by family, link (`index`), protocol.
+    """The routes of one table (0: of all), chosen by the kernel: by family, link, protocol.
 
     Multipath routes have no index of their own, and are left out if `index` is given. [] if
     there is no such table. Cloned routes (the cache) are left out.
@@ -156,7 +170,7 @@ def dump(
             # A kernel without strict checks answers with everything.
             if (
                 route is not None
-                and route.table == table
+                and table in (0, route.table)
                 and index in (0, route.index)
                 and protocol in (c.RTPROT_UNSPEC, route.protocol)
             ):

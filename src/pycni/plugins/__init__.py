@@ -24,12 +24,14 @@ NAMES = (
     "ipvlan",
     "loopback",
     "macvlan",
+    "portmap",
     "ptp",
     "sbr",
     "static",
     "tap",
     "tuning",
     "vlan",
+    "vrf",
 )
 
 # With the plugin's name, the last line of an executable that `pycni install` wrote.

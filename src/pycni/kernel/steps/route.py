@@ -39,18 +39,17 @@ def apply(step: Route, kernel: Kernel) -> Undo | None:
 
 def check(step: Route, kernel: Kernel) -> list[str]:
     site = kernel.site(step.where)
-    table = RT_TABLE_MAIN if step.table is None else step.table
-    found = routes.dump(site.netlink, step.dst.family, table=table)
+    found = routes.dump(site.netlink, step.dst.family, table=step.table or RT_TABLE_MAIN)
+    if step.table is None:
+        # A plugin later in the chain may have moved it to a table of the interface's own.
+        index = site.index(step.link)
+        found += routes.dump(site.netlink, step.dst.family, table=0, index=index)
     dst = step.dst.network
     same = [route for route in found if route.dst == dst]
     # A default route may have been replaced by a plugin later in the chain.
     if step.gw is not None and not step.dst.is_default:
-        same = [route for route in same if step.gw in _gateways(route)]
+        same = [route for route in same if step.gw in route.gateways]
     if same:
         return []
     via = f" via {step.gw}" if step.gw is not None else ""
     return [f"route {step.dst}{via} is missing in the {step.where}"]
-
-
-def _gateways(route: routes.Route) -> list[object]:
-    return [route.gateway, *(hop.gateway for hop in route.multipath)]

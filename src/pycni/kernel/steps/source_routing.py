@@ -10,21 +10,15 @@ interface. Link-local ones stay: their packets name the interface anyway.
 from __future__ import annotations
 
 import errno
-from _socket import AF_INET, AF_INET6
 
 from pycni.kernel import address as addresses
 from pycni.kernel import route as routes
 from pycni.kernel import rule as rules
-from pycni.kernel.netlink.constants import (
-    RT_SCOPE_LINK,
-    RT_SCOPE_UNIVERSE,
-    RT_TABLE_DEFAULT,
-    RT_TABLE_LOCAL,
-    RT_TABLE_MAIN,
-)
+from pycni.kernel.netlink.constants import RT_SCOPE_LINK, RT_SCOPE_UNIVERSE
 from pycni.kernel.netlink.errors import NetlinkError
 from pycni.kernel.route import Route
 from pycni.kernel.rule import Rule
+from pycni.kernel.steps.free_table import free_table
 from pycni.kernel.steps.sandbox_lock import SandboxLock
 from pycni.spec.ip import default_network, host_network
 
@@ -37,7 +31,6 @@ if TYPE_CHECKING:
     from pycni.spec.ip import IPAddress
 
 FIRST_TABLE = 100
-SYSTEM_TABLES = (RT_TABLE_DEFAULT, RT_TABLE_MAIN, RT_TABLE_LOCAL)
 
 
 def apply(step: SourceRouting, kernel: Kernel) -> Undo:
@@ -74,12 +67,12 @@ def check(step: SourceRouting, kernel: Kernel) -> list[str]:
             route
             for table in tables
             for route in routes.dump(site.netlink, address.family, table=table)
-            if _leaves_by(route, index)
+            if route.leaves_by(index)
         ]
         if not found:
             differences.append(f"the table for packets from {address} has no routes")
         elif source.gateway is not None and not any(
-            route.dst.is_default and source.gateway in _gateways(route) for route in found
+            route.dst.is_default and source.gateway in route.gateways for route in found
         ):
             differences.append(f"packets from {address} have no default route via {source.gateway}")
     return differences
@@ -102,9 +95,9 @@ def remove(step: SourceRouting, kernel: Kernel) -> None:
             if step.table not in (None, rule.table):
                 continue
             _delete(site, rules.delete(rule))
-            if step.table is None and link is not None and rule.table not in SYSTEM_TABLES:
+            if step.table is None and link is not None and rule.table not in routes.SYSTEM_TABLES:
                 for route in routes.dump(site.netlink, address.family, table=rule.table):
-                    if _leaves_by(route, link.index):
+                    if route.leaves_by(link.index):
                         _delete(site, routes.delete(route))
 
 
@@ -130,18 +123,15 @@ class Changes:
 def _separate(step: SourceRouting, site: Site, changes: Changes) -> None:
     """Give each source a table with the interface's routes, and take these out of main."""
     index = site.index(step.link)
-    present = [route for route in routes.dump(site.netlink) if _leaves_by(route, index)]
+    present = [route for route in routes.dump(site.netlink) if route.leaves_by(index)]
     # Routes to neighbours come back first, should it come to that: others need them.
-    present.sort(key=lambda route: not _gateways(route))
-    taken = _taken_tables(site)
-    table = FIRST_TABLE
+    present.sort(key=lambda route: not route.gateways)
     for source in step.sources:
-        table = _free_table(site, table, taken)
+        table = free_table(site.netlink, FIRST_TABLE)
         for route in _routes_of(source, present, index):
             copy = route.replace(table=table)
             changes.make(routes.append(copy), routes.delete(copy))
         _lead(source, table, changes)
-        table += 1
     hinted = [_hint(source, present, index, changes) for source in step.sources if step.hints]
     for route in present:
         if route in hinted or route.dst.address.is_link_local:
@@ -164,14 +154,14 @@ def _routes_of(source: Source, present: list[Route], index: int) -> list[Route]:
             if route.dst.is_default and route.gateway == source.gateway:
                 default = route
         own = [*(route for route in own if not route.dst.is_default), default]
-    return sorted(own, key=lambda route: bool(_gateways(route)))
+    return sorted(own, key=lambda route: bool(route.gateways))
 
 
 def _belongs(route: Route, source: Source) -> bool:
     """Whether a route is the source's: by its own source or gateway, or as it has neither."""
     if route.dst.family != source.address.family:
         return False
-    marks = [mark for mark in (route.source, *_gateways(route)) if mark is not None]
+    marks = [mark for mark in (route.source, *route.gateways) if mark is not None]
     return not marks or any(source.address.contains(mark) for mark in marks)
 
 
@@ -193,31 +183,7 @@ def _on_link(route: Route) -> bool:
     """Whether a route leads to neighbours. IPv6 has no scope that tells."""
     if route.dst.is_ipv4:
         return route.scope == RT_SCOPE_LINK
-    return not _gateways(route) and not route.dst.is_default
-
-
-def _leaves_by(route: Route, index: int) -> bool:
-    if route.multipath:
-        return all(hop.index == index for hop in route.multipath)
-    return route.index == index
-
-
-def _gateways(route: Route) -> list[IPAddress]:
-    found = [route.gateway, *(hop.gateway for hop in route.multipath)]
-    return [gateway for gateway in found if gateway is not None]
-
-
-def _taken_tables(site: Site) -> set[int]:
-    """The tables that a rule leads to, and the kernel's own."""
-    found = [rule for family in (AF_INET, AF_INET6) for rule in rules.dump(site.netlink, family)]
-    return {*SYSTEM_TABLES, *(rule.table for rule in found)}
-
-
-def _free_table(site: Site, table: int, taken: set[int]) -> int:
-    """The first table from `table` on that no rule leads to and that has no routes."""
-    while table in taken or routes.dump(site.netlink, table=table):
-        table += 1
-    return table
+    return not route.gateways and not route.dst.is_default
 
 
 def _rules_from(site: Site, source: IPAddress) -> list[Rule]:

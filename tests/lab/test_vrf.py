@@ -1,0 +1,226 @@
+"""vrf on a kernel that has it. Few tests, since Python is slow there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import Attachment, Host, Namespace, ip_json, run_in, run_plugin
+from harness.chained import make_veth, previous_result
+from harness.faults import each_request_failing
+
+Sandbox = Callable[[], Namespace]
+Attach = Callable[..., Attachment]
+
+ROUTES = {"10.2{n}.0.0/16 via 10.1.{n}.1 metric 7", "10.3{n}.0.0/16"}
+V6_ROUTES = {"2001:db8:{n}::/48 via fd00:{n}::1 metric 7", "default via fd00:{n}::1 metric {n}024"}
+
+
+@pytest.fixture
+def attach(host: Host, sandbox: Sandbox, plugin_dir: Path) -> Attach:
+    """Makes an attachment of a veth; interface N has 10.1.N.2 and fd00:N::2, the host's end .1."""
+    count = 0
+
+    def make(
+        *,
+        version: str = "1.1.0",
+        netns: Namespace | None = None,
+        address: str = "",
+        **keys: Any,
+    ) -> Attachment:
+        nonlocal count
+        count += 1
+        inside, ifname, host_name = netns or sandbox(), f"net{count}", f"veth{count}"
+        own = address or f"10.1.{count}.2/24"
+        make_veth(
+            inside,
+            own,
+            f"fd00:{count}::2/64",
+            ifname=ifname,
+            host_name=host_name,
+            host_addresses=(f"10.1.{count}.1/24", f"fd00:{count}::1/64"),
+        )
+        run_in(None, ["sysctl", "-qw", f"net.ipv6.conf.{host_name}.accept_dad=0"])
+        if not address:
+            for family, routes in (("-4", ROUTES), ("-6", V6_ROUTES)):
+                for route in sorted(routes):
+                    words = route.format(n=count).split()
+                    run_in(inside, ["ip", family, "route", "add", *words, "dev", ifname])
+        previous = previous_result(
+            version,
+            inside,
+            (own, None),
+            (f"fd00:{count}::2/64", None),
+            ifname=ifname,
+            host_name=host_name,
+        )
+        config = {"cniVersion": version, "name": "net", "type": "vrf", "prevResult": previous}
+        return Attachment(
+            plugin_dir / "vrf", {**config, "vrfname": "blue", **keys}, inside, ifname=ifname
+        )
+
+    return make
+
+
+def routes(netns: Namespace | None, ifname: str, table: str) -> set[tuple[Any, ...]]:
+    """The unicast routes of an interface in a table: destination, gateway and metric."""
+    found = []
+    for family in ("-4", "-6"):
+        command = [family, "route", "show", "table", table, "dev", ifname, "type", "unicast"]
+        if run_in(netns, ["ip", *command], check=False).returncode == 0:
+            found += ip_json(*command, netns=netns)
+    return {
+        (route["dst"], route.get("gateway"), route.get("metric") or 0)
+        for route in found
+        if not route["dst"].startswith("fe80")
+    }
+
+
+def vrfs(netns: Namespace | None) -> dict[str, int]:
+    found = ip_json("-d", "link", "show", "type", "vrf", netns=netns)
+    return {link["ifname"]: link["linkinfo"]["info_data"]["table"] for link in found}
+
+
+def link(one: Attachment) -> dict[str, Any]:
+    (found,) = ip_json("link", "show", "dev", one.ifname, netns=one.sandbox)
+    return found
+
+
+def addresses(one: Attachment) -> set[str]:
+    (found,) = ip_json("address", "show", "dev", one.ifname, netns=one.sandbox)
+    return {item["local"] for item in found["addr_info"] if item["scope"] == "global"}
+
+
+@pytest.mark.parametrize("keep", ["0", "1"])
+def test_routes_and_addresses_move_along(attach: Attach, keep: str) -> None:
+    one = attach()
+    run_in(one.sandbox, ["sysctl", "-qw", f"net.ipv6.conf.net1.keep_addr_on_down={keep}"])
+    before = routes(one.sandbox, "net1", "main")
+    assert ("10.21.0.0/16", "10.1.1.1", 7) in before
+    assert ("default", "fd00:1::1", 1024) in before
+    assert one.add() == one.config["prevResult"]
+    assert vrfs(one.sandbox) == {"blue": 1}
+    assert link(one)["master"] == "blue"
+    assert addresses(one) == {"10.1.1.2", "fd00:1::2"}
+    assert routes(one.sandbox, "net1", "1") == before
+    assert routes(one.sandbox, "net1", "main") == set()
+    # At once: nothing waits for duplicate address detection.
+    run_in(one.sandbox, ["ip", "vrf", "exec", "blue", "true"], check=False)
+    for address in ("fd00:1::1", "10.1.1.1"):
+        run_in(one.sandbox, ["ping", "-c1", "-W5", "-I", "blue", address])
+        assert run_in(one.sandbox, ["ping", "-c1", "-W1", address], check=False).returncode
+    one.check()
+    one.delete()
+    assert vrfs(one.sandbox) == {}
+    assert "master" not in link(one)
+    one.delete()
+
+
+def test_members_share_a_vrf_and_the_last_one_takes_it(attach: Attach) -> None:
+    one = attach(table=500)
+    two = attach(netns=one.sandbox)
+    other = attach(netns=one.sandbox, vrfname="red", address="10.1.1.2/24")
+    for each in (one, two, other):
+        each.add()
+    # Both VRFs have the address 10.1.1.2; the first free table is 1.
+    assert vrfs(one.sandbox) == {"blue": 500, "red": 1}
+    assert ("10.1.1.0/24", None, 0) in routes(one.sandbox, "net1", "500")
+    assert ("10.1.1.0/24", None, 0) in routes(one.sandbox, "net3", "1")
+    for each in (one, two, other):
+        each.check()
+    two.config["table"] = 501
+    assert two.drift() == "VRF blue has the routing table 500, expected 501"
+    run_in(one.sandbox, ["ip", "link", "set", "net1", "nomaster"])
+    assert one.drift() == "failed to find net1 associated to vrf blue"
+    run_in(one.sandbox, ["ip", "link", "set", "net1", "master", "blue"])
+    run_in(one.sandbox, ["ip", "link", "set", "blue", "down"])
+    assert one.drift() == "VRF blue is down"
+    one.delete()
+    assert vrfs(one.sandbox) == {"blue": 500, "red": 1}
+    # The reference fails without the interface.
+    run_in(one.sandbox, ["ip", "link", "del", "net2"])
+    two.delete()
+    assert vrfs(one.sandbox) == {"red": 1}
+    assert one.drift() == "there is no VRF blue in the sandbox"
+    assert other.sandbox is not None
+    other.sandbox.delete()
+    other.delete()
+
+
+def test_tables_are_free_ones(attach: Attach) -> None:
+    one = attach()
+    run_in(one.sandbox, ["ip", "link", "add", "red", "type", "vrf", "table", "1"])
+    run_in(one.sandbox, ["ip", "rule", "add", "from", "10.9.9.9", "lookup", "2"])
+    run_in(one.sandbox, ["ip", "-6", "route", "add", "blackhole", "2001:db8:9::/48", "table", "3"])
+    one.add()
+    assert vrfs(one.sandbox)["blue"] == 4
+    two = attach(netns=one.sandbox, vrfname="green", table=4)  # shared on purpose
+    two.add()
+    assert vrfs(one.sandbox) == {"blue": 4, "green": 4, "red": 1}
+
+
+def test_failing_half_way_leaves_everything_as_it_was(attach: Attach) -> None:
+    one = attach()
+
+    def state() -> list[Any]:
+        return [
+            vrfs(one.sandbox),
+            link(one).get("master"),
+            addresses(one),
+            routes(one.sandbox, "net1", "main"),
+        ]
+
+    before = state()
+    for what in each_request_failing(lambda: one.run("ADD")):
+        assert state() == before, f"refused was: {what}"
+    assert vrfs(one.sandbox) == {"blue": 1}
+
+
+def test_refusals(attach: Attach) -> None:
+    one = attach()
+    run_in(one.sandbox, ["ip", "link", "add", "red", "type", "vrf", "table", "7"])
+    run_in(one.sandbox, ["ip", "link", "add", "br0", "type", "bridge"])
+    one.config["vrfname"] = ""
+    assert one.refused()["msg"] == "configuration is expected to have a valid vrf name"
+    one.config["vrfname"] = "br0"
+    assert one.refused()["msg"] == "interface br0 is no VRF"
+    one.config |= {"vrfname": "red", "table": 8}
+    assert one.refused()["msg"] == "VRF red already exist with different routing table 7"
+    one.config["table"] = 7
+    run_in(one.sandbox, ["ip", "link", "set", "net1", "master", "br0"])
+    assert one.refused()["msg"] == "interface net1 has already a master set: br0"
+    previous = one.config.pop("prevResult")
+    assert one.refused()["msg"] == "missing prevResult from earlier plugin"
+    one.config |= {"prevResult": previous, "cniVersion": "0.3.0"}
+    assert one.refused()["code"] == 1
+
+
+@pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0"])
+def test_one_of_us_and_the_reference(attach: Attach, reference_dir: Path, version: str) -> None:
+    """Each adds what the other checks and deletes; results and tables are the same."""
+    for number, ours_first in enumerate((True, False), start=1):
+        ours = attach(version=version)
+        theirs = Attachment(
+            reference_dir / "vrf", ours.config, ours.sandbox, ifname=ours.ifname, call=run_plugin
+        )
+        before = routes(ours.sandbox, ours.ifname, "main")
+        adder, deleter = (ours, theirs) if ours_first else (theirs, ours)
+        result = adder.add()
+        if version == "1.0.0":
+            result.pop("dns", None)  # Debian's reference prints an empty one
+        assert result == ours.config["prevResult"]
+        assert vrfs(ours.sandbox) == {"blue": 1}
+        # Debian's release of the reference keeps only the routes of addresses.
+        assert routes(ours.sandbox, ours.ifname, "1") <= before
+        assert not ours_first or routes(ours.sandbox, ours.ifname, "1") == before
+        assert addresses(ours) == {f"10.1.{number}.2", f"fd00:{number}::2"}
+        deleter.result = adder.result
+        if version != "0.3.1":
+            deleter.check()
+            adder.check()
+        deleter.delete()
+        assert vrfs(ours.sandbox) == {}
+        assert "master" not in link(ours)
