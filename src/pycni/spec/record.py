@@ -29,7 +29,9 @@ class Record:
 
     def __init_subclass__(cls) -> None:
         own = (name for name, kind in cls.__annotations__.items() if not _is_class_variable(kind))
-        inherited = (name for base in reversed(cls.__bases__) for name in getattr(base, "_fields", ()))
+        inherited = (
+            name for base in reversed(cls.__bases__) for name in getattr(base, "_fields", ())
+        )
         cls._fields = tuple(dict.fromkeys((*inherited, *own)))
 
     def __init__(self, *values: Any, **named: Any) -> None:
