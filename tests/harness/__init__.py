@@ -6,6 +6,7 @@ from harness.attachment import Attachment
 from harness.host import Host, Snapshot, ip_json, nft_list, run_in, snapshot
 from harness.namespaces import Namespace, enter_new_netns, inside, private_mounts
 from harness.plugin import PluginRun, call_plugin, run_plugin
+from harness.services import ask, service
 
 __all__ = [
     "Attachment",
@@ -13,6 +14,7 @@ __all__ = [
     "Namespace",
     "PluginRun",
     "Snapshot",
+    "ask",
     "call_plugin",
     "enter_new_netns",
     "inside",
@@ -21,5 +23,6 @@ __all__ = [
     "private_mounts",
     "run_in",
     "run_plugin",
+    "service",
     "snapshot",
 ]

@@ -31,21 +31,20 @@ _GENERAL = Struct(">BBH")  # struct nfgenmsg: family, version, resource
 _VERSION = 1  # with version 0 the kernel would not look at the family
 
 # CTA_FILTER_F_CTA_...: which parts of a tuple count.
-_SOURCE = 1 << 0
 _DESTINATION = 1 << 1
 _PROTOCOL = 1 << 3
 _DESTINATION_PORT = 1 << 5
 
 _TUPLE = Schema(
-    ip=(1, Schema(source4=(1, IP), destination4=(2, IP), source6=(3, IP), destination6=(4, IP))),
+    ip=(1, Schema(destination4=(2, IP), destination6=(4, IP))),
     ports=(2, Schema(protocol=(1, U8), destination=(3, BE16))),
 )
 _FILTER = Schema(original=(1, U32), reply=(2, U32))
-_QUERY = Schema(original=(1, _TUPLE), reply=(2, _TUPLE), filter=(25, _FILTER))
-_ENTRY = Schema(original=(1, BYTES), reply=(2, BYTES), id=(12, BYTES), zone=(18, BYTES))
+_QUERY = Schema(original=(1, _TUPLE), filter=(25, _FILTER))
+_ENTRY = Schema(original=(1, BYTES), id=(12, BYTES), zone=(18, BYTES))
 
 
-def forget_port(
+def forget(
     netfilter: NetlinkSocket, family: int, port: int, address: IPAddress | None = None
 ) -> None:
     """Forget the UDP flows of a family to a port, of one address or of any.
@@ -54,55 +53,34 @@ def forget_port(
     """
     flags = _PROTOCOL | _DESTINATION_PORT
     wanted: dict[str, Any] = {"ports": {"protocol": IPPROTO_UDP, "destination": port}}
+    what = f"forget UDP flows to port {port}"
     if address is not None:
+        name = "destination4" if family == AF_INET else "destination6"
+        wanted = {"ip": {name: address}, **wanted}
         flags |= _DESTINATION
-        wanted = {"ip": {f"destination{_digit(family)}": address}, **wanted}
-    _forget(netfilter, family, "original", wanted, flags, f"to port {port}")
-
-
-def forget_target(netfilter: NetlinkSocket, address: IPAddress) -> None:
-    """Forget the UDP flows that an address answers. Raises NetlinkError."""
-    family = address.family
-    wanted = {
-        "ip": {f"source{_digit(family)}": address},
-        "ports": {"protocol": IPPROTO_UDP},
-    }
-    _forget(netfilter, family, "reply", wanted, _SOURCE | _PROTOCOL, f"to {address}")
-
-
-def _forget(
-    netfilter: NetlinkSocket,
-    family: int,
-    direction: str,
-    wanted: dict[str, Any],
-    flags: int,
-    which: str,
-) -> None:
-    what = f"forget UDP flows {which}"
-    if family == AF_INET6 and "ip" in wanted:
-        # The kernel has this comparison the wrong way round (ctnetlink_filter_match_tuple).
-        _forget_one_by_one(netfilter, family, direction, wanted, what)
-        return
-    query = {direction: wanted, "filter": {"original": 0, "reply": 0, direction: flags}}
+        if family == AF_INET6:
+            # The kernel has this comparison the wrong way round (ctnetlink_filter_match_tuple).
+            _forget_one_by_one(netfilter, family, wanted, what)
+            return
+    query = {"original": wanted, "filter": {"original": flags, "reply": 0}}
     body = _GENERAL.pack(family, _VERSION, 0) + _QUERY.encode(query)
     try:
         netfilter.request(Request(_DELETE, 0, body, what))
     except NetlinkError as error:
-        if error.errno == errno.ENOENT:
-            return
         # Older kernels want the whole tuple of one entry.
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+            _forget_one_by_one(netfilter, family, wanted, what)
+        elif error.errno != errno.ENOENT:
             raise
-        _forget_one_by_one(netfilter, family, direction, wanted, what)
 
 
 def _forget_one_by_one(
-    netfilter: NetlinkSocket, family: int, direction: str, wanted: dict[str, Any], what: str
+    netfilter: NetlinkSocket, family: int, wanted: dict[str, Any], what: str
 ) -> None:
     header = _GENERAL.pack(family, _VERSION, 0)
     for message in netfilter.dump(Request(_GET, 0, header, what)):
         entry = _ENTRY.decode(message.payload[_GENERAL.size :])
-        if not _matches(_TUPLE.decode(entry.get(direction, b"")), wanted):
+        if not _matches(_TUPLE.decode(entry.get("original", b"")), wanted):
             continue
         body = attribute(1 | NLA_F_NESTED, entry["original"])
         for number, name in ((12, "id"), (18, "zone")):
@@ -121,7 +99,3 @@ def _matches(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
         for part, values in wanted.items()
         for name, value in values.items()
     )
-
-
-def _digit(family: int) -> int:
-    return 4 if family == AF_INET else 6

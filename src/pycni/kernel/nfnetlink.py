@@ -247,8 +247,11 @@ def elements(
     """The elements of a set or map whose comment contains a text; [] if there is no such set."""
     body = _ELEMENTS.encode({"table": table, "set": name})
     what = f"list the elements of {_place(family, table, name)}"
-    payloads = _dump(netfilter, _request(_GETSETELEM, 0, family, body, what))
-    found = [item for payload in payloads for item in _elements(payload, comment.encode())]
+    wanted = comment.encode()
+    found = []
+    for payload in _dump(netfilter, _request(_GETSETELEM, 0, family, body, what)):
+        if wanted in payload:  # most are not worth decoding
+            found += _elements(payload, wanted)
     return [item for item in found if comment in item.comment]
 
 

@@ -1,0 +1,227 @@
+"""portmap: ports of the host lead to the container.
+
+The ports come from the runtime (capability portMappings). What they become on the host stands in
+`pycni.kernel.steps.port_map_nftables` and `port_map_iptables`; DEL removes all but what containers
+share.
+"""
+
+from __future__ import annotations
+
+from _socket import AF_INET, AF_INET6
+
+from pycni.plan.plan import Plan
+from pycni.plan.steps import PortMap, PortMapping, RouteLocalnet
+from pycni.sdk.chained import ChainedPlugin
+from pycni.spec.config import NetConf
+from pycni.spec.errors import invalid_config
+from pycni.spec.fields import Address, Config, Flag, Integer, ListOf, Object, Text, field
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+    from pycni.plan.steps import Step
+    from pycni.sdk.request import Request
+    from pycni.spec.ip import IPAddress, IPNetwork
+    from pycni.spec.result import Result
+
+PROTOCOLS = ("tcp", "udp", "sctp")
+BACKENDS = ("nftables", "iptables")
+MAX_PORT = 65535
+DEFAULT_MARK_BIT = 13
+
+
+class Mapping(Config):
+    """One of the runtime's port mappings."""
+
+    host_port: int = field("hostPort", Integer(), 0, doc="the host's port")
+    container_port: int = field("containerPort", Integer(), 0, doc="the container's port")
+    protocol: str = field("protocol", Text(), "tcp", doc="tcp, udp or sctp")
+    host_ip: IPAddress | None = field(
+        "hostIP", Address(), None, doc="only this address of the host; by default all"
+    )
+
+    @property
+    def known_protocol(self) -> str:
+        """The protocol in lower case, "" if it is none of ours."""
+        name = self.protocol.lower() or PROTOCOLS[0]
+        return name if name in PROTOCOLS else ""
+
+    @property
+    def is_valid(self) -> bool:
+        ports = self.host_port, self.container_port
+        return bool(self.known_protocol) and all(0 < port <= MAX_PORT for port in ports)
+
+    @property
+    def key(self) -> tuple[str, int, IPAddress | None]:
+        """What may be mapped once only."""
+        return self.known_protocol, self.host_port, self.host_ip
+
+    def validate(self) -> None:
+        for name, key, port in (
+            ("host", "hostPort", self.host_port),
+            ("container", "containerPort", self.container_port),
+        ):
+            if not 0 < port <= MAX_PORT:
+                raise invalid_config(
+                    f"Invalid {name} port number: {port}",
+                    f'"{key}" in runtimeConfig.portMappings is 1 to {MAX_PORT}',
+                )
+        if not self.known_protocol:
+            raise invalid_config(
+                f'unknown protocol "{self.protocol}" of host port {self.host_port}',
+                'expected tcp, udp or sctp as "protocol" in runtimeConfig.portMappings',
+            )
+
+
+class RuntimeConfig(Config):
+    """What the runtime gives for capability portMappings."""
+
+    port_mappings: tuple[Mapping, ...] = field(
+        "portMappings", ListOf(Object(Mapping)), (), doc="ports of the host for the container"
+    )
+
+
+class PortmapConfig(NetConf):
+    """The keys of portmap."""
+
+    backend: str = field("backend", Text(), "", doc='"nftables" or "iptables"; default: nftables')
+    snat: bool = field(
+        "snat", Flag(), True, doc="masquerade what localhost and the container's subnet send"
+    )
+    masq_all: bool = field("masqAll", Flag(), False, doc="masquerade what anyone sends")
+    mark_masq_bit: int | None = field(
+        "markMasqBit", Integer(), None, doc="iptables: the mark's bit, 0 to 31; default: 13"
+    )
+    external_set_mark_chain: str | None = field(
+        "externalSetMarkChain", Text(), None, doc="iptables: a chain of others that marks"
+    )
+    conditions_v4: tuple[str, ...] | None = field(
+        "conditionsV4", ListOf(Text()), None, doc="further matches for IPv4, a word each"
+    )
+    conditions_v6: tuple[str, ...] | None = field(
+        "conditionsV6", ListOf(Text()), None, doc="further matches for IPv6, a word each"
+    )
+    runtime_config: RuntimeConfig = field(
+        "runtimeConfig", Object(RuntimeConfig), RuntimeConfig(), doc="runtimeConfig.portMappings"
+    )
+
+    @property
+    def specific(self) -> dict[str, str]:
+        """The keys given that one backend alone understands, and which."""
+        found = {}
+        if self.external_set_mark_chain is not None:
+            found["externalSetMarkChain"] = "iptables"
+        for key, words in (
+            ("conditionsV4", self.conditions_v4),
+            ("conditionsV6", self.conditions_v6),
+        ):
+            if words:
+                found[key] = "iptables" if words[0][:1] in ("-", "!") else "nftables"
+        return found
+
+    @property
+    def chosen_backend(self) -> str:
+        """The backend named, or the one that other keys need; "" for what the host has."""
+        return self.backend or next(iter(self.specific.values()), "")
+
+    def validate(self) -> None:
+        if self.backend and self.backend not in BACKENDS:
+            raise invalid_config(
+                f'unrecognized backend "{self.backend}"', 'expected "nftables" or "iptables"'
+            )
+        if self.mark_masq_bit is not None:
+            if self.external_set_mark_chain is not None:
+                raise invalid_config(
+                    "Cannot specify externalSetMarkChain and markMasqBit",
+                    "the mark of a chain of others is theirs to choose: drop one of both",
+                )
+            if not 0 <= self.mark_masq_bit <= 31:
+                raise invalid_config(
+                    "MasqMarkBit must be between 0 and 31", f'"markMasqBit" is {self.mark_masq_bit}'
+                )
+        for word in (*(self.conditions_v4 or ()), *(self.conditions_v6 or ())):
+            if not word or any(character in word for character in ";#\n\r\0"):
+                raise invalid_config(
+                    f'"{word}" is no part of a match', 'see "conditionsV4" and "conditionsV6"'
+                )
+        chosen = self.chosen_backend
+        foreign = [key for key, backend in self.specific.items() if backend != chosen]
+        if foreign:
+            other = next(backend for backend in BACKENDS if backend != chosen)
+            raise invalid_config(
+                f"{chosen} backend was requested but configuration contains "
+                f"{other}-specific options [{' '.join(foreign)}]",
+                f'give "backend": "{other}", or say it in the words of {chosen}',
+            )
+        targets: dict[tuple[str, int, IPAddress | None], int] = {}
+        for mapping in self.runtime_config.port_mappings:
+            mapping.validate()
+            known = targets.setdefault(mapping.key, mapping.container_port)
+            if known != mapping.container_port:
+                raise invalid_config(
+                    f"host port {mapping.host_port}/{mapping.known_protocol} is mapped to both "
+                    f"container ports {known} and {mapping.container_port}",
+                    "a port leads to one place: see runtimeConfig.portMappings",
+                )
+
+
+class Portmap(ChainedPlugin):
+    """Ports of the host for the addresses that the plugins before gave the container."""
+
+    type: ClassVar[str] = "portmap"
+    config = PortmapConfig
+    kinds: ClassVar[tuple[str, ...]] = ("port_map",)
+    unchained = "must be called as chained plugin"
+
+    def plan(self, request: Request, config: PortmapConfig, network: Result) -> Plan:
+        mappings = tuple(
+            dict.fromkeys(
+                PortMapping(item.known_protocol, item.host_port, item.container_port, item.host_ip)
+                for item in config.runtime_config.port_mappings
+                if item.is_valid
+            )
+        )
+        if not mappings and request.command != "DEL":
+            return Plan()
+        addresses = first_addresses(request, network)
+        steps: list[Step] = [
+            RouteLocalnet(network.address)
+            for network in addresses
+            if config.snat and network.is_ipv4
+        ]
+        bit = config.mark_masq_bit
+        steps.append(
+            PortMap(
+                request.owner,
+                mappings,
+                addresses,
+                backend=config.chosen_backend,
+                snat=config.snat,
+                masquerade_all=config.masq_all,
+                mark_bit=DEFAULT_MARK_BIT if bit is None else bit,
+                mark_chain=config.external_set_mark_chain or "",
+                conditions4=config.conditions_v4 or (),
+                conditions6=config.conditions_v6 or (),
+            )
+        )
+        return Plan(tuple(steps))
+
+
+def first_addresses(request: Request, network: Result) -> tuple[IPNetwork, ...]:
+    """The container's first IPv4 and first IPv6 address.
+
+    An address counts unless it is said to be of an interface on the host, or of another name.
+    """
+    found: dict[int, IPNetwork] = {}
+    for entry in network.ips:
+        index = entry.interface
+        if index is not None and 0 <= index < len(network.interfaces):
+            interface = network.interfaces[index]
+            if interface.name != request.ifname or not interface.sandbox:
+                continue
+        found.setdefault(entry.address.family, entry.address)
+    return tuple(found[family] for family in (AF_INET, AF_INET6) if family in found)
+
+
+plugin = Portmap()
