@@ -10,7 +10,14 @@ import os
 
 from pycni.spec.errors import IO_FAILURE, CNIError
 from pycni.spec.jsontext import JSONError, loads
-from pycni.state.files import make_directories, read_file, remove_file, write_file
+from pycni.state.files import (
+    create_file,
+    make_directories,
+    open_directory,
+    read_file,
+    remove_file,
+    write_file,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,6 +62,21 @@ class Documents:
             write_file(self._path(name), text.encode())
         except OSError as error:
             raise self._failure("write", name, error) from None
+
+    def create(self, name: str, text: str) -> bool:
+        """Write a document whole if there is none of that name; whether that was so."""
+        try:
+            make_directories(self._directory, 0o700)
+            directory = open_directory(self._directory)
+            try:
+                create_file(name, text.encode(), dir_fd=directory, sync=True)
+            finally:
+                os.close(directory)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise self._failure("write", name, error) from None
+        return True
 
     def remove(self, name: str) -> None:
         """Remove a document; that there is none is no error. Raises CNIError."""

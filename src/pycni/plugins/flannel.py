@@ -1,0 +1,252 @@
+"""flannel: joins containers to the host's part of a flannel network.
+
+It makes nothing itself. From what flanneld wrote for this host it derives a configuration for
+another plugin, by default bridge with host-local, and keeps that for the other operations.
+"""
+
+from __future__ import annotations
+
+from pycni.plugins.shared import subnet_env
+from pycni.sdk.delegate import delegate, find_delegate
+from pycni.sdk.plugin import Plugin
+from pycni.spec.config import VALID_ATTACHMENTS, Attachment, NetConf
+from pycni.spec.errors import (
+    CHECK_FAILED,
+    INTERNAL,
+    UNAVAILABLE,
+    CNIError,
+    invalid_config,
+    join_errors,
+)
+from pycni.spec.fields import Anything, MapOf, Text, field
+from pycni.spec.jsontext import dumps, lookup
+from pycni.state.documents import Documents
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, ClassVar
+
+    from pycni.plugins.shared.subnet_env import SubnetEnv
+    from pycni.sdk.request import Request
+    from pycni.spec.fields import Fault
+    from pycni.spec.result import Result
+
+# What a file has besides the delegate's configuration: which interface of the container it is for.
+MARK = "pycni"
+UNMARKED = "eth0"  # taken for the interface of a file that the reference wrote
+
+
+class FlannelConfig(NetConf):
+    """The keys of flannel. `ipam` and `delegate` are the base of the delegate's configuration."""
+
+    subnet_file: str = field("subnetFile", Text(), "", doc="what flanneld writes")
+    data_dir: str = field("dataDir", Text(), "", doc="where the delegate's configurations are kept")
+    delegate: dict[str, Any] = field(
+        "delegate", MapOf(Anything()), None, doc="keys for the delegate; type: by default bridge"
+    )
+
+    @property
+    def delegate_type(self) -> str:
+        kind = (self.delegate or {}).get("type", "bridge")
+        return kind if isinstance(kind, str) else "bridge"
+
+    @property
+    def documents(self) -> Documents:
+        return Documents(self.data_dir or "/var/lib/cni/flannel")
+
+    @property
+    def environment(self) -> SubnetEnv:
+        """What flanneld says. Raises CNIError."""
+        return subnet_env.load(self.subnet_file or "/run/flannel/subnet.env")
+
+    def validate(self) -> None:
+        given = self.delegate or {}
+        if not isinstance(given.get("type", ""), str):
+            raise invalid_config(
+                "'delegate' dictionary, if present, must have (string) 'type' field",
+                "it names the plugin that makes the interface",
+            )
+        for key in ("name", "ipam"):
+            if key in given:
+                raise invalid_config(
+                    f"'delegate' dictionary must not have '{key}' field, it'll be set by flannel",
+                    f'"{key}" of the network itself is what counts',
+                )
+        if not isinstance(self.ipam, dict | None):
+            raise invalid_config("ipam is not an object", "it is the base of the delegate's ipam")
+
+
+class Flannel(Plugin):
+    """A delegate with the host's subnets."""
+
+    type: ClassVar[str] = "flannel"
+    config = FlannelConfig
+
+    def add(self, request: Request) -> Result:
+        config = self.config.decode(request.document)
+        document = delegate_config(config, config.environment)
+        find_delegate(request, config.delegate_type)
+        name = _save(config.documents, request, document)
+        try:
+            result = delegate(request, config.delegate_type, "ADD", document)
+        except CNIError:
+            try:
+                delegate(request, config.delegate_type, "DEL", document)
+                config.documents.remove(name)
+            except CNIError:
+                pass  # the runtime's DEL needs the file, and will tell
+            raise
+        if result is None:
+            raise CNIError(INTERNAL, f"the delegate {config.delegate_type} gave no result")
+        return result
+
+    def check(self, request: Request) -> None:
+        config = self.config.decode(request.document)
+        found = _find(config.documents, request)
+        if found is None:
+            raise CNIError(
+                CHECK_FAILED,
+                f"no delegate's configuration is kept for {request.container_id}",
+                'ADD keeps it in the network\'s "dataDir"; delete the attachment and add it again',
+            )
+        document = {**found[1], "prevResult": lookup(request.document, "prevResult")}
+        delegate(request, _type_of(document), "CHECK", document)
+
+    def delete(self, request: Request) -> None:
+        config = self._read(request)
+        found = _find(config.documents, request)
+        if found is None:
+            return
+        name, document = found
+        document = document or _without_flanneld(config)  # damaged
+        delegate(request, _type_of(document), "DEL", document)
+        config.documents.remove(name)
+
+    def gc(self, request: Request, keep: frozenset[Attachment]) -> None:
+        config = self._read(request)
+        failures: list[CNIError] = []
+        for name in config.documents.names():
+            document = config.documents.read(name) or {}
+            if document.get("name") != request.network or _is_kept(name, document, keep):
+                continue
+            ifname = _ifname_of(document) or UNMARKED
+            stale = request.replace(container_id=_container_of(name), ifname=ifname)
+            try:
+                delegate(stale, _type_of(document), "DEL", _unmarked(document))
+                config.documents.remove(name)
+            except CNIError as error:
+                failures.append(error)
+        document = _without_flanneld(config)
+        document[VALID_ATTACHMENTS] = [attachment.to_json() for attachment in keep]
+        try:
+            delegate(request, config.delegate_type, "GC", document)
+        except CNIError as error:
+            failures.append(error)
+        if failures:
+            raise join_errors(failures)
+
+    def status(self, request: Request) -> None:
+        config = self.config.decode(request.document)
+        try:
+            environment = config.environment
+        except CNIError as error:
+            raise CNIError(UNAVAILABLE, error.message, error.details) from None
+        document = delegate_config(config, environment)
+        delegate(request, config.delegate_type, "STATUS", document)
+
+    def _read(self, request: Request) -> FlannelConfig:
+        faults: list[Fault] = []
+        return self.config.read(request.document, "", faults)
+
+
+def delegate_config(config: FlannelConfig, environment: SubnetEnv) -> dict[str, Any]:
+    """The configuration for the delegate, keys and defaults as the reference gives them."""
+    document: dict[str, Any] = {
+        "type": config.delegate_type,
+        "ipMasq": not environment.masquerades,
+        "mtu": environment.mtu,
+    }
+    if config.delegate_type == "bridge":
+        document["isGateway"] = True
+    document.update(config.delegate or {})
+    document["name"] = config.name
+    if config.cni_version:
+        document["cniVersion"] = config.cni_version
+    if config.runtime_config is not None:
+        document["runtimeConfig"] = config.runtime_config
+    ipam = {"type": "host-local", **(config.ipam or {})}
+    ipam["ranges"] = [[{"subnet": str(subnet)}] for subnet in environment.subnets]
+    routes = [{"dst": str(network)} for network in environment.networks]
+    ipam["routes"] = [*(ipam.get("routes") or []), *routes]
+    return {**document, "ipam": ipam}
+
+
+def _without_flanneld(config: FlannelConfig) -> dict[str, Any]:
+    """A configuration to clean up with, where flanneld's file may have gone."""
+    try:
+        return delegate_config(config, config.environment)
+    except CNIError:
+        return delegate_config(config, subnet_env.SubnetEnv((), (), 0, False))
+
+
+# --- the files -----------------------------------------------------------------------------------
+#
+# `<containerID>`, as the reference has it; `<containerID>@<ifname>` where another interface of the
+# container has taken that.
+
+
+def _save(documents: Documents, request: Request, document: dict[str, Any]) -> str:
+    """Keep the delegate's configuration for the other operations; returns the file's name."""
+    text = dumps({**document, MARK: {"ifname": request.ifname}}, sort_keys=True)
+    name = request.container_id
+    if documents.create(name, text):
+        return name
+    taken = documents.read(name)
+    if taken and not _is_ours(taken, request):
+        name = f"{name}@{request.ifname}"
+    documents.write(name, text)
+    return name
+
+
+def _find(documents: Documents, request: Request) -> tuple[str, dict[str, Any]] | None:
+    """The attachment's file and the configuration in it, {} if it is damaged."""
+    for name in (f"{request.container_id}@{request.ifname}", request.container_id):
+        document = documents.read(name)
+        if document is not None and (not document or _is_ours(document, request)):
+            return name, _unmarked(document)
+    return None
+
+
+def _is_ours(document: dict[str, Any], request: Request) -> bool:
+    """Whether a file is the attachment's. The reference's say nothing of the interface."""
+    return document.get("name") == request.network and _ifname_of(document) in ("", request.ifname)
+
+
+def _is_kept(name: str, document: dict[str, Any], keep: frozenset[Attachment]) -> bool:
+    ifname = _ifname_of(document)
+    return any(
+        attachment.container_id == _container_of(name) and ifname in ("", attachment.ifname)
+        for attachment in keep
+    )
+
+
+def _container_of(name: str) -> str:
+    return name.partition("@")[0]
+
+
+def _ifname_of(document: dict[str, Any]) -> str:
+    mark = document.get(MARK)
+    ifname = mark.get("ifname") if isinstance(mark, dict) else ""
+    return ifname if isinstance(ifname, str) else ""
+
+
+def _type_of(document: dict[str, Any]) -> str:
+    kind = document.get("type")
+    return kind if isinstance(kind, str) else "bridge"
+
+
+def _unmarked(document: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in document.items() if key != MARK}
+
+
+plugin = Flannel()
