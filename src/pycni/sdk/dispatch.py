@@ -70,6 +70,9 @@ def serve(
 
     The keywords are the fields of `Request` that a process's environment does not hold.
     """
+    own = plugin.answer(environ, read_stdin)
+    if own is not None:
+        return own
     if not environ.get("CNI_COMMAND"):
         return Outcome(stderr=about(plugin))
     try:

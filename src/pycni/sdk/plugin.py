@@ -12,8 +12,10 @@ from pycni.spec.config import NetConf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from typing import ClassVar
 
+    from pycni.sdk.dispatch import Outcome
     from pycni.sdk.request import Request
     from pycni.spec.config import Attachment
     from pycni.spec.result import Result
@@ -34,6 +36,13 @@ class Plugin:
     versions: ClassVar[tuple[str, ...]] = versions.ALL
     config: ClassVar[ConfigClass] = NetConf
     needs_link: ClassVar[bool] = False
+
+    def answer(self, environ: Mapping[str, str], read_stdin: Callable[[], bytes]) -> Outcome | None:
+        """The outcome of a call by environment and stdin, where the plugin sees to all of it.
+
+        For test doubles, whose output may break the protocol; None leaves the call to `dispatch`.
+        """
+        return None
 
     def add(self, request: Request) -> Result:
         """Attach the container's interface, or adjust it; all or nothing."""

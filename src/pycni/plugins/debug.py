@@ -1,0 +1,121 @@
+"""debug: writes down each call, and runs commands in the container's namespace. For tests.
+
+Chained behind other plugins it shows what a runtime hands on; it changes nothing in the result.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pycni.kernel import namespace, process
+from pycni.sdk.plugin import Plugin
+from pycni.spec.config import NetConf
+from pycni.spec.errors import IO_FAILURE, CNIError
+from pycni.spec.fields import ListOf, Text, field
+from pycni.spec.jsontext import dumps
+from pycni.spec.result import Result, encode_result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+    from pycni.sdk.request import Request
+
+LINE = "-" * 22
+
+Hooks = tuple[tuple[str, ...], ...]
+
+
+class DebugConfig(NetConf):
+    """The keys of debug; a hook is a command as a list of words."""
+
+    output: str = field("cniOutput", Text(), "", doc="file that each call is appended to")
+    add_hooks: Hooks = field("addHooks", ListOf(ListOf(Text())), (), doc="to run at ADD")
+    del_hooks: Hooks = field("delHooks", ListOf(ListOf(Text())), (), doc="to run at DEL")
+    check_hooks: Hooks = field("checkHooks", ListOf(ListOf(Text())), (), doc="to run at CHECK")
+
+
+class Debug(Plugin):
+    """A witness in a list of plugins."""
+
+    type: ClassVar[str] = "debug"
+    config = DebugConfig
+
+    def add(self, request: Request) -> Result:
+        config = self.config.decode(request.document)
+        previous = request.prev_result or Result()
+        encode_result(previous, request.version)  # before anything is run
+        record(request, "CmdAdd", config.output)
+        run_hooks(request, config.add_hooks)
+        return previous
+
+    def check(self, request: Request) -> None:
+        config = self.config.decode(request.document)
+        record(request, "CmdCheck", config.output)
+        run_hooks(request, config.check_hooks)
+
+    def delete(self, request: Request) -> None:
+        config = self.config.decode(request.document)
+        record(request, "CmdDel", config.output)
+        run_hooks(request, config.del_hooks)
+
+
+def record(request: Request, command: str, path: str) -> None:
+    """Append a call to a file. Raises CNIError."""
+    if not path:
+        return
+    lines = (
+        command,
+        f"ContainerID: {request.container_id}",
+        f"Netns: {request.netns}",
+        f"IfName: {request.ifname}",
+        f"Args: {request.args}",
+        f"Path: {':'.join(request.path)}",
+        f"StdinData: {dumps(request.document)}",
+        LINE,
+    )
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(descriptor, "".join(f"{line}\n" for line in lines).encode())
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise CNIError(
+            IO_FAILURE, f"cannot write {path}: {error.strerror}", 'it is "cniOutput"'
+        ) from None
+
+
+def run_hooks(request: Request, hooks: Hooks) -> None:
+    """Run commands in the container's namespace; what fails is only told on stderr."""
+    if not hooks:
+        return
+    try:
+        if request.netns_fd is not None:
+            space = namespace.from_fd(request.netns_fd)
+        else:
+            space = namespace.open_path(request.netns)
+    except OSError as error:
+        os.write(request.stderr, f"hooks are not run: {error}\n".encode())
+        return
+    with space, space.enter():
+        for hook in hooks:
+            if hook:
+                _run(request, hook)
+
+
+def _run(request: Request, hook: tuple[str, ...]) -> None:
+    program = hook[0]
+    if "/" not in program:
+        program = process.find(program, request.environ.get("PATH", os.defpath)) or program
+    try:
+        code, stdout, stderr = process.run([program, *hook[1:]], env=request.environ)
+    except OSError as error:
+        os.write(request.stderr, f"ERR: {' '.join(hook)}: {error}\n".encode())
+        return
+    os.write(request.stderr, b"OUTPUT: " + stdout + stderr)
+    if code:
+        os.write(request.stderr, f"ERR: {' '.join(hook)}: exit status {code}\n".encode())
+
+
+plugin = Debug()
