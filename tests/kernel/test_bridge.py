@@ -574,6 +574,19 @@ def test_forged_frames_are_dropped(attach: Attach, on: bool) -> None:
     assert owned() == []
 
 
+def test_address_goes_with_its_hardware_address(attach: Attach) -> None:
+    """Whoever gets an IPv4 address has its MAC address: no neighbour is mistaken, or bothered."""
+    attach(isGateway=True).add()
+    with Wire(None, "bridge0", ARP) as wire:
+        two = attach(isGateway=True)
+        address = two.add()["ips"][0]["address"].partition("/")[0]
+        assert ip_json("link", "show", "eth0", netns=two.sandbox)[0]["address"] == (
+            "0a:58:" + ":".join(f"{int(part):02x}" for part in address.split("."))
+        )
+        assert not wire.receives(b"\0" * 6, 0.2)
+    two.check()
+
+
 def test_neighbours_are_told(attach: Attach) -> None:
     attach((V4, V6), isGateway=True).add()
     with Wire(None, "bridge0", ARP) as wire, Wire(None, "bridge0", IPV6) as six:

@@ -253,6 +253,7 @@ def test_probes_and_announcements_come_when_the_bridge_carries_them() -> None:
         config = {"ipam": IPAM, "enabledad": enabledad}
         kinds = [step.kind for step in plan(config, network("fd00::2/64")).steps]
         assert kinds.index("port_running") < kinds.index("settled") < kinds.index("announced")
+        config["runtimeConfig"] = {"mac": "c2:11:22:33:44:55"}
         kinds = [step.kind for step in plan(config, network("10.1.0.2/24")).steps]
         assert "settled" not in kinds
         assert kinds.index("port_running") < kinds.index("announced")
@@ -260,11 +261,19 @@ def test_probes_and_announcements_come_when_the_bridge_carries_them() -> None:
 
 
 def test_neighbours_are_told() -> None:
-    settings = {
-        step.key: step.value for step in steps(plan({"ipam": IPAM}, network("10.1.0.2/24")), Sysctl)
-    }
+    found = plan({"ipam": IPAM}, network("10.1.0.2/24", "fd00::2/64"))
+    settings = {step.key: step.value for step in steps(found, Sysctl)}
     assert settings["net/ipv4/conf/eth0/arp_notify"] == "1"
     assert settings["net/ipv6/conf/eth0/ndisc_notify"] == "1"
+
+
+def test_mac_address_goes_with_the_address_and_need_not_be_told() -> None:
+    found = plan({"ipam": IPAM}, network("10.1.0.2/24"))
+    assert only(found, VethPair).mac == "0a:58:0a:01:00:02"
+    assert "announced" not in [step.kind for step in found.steps]
+    # What ADD made is CHECK's to find, whoever made it.
+    previous = network("10.1.0.2/24").replace(interfaces=(Interface(name="eth0", sandbox="/n"),))
+    assert only(plan({"ipam": IPAM}, previous), VethPair).mac == ""
 
 
 def test_disabled_interface_stays_down_and_is_not_waited_for() -> None:
@@ -293,7 +302,7 @@ def test_spoof_guard_is_there_before_the_interface_is_up() -> None:
     kinds = [step.kind for step in found.steps]
     assert kinds.index("spoof_guard") < kinds.index("link_up")
     guard = only(found, SpoofGuard)
-    assert (guard.link, guard.mac) == ("eth0", "")
+    assert (guard.link, guard.mac) == ("eth0", "0a:58:0a:01:00:02")
     assert guard.host_link == only(found, VethPair).host_name
 
 

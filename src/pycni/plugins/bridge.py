@@ -29,7 +29,7 @@ from pycni.plan.steps import (
 from pycni.plugins.shared.pair import host_end
 from pycni.sdk.addressing import announce, configure, settle, with_gateway
 from pycni.sdk.interface import InterfacePlugin
-from pycni.sdk.mac import MACConf, requested_mac
+from pycni.sdk.mac import MACConf, mac_of, requested_mac
 from pycni.spec.errors import UNAVAILABLE, CNIError, invalid_config
 from pycni.spec.fields import Config, Flag, Integer, ListOf, Object, Text, field
 from pycni.spec.ip import IPNetwork, default_network
@@ -206,7 +206,7 @@ class BridgePlugin(InterfacePlugin):
     def plan(self, request: Request, config: BridgeConfig, network: Result) -> Plan:
         ifname = request.ifname
         outer = host_end(request, network, config.bridge, config.gateway_link)
-        mac = requested_mac(config, request.args)
+        mac = requested_mac(config, request.args) or _lasting_mac(network)
         port = BridgePort(config.bridge, config.hairpin_mode, config.port_isolation, config.vlans)
         gateways = tuple(
             IPNetwork(entry.gateway, entry.address.prefix)
@@ -232,7 +232,8 @@ class BridgePlugin(InterfacePlugin):
             steps.append(SpoofGuard(request.owner, outer, ifname, mac))
         if config.ipam_type:
             steps += _probing(ifname, config.enable_dad)
-            steps += announce(ifname)
+            if not _goes_with_address(mac, network):
+                steps += announce(ifname)
             steps += configure(ifname, network, dad=config.enable_dad)
         elif not config.disable_container_interface:
             steps.append(LinkUp(SANDBOX, ifname))
@@ -241,7 +242,8 @@ class BridgePlugin(InterfacePlugin):
         if config.ipam_type:
             # From here on the bridge carries what these send.
             steps += settle(ifname, network)
-            steps.append(Announced(SANDBOX, ifname))
+            if not _goes_with_address(mac, network):
+                steps.append(Announced(SANDBOX, ifname))
         if config.ip_masq and config.ipam_type:
             addresses = tuple(entry.address for entry in network.ips)
             steps.append(Masquerade(request.owner, addresses, config.ip_masq_backend))
@@ -266,6 +268,22 @@ def trunk_ranges(items: tuple[TrunkItem, ...]) -> tuple[tuple[int, int], ...]:
         else:
             merged.append((first, last))
     return tuple(merged)
+
+
+def _lasting_mac(network: Result) -> str:
+    """A MAC address that goes with the container's IPv4 address, "" if its interface has one.
+
+    Whoever is given that address next has the same MAC address, so neighbours that remember it are
+    not mistaken, and need not be told: telling costs a frame to every port of the bridge.
+    """
+    if network.interfaces:
+        return ""
+    return next((mac_of(entry.address) for entry in network.ips if entry.address.is_ipv4), "")
+
+
+def _goes_with_address(mac: str, network: Result) -> bool:
+    """Whether all addresses of the container are its MAC address's own."""
+    return all(entry.address.is_ipv4 and mac == mac_of(entry.address) for entry in network.ips)
 
 
 def _bad_trunk(message: str, value: int) -> Exception:

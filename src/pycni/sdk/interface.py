@@ -45,6 +45,9 @@ class InterfacePlugin(PlannedPlugin):
             with Allocation(request) as addresses, executor.Transaction(kernel) as transaction:
                 known = addresses if request.ipam_type else inherited
                 network = override_dns(request, config, self.complete(config, known))
+                if made.steps:
+                    there = Interface(name=request.ifname, sandbox=request.netns)
+                    network = network.replace(interfaces=(there,))
                 plan = self.plan(request, config, network)
                 transaction.apply(plan.without(made))
                 return report(kernel, request, plan, network)

@@ -11,6 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from pycni.spec.ip import IPNetwork
+
 
 class _MAC(Config):
     mac: str = field("mac", MACAddress(), "", doc="the container's MAC address")
@@ -27,6 +29,13 @@ class MACConf(NetConf):
     runtime_config: _MAC = field(
         "runtimeConfig", Object(_MAC), _MAC(), doc='what the runtime gives, for capability "mac"'
     )
+
+
+def mac_of(network: IPNetwork) -> str:
+    """The MAC address that goes with an IPv4 address: 0a:58 and the address, as old releases of the
+    reference had it.
+    """
+    return (b"\x0a\x58" + network.address.packed).hex(":")
 
 
 def requested_mac(config: Any, cni_args: str) -> str:

@@ -39,7 +39,8 @@ class PlannedPlugin(Plugin):
         """What should exist for the request's attachment. Pure: asks nothing of the kernel.
 
         network: what is known of addresses and interfaces. At ADD it is what `complete` returned,
-        at CHECK and DEL the same from prevResult, which at DEL may be empty.
+        at CHECK and DEL the same from prevResult, which at DEL may be empty. It lists the
+        attachment's interface only if that is there already.
         """
         raise NotImplementedError
 
