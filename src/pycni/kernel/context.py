@@ -7,8 +7,6 @@ writes a sysctl.
 
 from __future__ import annotations
 
-from select import POLLIN, poll
-
 from pycni.kernel import link, namespace
 from pycni.kernel.netlink.socket import NetlinkSocket
 from pycni.plan.steps import SANDBOX
@@ -99,6 +97,8 @@ class Site:
 
 def is_readable(descriptor: int) -> bool:
     """Whether a read would not wait: there is data, or the other end has gone."""
+    from select import POLLIN, poll  # only the agent's calls can be given up
+
     poller = poll()
     poller.register(descriptor, POLLIN)
     return bool(poller.poll(0))
