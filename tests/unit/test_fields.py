@@ -270,3 +270,17 @@ def test_schema_pattern_takes_what_the_kind_takes(
         kind.decode(text, "", faults)
         assert bool(faults) == (text in bad)
         assert bool(re.search(kind.schema()["pattern"], text)) == (text in good)
+
+
+def test_a_configuration_can_have_several_bases() -> None:
+    class Limits(Config):
+        rate: int = field("rate", Integer(), 0, doc="")
+
+    class Named(Config):
+        name: str = field("name", Text(), "", doc="")
+
+    class Both(Limits, Named):
+        more: int = field("more", Integer(), 5, doc="")
+
+    assert Both.decode({"rate": 1, "name": "x"}) == Both(rate=1, name="x", more=5)
+    assert set(Both.schema()["properties"]) == {"rate", "name", "more"}

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pycni.spec import jsontext
-from pycni.spec.jsontext import JSONError, dumps, loads, lookup
+from pycni.spec.jsontext import JSONError, dumps, loads, lookup, repeated_keys
 
 # --- reading -----------------------------------------------------------------------------------
 
@@ -263,3 +263,10 @@ def test_reading_and_writing_need_not_import_the_json_package() -> None:
         "sys.exit('json' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_keys_given_twice_are_told() -> None:
+    document = loads('{"a": {"x": 1, "y": 2, "x": 3}, "b": {"x": 1}}')
+    assert document == {"a": {"x": 3, "y": 2}, "b": {"x": 1}}
+    assert repeated_keys(document["a"]) == ("x",)
+    assert repeated_keys(document["b"]) == repeated_keys(document) == ()
