@@ -29,8 +29,11 @@ def neighbour(host: Host, sandbox: Sandbox) -> Namespace:
     run_in(None, ["ip", "link", "set", "lan0", "up"])
     run_in(other, ["sysctl", "-qw", "net.ipv6.conf.eth0.accept_dad=0"])
     run_in(other, ["ip", "address", "add", "192.0.2.1/24", "dev", "eth0"])
-    run_in(other, ["ip", "address", "add", "2001:db8::1/64", "dev", "eth0"])
+    run_in(other, ["ip", "address", "add", "2001:db8::1/64", "dev", "eth0", "nodad"])
     run_in(other, ["ip", "link", "set", "eth0", "up"])
+    for netns, link in ((None, "lan0"), (other, "eth0")):
+        while ip_json("link", "show", link, netns=netns)[0]["operstate"] != "UP":
+            pass
     return other
 
 
