@@ -111,6 +111,8 @@ class Entered:
         self._target = target
 
     def __enter__(self) -> None:
+        if self._target.fd < 0:  # os.setns has a ValueError for it, the C library an OSError
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         self._home = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
         try:
             setns(self._target.fd, CLONE_NEWNET)
