@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,18 @@ def test_two_networks_get_tables_of_their_own(attach: Attach) -> None:
     one.delete()
     assert rules(one.sandbox) == [("10.1.2.2", "102")]
     two.check()
+
+
+def test_tables_differ_when_networks_come_at_once(attach: Attach) -> None:
+    one = attach()
+    every = [one, *(attach(netns=one.sandbox, number=number) for number in range(2, 8))]
+    with ThreadPoolExecutor(len(every)) as pool:
+        for added in [pool.submit(each.add) for each in every]:
+            added.result()
+    tables = [table for family in ("-4", "-6") for _, table in rules(one.sandbox, family)]
+    assert sorted(tables) == [str(table) for table in range(100, 100 + 2 * len(every))]
+    for each in every:
+        each.check()
 
 
 def test_given_table(attach: Attach) -> None:
