@@ -22,8 +22,17 @@ COMMANDS = {
     "gc": ("pycni.cli.network:gc", "Remove what is left of attachments that are gone"),
     "status": ("pycni.cli.network:status", "Ask the plugins whether they can attach now"),
     "version": ("pycni.cli.network:version", "Show which versions a network's plugins speak"),
+    "lint": ("pycni.cli.lint:lint", "Find all that is wrong with network configurations"),
+    "init": ("pycni.cli.init:init", "Write a network configuration"),
+    "plugins": ("pycni.cli.plugins:plugins", "Show the plugins that there are"),
+    "schema": ("pycni.cli.schema:schema", "Print a plugin's configuration as JSON Schema"),
     "install": ("pycni.cli.install:command", "Write the plugins' executables into a directory"),
     "agent": ("pycni.cli.agent:agent", "Serve plugin calls without starting an interpreter"),
+    "dhcp": ("pycni.cli.dhcp:dhcp", "Keep the leases of the dhcp plugin's containers"),
+    "conformance": (
+        "pycni.cli.conformance:conformance",
+        "Try a plugin against the specification",
+    ),
     "completion": ("pycni.cli.completion:completion", "Print a shell's completion script"),
 }
 

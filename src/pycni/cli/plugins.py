@@ -1,0 +1,97 @@
+"""`pycni plugins`: what is on the path, what it speaks and what it takes from the runtime."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import click
+
+from pycni.cli.linter import capabilities
+from pycni.cli.output import table
+from pycni.plugins import NAMES, load, resolve
+from pycni.runtime.engine import Engine, Found
+from pycni.spec.errors import CNIError
+
+_SECONDS = 5.0  # for a plugin to say its versions
+
+
+@click.command()
+@click.option(
+    "--plugin-dir",
+    "plugin_dirs",
+    multiple=True,
+    type=click.Path(),
+    envvar="CNI_PATH",
+    show_envvar=True,
+    help="Where plugins are; may be repeated. Without any: those that come with pycni.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="How to print.",
+)
+def plugins(plugin_dirs: tuple[str, ...], output: str) -> None:
+    """Show the plugins that there are, with versions and capabilities.
+
+    Each executable in the plugin directories is asked for its versions.
+    """
+    rows = _listed(plugin_dirs) if plugin_dirs else [_own(name, "") for name in NAMES]
+    if output == "json":
+        click.echo(json.dumps(rows, indent=2))
+        return
+    table(
+        ("plugin", "versions", "capabilities", "where"),
+        [
+            (
+                row["plugin"],
+                row.get("error") or _range(row["versions"]),
+                " ".join(row["capabilities"]),
+                row["where"],
+            )
+            for row in rows
+        ],
+    )
+
+
+def _listed(directories: tuple[str, ...]) -> list[dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    for directory in directories:
+        try:
+            names = sorted(os.listdir(directory))
+        except OSError as error:
+            raise click.ClickException(f"{directory}: {error.strerror}") from None
+        for name in names:
+            path = os.path.join(directory, name)
+            if name in rows or not os.path.isfile(path) or not os.access(path, os.X_OK):
+                continue
+            rows[name] = _own(name, path) if resolve(path) else _other(name, path)
+    return list(rows.values())
+
+
+def _own(name: str, path: str) -> dict[str, Any]:
+    plugin = load(name)
+    return {
+        "plugin": name,
+        "versions": list(plugin.versions),
+        "capabilities": capabilities(plugin),
+        "where": f"pycni, {path}" if path else "pycni",
+    }
+
+
+def _other(name: str, path: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"plugin": name, "versions": [], "capabilities": [], "where": path}
+    try:
+        known = Engine(kind="exec").versions(Found(name, path, None), {"timeout": _SECONDS})
+        row["versions"] = list(known)
+    except CNIError as error:
+        row["error"] = f"does not answer: {error.message}"
+    return row
+
+
+def _range(versions: list[str]) -> str:
+    return f"{versions[0]} to {versions[-1]}" if len(versions) > 1 else " ".join(versions)
