@@ -237,7 +237,9 @@ def test_any_input_is_read_or_refused_never_worse(data: bytes) -> None:
         value = loads(data)
     except JSONError:
         return
-    assert loads(dumps(value)) == value
+    # Integers beyond 2^53 are written as the float64 they would be; from then on nothing changes.
+    text = dumps(value)
+    assert dumps(loads(text)) == text
 
 
 @pytest.mark.parametrize("text", ['"\\x"', '"\\u12"', '"a', "[1", "{", "nul", "NaN", "1e999", ""])
