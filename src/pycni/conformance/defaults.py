@@ -1,0 +1,102 @@
+"""Sound configurations for the well-known plugins, so that they can be tested without a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pycni.conformance.requirement import CHAINED, INTERFACE, IPAM
+
+CONTAINERS = 8  # at most, at once, in one check
+
+
+@dataclass(frozen=True)
+class Known:
+    """A well-known plugin; the fields are those of `subject.Subject`.
+
+    exhausted: a configuration that has one address to give.
+    """
+
+    kind: str
+    config: Mapping[str, Any]
+    setup: tuple[str, ...] = ()
+    ifname: str = "eth0"
+    makes_link: bool = True
+    exhausted: Mapping[str, Any] | None = None
+
+
+_POOL = {
+    "type": "host-local",
+    "ranges": [[{"subnet": "10.200.0.0/16"}]],
+    "routes": [{"dst": "0.0.0.0/0"}],
+}
+_STATIC = {
+    "type": "static",
+    "addresses": [{"address": "10.200.0.{n}/16", "gateway": "10.200.200.1"}],
+    "routes": [{"dst": "0.0.0.0/0"}],
+}
+_UP = "ip link add {0}$n type veth peer name {1}$n && ip link set {0}$n up && ip link set {1}$n up"
+_EACH = f"for n in $(seq 1 {CONTAINERS}); do {{0}}; done"
+_MASTER = _UP.replace("$n", "").format("master0", "trunk0")
+_MASTERS = _EACH.format(_UP.format("master", "trunk"))
+_DEVICES = _EACH.format("ip link add dev$n type veth peer name wire$n && ip link set wire$n up")
+
+KNOWN: dict[str, Known] = {
+    "bridge": Known(
+        INTERFACE, {"bridge": "cni0", "isGateway": True, "ipMasq": True, "ipam": _POOL}
+    ),
+    "ptp": Known(INTERFACE, {"ipMasq": True, "ipam": _POOL}),
+    "macvlan": Known(INTERFACE, {"master": "master0", "ipam": _POOL}, (_MASTER,)),
+    "ipvlan": Known(INTERFACE, {"master": "master0", "ipam": _POOL}, (_MASTER,)),
+    "vlan": Known(INTERFACE, {"master": "master{n}", "vlanId": 5, "ipam": _POOL}, (_MASTERS,)),
+    "dummy": Known(INTERFACE, {"ipam": _POOL}),
+    "tap": Known(INTERFACE, {"ipam": _POOL}),
+    "host-device": Known(INTERFACE, {"device": "dev{n}", "ipam": _POOL}, (_DEVICES,)),
+    "loopback": Known(INTERFACE, {}, ifname="lo", makes_link=False),
+    "host-local": Known(
+        IPAM,
+        {"ipam": _POOL},
+        exhausted={
+            "ipam": {
+                "type": "host-local",
+                "ranges": [
+                    [
+                        {
+                            "subnet": "10.200.0.0/24",
+                            "rangeStart": "10.200.0.9",
+                            "rangeEnd": "10.200.0.9",
+                        }
+                    ]
+                ],
+            }
+        },
+    ),
+    "static": Known(IPAM, {"ipam": _STATIC}),
+    "tuning": Known(
+        CHAINED, {"sysctl": {"net.core.somaxconn": "500"}, "mtu": 1400, "promisc": True}
+    ),
+    "bandwidth": Known(
+        CHAINED,
+        {
+            "ingressRate": 8_000_000,
+            "ingressBurst": 8_000_000,
+            "egressRate": 8_000_000,
+            "egressBurst": 8_000_000,
+        },
+    ),
+    "portmap": Known(
+        CHAINED,
+        {
+            "runtimeConfig": {
+                "portMappings": [
+                    {"hostPort": "{8000+n}", "containerPort": 80, "protocol": "tcp"},
+                    {"hostPort": "{8000+n}", "containerPort": 53, "protocol": "udp"},
+                ]
+            }
+        },
+    ),
+    "firewall": Known(CHAINED, {"backend": "iptables"}),
+    "sbr": Known(CHAINED, {}),
+    "vrf": Known(CHAINED, {"vrfname": "blue"}),
+}
