@@ -48,17 +48,27 @@ class Loopback(Plugin):
         )
 
     def check(self, request: Request) -> None:
+        previous = request.prev_result
         with open_sandbox(request) as kernel:
+            sandbox = kernel.site("sandbox")
             try:
-                up = kernel.site("sandbox").link(LO).is_up
+                lo = sandbox.link(LO)
+                present = {found.network for found in addresses.dump(sandbox.netlink, lo.index)}
             except OSError as error:
                 raise translate(error) from error
-        if not up:
+        if not lo.is_up:
             raise CNIError(
                 CHECK_FAILED,
                 "loopback interface is down",
                 f"lo of {request.netns} was set down after ADD; set it up again",
             )
+        for entry in _on_lo(previous) if previous is not None else ():
+            if entry.address not in present:
+                raise CNIError(
+                    CHECK_FAILED,
+                    f"address {entry.address} is missing on interface lo",
+                    f"prevResult lists it, and it was taken from lo of {request.netns} after ADD",
+                )
 
     def delete(self, request: Request) -> None:
         with find_sandbox(request) as kernel:
@@ -68,6 +78,11 @@ class Loopback(Plugin):
                 kernel.sandbox.request(links.update(LO, up=False))
             except OSError as error:
                 raise translate(error) from error
+
+
+def _on_lo(result: Result) -> list[IPConfig]:
+    own = [index for index, found in enumerate(result.interfaces) if found.name == LO]
+    return [entry for entry in result.ips if entry.interface in own]
 
 
 def _require_loopback(address: IPAddress, request: Request) -> None:
