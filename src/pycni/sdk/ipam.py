@@ -28,7 +28,11 @@ class Allocation:
         plugin_type = self._request.ipam_type
         if not plugin_type:
             return Result()
-        result = delegate(self._request, plugin_type, "ADD")
+        try:
+            result = delegate(self._request, plugin_type, "ADD")
+        except CNIError:
+            self._release()  # the specification asks for a DEL even so
+            raise
         if result is None or not result.ips:
             self._release()
             raise CNIError(
