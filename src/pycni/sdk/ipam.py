@@ -28,11 +28,7 @@ class Allocation:
         plugin_type = self._request.ipam_type
         if not plugin_type:
             return Result()
-        try:
-            result = delegate(self._request, plugin_type, "ADD")
-        except CNIError:
-            self._release()  # the specification asks for a DEL even so
-            raise
+        result = delegate(self._request, plugin_type, "ADD")
         if result is None or not result.ips:
             self._release()
             raise CNIError(
