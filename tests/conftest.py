@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from harness import Host, Namespace, enter_new_netns, private_mounts
+from harness.machines import Machines, set_up
 
 TESTS = Path(__file__).parent
 FOLDERS = ("unit", "kernel", "interop", "lab")
@@ -116,6 +117,25 @@ def sandbox(host: Host) -> Iterator[Callable[[], Namespace]]:
     yield make
     for namespace in made:
         namespace.delete()
+
+
+@pytest.fixture
+def machines(
+    sandbox: Callable[[], Namespace], plugin_dir: Path, tmp_path: Path
+) -> Iterator[Machines]:
+    """Machines around the host: see tests/harness/machines.py."""
+    with set_up(sandbox, plugin_dir, tmp_path) as machines:
+        yield machines
+
+
+@pytest.fixture(params=[1, 0], ids=["bridge calls iptables", "bridge alone"])
+def bridge_calls(host: Host, request: pytest.FixtureRequest) -> None:
+    """Whether what a bridge forwards goes through the host's rules, as br_netfilter has it."""
+    for name in ("iptables", "ip6tables"):
+        path = Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}")
+        if not path.exists():
+            pytest.skip("no br_netfilter")
+        path.write_text(str(request.param))
 
 
 @pytest.fixture(scope="session")

@@ -1,148 +1,45 @@
-"""portmap on the kernel: which packets reach the container, and what is left afterwards.
-
-A host with a bridge and two containers behind it, a client outside, and beyond the host another
-machine that the client reaches through it.
-"""
+"""portmap on the kernel: which packets reach the container, and what is left afterwards."""
 
 from __future__ import annotations
 
 import os
 import socket
 import struct
-import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ask, inside, nft_list, run_in, service
+from harness import Attachment, Host, ask, inside, nft_list, run_in, service
 from harness.faults import each_change_failing
+from harness.machines import BRIDGE, CLIENT, FAR, HOST, LOCAL, SECOND, Machines, addresses, commands
 from pycni.kernel import nfnetlink, nftables
-
-Sandbox = Callable[[], Namespace]
-
-HOST = {4: "192.0.2.1", 6: "2001:db8::1"}
-SECOND = {4: "192.0.2.9", 6: "2001:db8::9"}
-FAR = {4: "198.51.100.2", 6: "2001:db8:f::2"}
-BRIDGE = {4: "10.15.20.1", 6: "fd00:15:20::1"}
-LOCAL = {4: "127.0.0.1", 6: "::1"}
 
 BACKENDS = ("nftables", "iptables")
 both_backends = pytest.mark.parametrize("backend", BACKENDS)
 both_families = pytest.mark.parametrize("version", [4, 6])
-
-NAT = {
-    "cniVersion": "1.0.0",
-    "name": "lab",
-    "type": "bridge",
-    "bridge": "br0",
-    "isDefaultGateway": True,
-    "hairpinMode": True,
-}
 
 
 def mapping(host: int, container: int, protocol: str = "tcp", **more: Any) -> dict[str, Any]:
     return {"hostPort": host, "containerPort": container, "protocol": protocol, **more}
 
 
-def commands(batch: str, netns: Namespace | None = None) -> None:
-    where = ["-n", netns.name] if netns else []
-    subprocess.run(
-        ["ip", *where, "-batch", "-"], input=batch, text=True, check=True, capture_output=True
-    )
+def portmap_for(
+    machines: Machines,
+    bridge: Attachment,
+    *mappings: dict[str, Any],
+    backend: str = "",
+    **keys: Any,
+) -> Attachment:
+    """portmap chained to a container's bridge; ADD is for the caller to call."""
+    runtime = {"runtimeConfig": {"portMappings": list(mappings)}}
+    named = {"backend": backend} if backend else {}
+    return machines.chained("portmap", bridge, **runtime, **named, **keys)
 
 
 def no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "posix_spawn", lambda *_, **__: pytest.fail("a program was run"))
-
-
-@dataclass
-class Lab:
-    """The machines; containers are made by `container`, port mappings by `portmap`."""
-
-    client: Namespace
-    far: Namespace
-    plugins: Path
-    folder: Path
-    sandbox: Sandbox
-    stack: ExitStack
-
-    def container(self, name: str, /, **keys: Any) -> Attachment:
-        """A container on the bridge, whose ports 80 and 81 answer."""
-        ranges = [[{"subnet": "10.15.20.0/24"}], [{"subnet": "fd00:15:20::/64"}]]
-        ipam = {"type": "host-local", "ranges": ranges, "dataDir": str(self.folder)}
-        bridge = Attachment(
-            self.plugins / "bridge", {**NAT, "ipam": ipam, **keys}, self.sandbox(), name
-        )
-        bridge.add()
-        self.stack.enter_context(service(bridge.sandbox, name, 80, 81))
-        return bridge
-
-    def portmap(
-        self, bridge: Attachment, *mappings: dict[str, Any], backend: str = "", **keys: Any
-    ) -> Attachment:
-        """portmap chained to a container's bridge; ADD is for the caller to call."""
-        config = {
-            "cniVersion": "1.0.0",
-            "name": bridge.config["name"],
-            "type": "portmap",
-            "runtimeConfig": {"portMappings": list(mappings)},
-            "prevResult": bridge.result,
-            **({"backend": backend} if backend else {}),
-            **keys,
-        }
-        return Attachment(
-            self.plugins / "portmap", config, bridge.sandbox, bridge.container, bridge.ifname
-        )
-
-
-def addresses(bridge: Attachment) -> dict[int, str]:
-    found = [ip["address"].partition("/")[0] for ip in bridge.result["ips"]]
-    return {6 if ":" in address else 4: address for address in found}
-
-
-@pytest.fixture
-def lab(host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path) -> Iterator[Lab]:
-    client, far = sandbox(), sandbox()
-    for machine in (None, client, far):
-        with inside(machine):  # addresses are good at once
-            Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text("0")
-    for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
-        Path(f"/proc/sys/net/{path}").write_text("1")
-    commands(
-        f"link add out type veth peer name eth0 netns {client.name}\n"
-        f"link add far type veth peer name eth0 netns {far.name}\n"
-        "link set out up\nlink set far up\n"
-        f"address add {HOST[4]}/24 dev out\naddress add {SECOND[4]}/24 dev out\n"
-        f"address add {HOST[6]}/64 dev out nodad\naddress add {SECOND[6]}/64 dev out nodad\n"
-        "address add 198.51.100.1/24 dev far\naddress add 2001:db8:f::1/64 dev far nodad\n"
-    )
-    for machine, address4, address6, gateway4, gateway6 in (
-        (client, "192.0.2.2/24", "2001:db8::2/64", HOST[4], HOST[6]),
-        (far, f"{FAR[4]}/24", f"{FAR[6]}/64", "198.51.100.1", "2001:db8:f::1"),
-    ):
-        commands(
-            "link set lo up\nlink set eth0 up\n"
-            f"address add {address4} dev eth0\naddress add {address6} dev eth0 nodad\n"
-            f"route add default via {gateway4}\nroute add ::/0 via {gateway6}\n",
-            machine,
-        )
-    with ExitStack() as stack:
-        yield Lab(client, far, plugin_dir, tmp_path, sandbox, stack)
-
-
-@pytest.fixture(params=[1, 0], ids=["bridge calls iptables", "bridge alone"])
-def bridge_calls(host: Host, request: pytest.FixtureRequest) -> None:
-    """Whether what a bridge forwards goes through the host's rules, as br_netfilter has it."""
-    for name in ("iptables", "ip6tables"):
-        path = Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}")
-        if not path.exists():
-            pytest.skip("no br_netfilter")
-        path.write_text(str(request.param))
 
 
 # --- packets -------------------------------------------------------------------------------------
@@ -150,19 +47,21 @@ def bridge_calls(host: Host, request: pytest.FixtureRequest) -> None:
 
 @both_families
 @both_backends
-def test_ports_answer(lab: Lab, bridge_calls: None, backend: str, version: int) -> None:
-    one, two = lab.container("one"), lab.container("two")
-    portmap = lab.portmap(one, mapping(8080, 80), mapping(5300, 81, "udp"), backend=backend)
+def test_ports_answer(machines: Machines, bridge_calls: None, backend: str, version: int) -> None:
+    one, two = machines.container("one"), machines.container("two")
+    portmap = portmap_for(
+        machines, one, mapping(8080, 80), mapping(5300, 81, "udp"), backend=backend
+    )
     own, neighbour = addresses(one)[version], addresses(two)[version]
-    assert not ask(lab.client, HOST[version], 8080)
+    assert not ask(machines.client, HOST[version], 8080)
     assert portmap.add() == one.result
     portmap.check()
 
     # From another host, which is seen as it is.
-    client = {4: "192.0.2.2", 6: "2001:db8::2"}[version]
-    assert ask(lab.client, HOST[version], 8080) == f"one {client}"
-    assert ask(lab.client, HOST[version], 5300, "udp") == f"one {client}"
-    assert ask(lab.client, SECOND[version], 8080) == f"one {client}"
+    client = CLIENT[version]
+    assert ask(machines.client, HOST[version], 8080) == f"one {client}"
+    assert ask(machines.client, HOST[version], 5300, "udp") == f"one {client}"
+    assert ask(machines.client, SECOND[version], 8080) == f"one {client}"
     # From the host, by each of its addresses.
     assert ask(None, HOST[version], 8080) == f"one {HOST[version]}"
     assert ask(None, BRIDGE[version], 8080) == f"one {BRIDGE[version]}"
@@ -177,52 +76,52 @@ def test_ports_answer(lab: Lab, bridge_calls: None, backend: str, version: int) 
             assert ask(where, address, 8080) == f"one {BRIDGE[version]}"
             assert ask(where, address, 5300, "udp") == f"one {BRIDGE[version]}"
     # Nothing else answers, and what is not for the host passes.
-    assert not ask(lab.client, HOST[version], 80)
-    assert not ask(lab.client, HOST[version], 8080, "udp", patience=0.3)
+    assert not ask(machines.client, HOST[version], 80)
+    assert not ask(machines.client, HOST[version], 8080, "udp", patience=0.3)
     assert ask(two.sandbox, own, 80) == f"one {neighbour}"
 
     portmap.delete()
-    for where, address in ((lab.client, HOST[version]), (None, LOCAL[version])):
+    for where, address in ((machines.client, HOST[version]), (None, LOCAL[version])):
         assert not ask(where, address, 8080)
         assert not ask(where, address, 5300, "udp", patience=0.3)
 
 
 @both_families
 @both_backends
-def test_transit_is_left_alone(lab: Lab, backend: str, version: int) -> None:
+def test_transit_is_left_alone(machines: Machines, backend: str, version: int) -> None:
     """CVE-2025-67499: only what is for the host is caught, whatever port it is for."""
-    one = lab.container("one")
-    lab.portmap(one, mapping(8080, 80), mapping(5300, 80, "udp"), backend=backend).add()
-    with service(lab.far, "far", 8080, 5300):
-        for where in (lab.client, one.sandbox, None):
+    one = machines.container("one")
+    portmap_for(machines, one, mapping(8080, 80), mapping(5300, 80, "udp"), backend=backend).add()
+    with service(machines.far, "far", 8080, 5300):
+        for where in (machines.client, one.sandbox, None):
             assert ask(where, FAR[version], 8080).startswith("far ")
             assert ask(where, FAR[version], 5300, "udp").startswith("far ")
 
 
 @both_backends
-def test_localhost_is_for_the_host(lab: Lab, backend: str) -> None:
+def test_localhost_is_for_the_host(machines: Machines, backend: str) -> None:
     """route_localnet lets the host's packets out, and must not let those of others in."""
-    one = lab.container("one")
-    lab.portmap(one, mapping(8080, 80), backend=backend).add()
-    commands(f"route add 127.0.0.77/32 via {HOST[4]} dev eth0\n", lab.client)
+    one = machines.container("one")
+    portmap_for(machines, one, mapping(8080, 80), backend=backend).add()
+    commands(f"route add 127.0.0.77/32 via {HOST[4]} dev eth0\n", machines.client)
     assert one.sandbox is not None
     run_in(one.sandbox, ["ip", "route", "add", "127.0.0.77/32", "via", BRIDGE[4]])
-    for machine in (lab.client, one.sandbox):
+    for machine in (machines.client, one.sandbox):
         with inside(machine):
             Path("/proc/sys/net/ipv4/conf/eth0/route_localnet").write_text("1")
     with service(None, "host", 9090, only="127.0.0.77"):
         assert ask(None, "127.0.0.77", 9090) == "host 127.0.0.1"
-        assert not ask(lab.client, "127.0.0.77", 9090)
+        assert not ask(machines.client, "127.0.0.77", 9090)
         if backend == "nftables":
             assert not ask(one.sandbox, "127.0.0.77", 9090)
 
 
 @both_families
 @both_backends
-def test_without_snat(lab: Lab, backend: str, version: int) -> None:
-    one, two = lab.container("one"), lab.container("two")
-    lab.portmap(one, mapping(8080, 80), backend=backend, snat=False).add()
-    assert ask(lab.client, HOST[version], 8080).startswith("one ")
+def test_without_snat(machines: Machines, backend: str, version: int) -> None:
+    one, two = machines.container("one"), machines.container("two")
+    portmap_for(machines, one, mapping(8080, 80), backend=backend, snat=False).add()
+    assert ask(machines.client, HOST[version], 8080).startswith("one ")
     assert not ask(None, "127.0.0.1", 8080)
     assert Path("/proc/sys/net/ipv4/conf/br0/route_localnet").read_text() == "0\n"
     source = ask(two.sandbox, HOST[version], 8080)
@@ -231,12 +130,12 @@ def test_without_snat(lab: Lab, backend: str, version: int) -> None:
 
 @both_families
 @both_backends
-def test_masq_all(lab: Lab, backend: str, version: int) -> None:
-    one = lab.container("one")
-    portmap = lab.portmap(one, mapping(8080, 80), backend=backend, masqAll=True)
+def test_masq_all(machines: Machines, backend: str, version: int) -> None:
+    one = machines.container("one")
+    portmap = portmap_for(machines, one, mapping(8080, 80), backend=backend, masqAll=True)
     portmap.add()
     portmap.check()
-    for where in (lab.client, None, one.sandbox):
+    for where in (machines.client, None, one.sandbox):
         assert ask(where, HOST[version], 8080) == f"one {BRIDGE[version]}"
     if version == 4:
         assert ask(None, "127.0.0.1", 8080) == f"one {BRIDGE[version]}"
@@ -244,52 +143,54 @@ def test_masq_all(lab: Lab, backend: str, version: int) -> None:
 
 @both_families
 @both_backends
-def test_one_address_of_the_host(lab: Lab, backend: str, version: int) -> None:
-    one, two = lab.container("one"), lab.container("two")
-    first = lab.portmap(one, mapping(8080, 80, hostIP=HOST[version]), backend=backend)
-    second = lab.portmap(two, mapping(8080, 80, hostIP=SECOND[version]), backend=backend)
+def test_one_address_of_the_host(machines: Machines, backend: str, version: int) -> None:
+    one, two = machines.container("one"), machines.container("two")
+    first = portmap_for(machines, one, mapping(8080, 80, hostIP=HOST[version]), backend=backend)
+    second = portmap_for(machines, two, mapping(8080, 80, hostIP=SECOND[version]), backend=backend)
     first.add()
-    assert not ask(lab.client, SECOND[version], 8080)
+    assert not ask(machines.client, SECOND[version], 8080)
     second.add()
     for portmap in (first, second):
         portmap.check()
-    assert ask(lab.client, HOST[version], 8080).startswith("one ")
-    assert ask(lab.client, SECOND[version], 8080).startswith("two ")
-    assert not ask(lab.client, HOST[10 - version], 8080)
+    assert ask(machines.client, HOST[version], 8080).startswith("one ")
+    assert ask(machines.client, SECOND[version], 8080).startswith("two ")
+    assert not ask(machines.client, HOST[10 - version], 8080)
     first.delete()
-    assert not ask(lab.client, HOST[version], 8080)
-    assert ask(lab.client, SECOND[version], 8080).startswith("two ")
+    assert not ask(machines.client, HOST[version], 8080)
+    assert ask(machines.client, SECOND[version], 8080).startswith("two ")
 
 
 @both_backends
 @pytest.mark.parametrize(("host_ip", "version"), [("0.0.0.0", 4), ("::", 6)])
-def test_all_addresses_of_one_family(lab: Lab, backend: str, host_ip: str, version: int) -> None:
-    one = lab.container("one")
-    lab.portmap(one, mapping(8080, 80, hostIP=host_ip), backend=backend).add()
-    assert ask(lab.client, SECOND[version], 8080).startswith("one ")
-    assert not ask(lab.client, HOST[10 - version], 8080)
+def test_all_addresses_of_one_family(
+    machines: Machines, backend: str, host_ip: str, version: int
+) -> None:
+    one = machines.container("one")
+    portmap_for(machines, one, mapping(8080, 80, hostIP=host_ip), backend=backend).add()
+    assert ask(machines.client, SECOND[version], 8080).startswith("one ")
+    assert not ask(machines.client, HOST[10 - version], 8080)
 
 
-def test_an_address_wins_over_all(lab: Lab) -> None:
-    one, two = lab.container("one"), lab.container("two")
-    lab.portmap(one, mapping(8080, 80)).add()
-    lab.portmap(two, mapping(8080, 80, hostIP=HOST[4])).add()
-    assert ask(lab.client, HOST[4], 8080).startswith("two ")
-    assert ask(lab.client, SECOND[4], 8080).startswith("one ")
+def test_an_address_wins_over_all(machines: Machines) -> None:
+    one, two = machines.container("one"), machines.container("two")
+    portmap_for(machines, one, mapping(8080, 80)).add()
+    portmap_for(machines, two, mapping(8080, 80, hostIP=HOST[4])).add()
+    assert ask(machines.client, HOST[4], 8080).startswith("two ")
+    assert ask(machines.client, SECOND[4], 8080).startswith("one ")
 
 
 @both_backends
-def test_many_ports(lab: Lab, backend: str) -> None:
+def test_many_ports(machines: Machines, backend: str) -> None:
     """More than fit into one rule of iptables, and several ports that lead to one."""
-    one = lab.container("one")
+    one = machines.container("one")
     ports = range(9000, 9040)
-    portmap = lab.portmap(one, *(mapping(port, 80) for port in ports), backend=backend)
+    portmap = portmap_for(machines, one, *(mapping(port, 80) for port in ports), backend=backend)
     portmap.add()
     portmap.check()
     for port in (9000, 9014, 9015, 9039):
-        assert ask(lab.client, HOST[4], port).startswith("one ")
+        assert ask(machines.client, HOST[4], port).startswith("one ")
     portmap.delete()
-    assert not ask(lab.client, HOST[4], 9020)
+    assert not ask(machines.client, HOST[4], 9020)
 
 
 def crc32c(data: bytes) -> int:
@@ -311,14 +212,14 @@ def sctp_init(port: int) -> bytes:
 
 @both_families
 @both_backends
-def test_sctp(lab: Lab, backend: str, version: int) -> None:
+def test_sctp(machines: Machines, backend: str, version: int) -> None:
     """This kernel has no SCTP of its own, so packets are made and received by hand."""
-    one = lab.container("one")
-    lab.portmap(one, mapping(8080, 80, "SCTP"), backend=backend).add()
+    one = machines.container("one")
+    portmap_for(machines, one, mapping(8080, 80, "SCTP"), backend=backend).add()
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     with inside(one.sandbox):
         receiver = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_SCTP)
-    with inside(lab.client):
+    with inside(machines.client):
         sender = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_SCTP)
     with receiver, sender:
         receiver.settimeout(2)
@@ -330,23 +231,23 @@ def test_sctp(lab: Lab, backend: str, version: int) -> None:
 
 @both_families
 @both_backends
-def test_udp_follows_its_port(lab: Lab, backend: str, version: int) -> None:
+def test_udp_follows_its_port(machines: Machines, backend: str, version: int) -> None:
     """A flow that goes on all the time goes to the container that has the port now."""
-    one, two = lab.container("one"), lab.container("two")
+    one, two = machines.container("one"), machines.container("two")
     source = ("", 40000)
 
     def reached() -> str:
-        answer = ask(lab.client, HOST[version], 5300, "udp", source=source, patience=0.5)
+        answer = ask(machines.client, HOST[version], 5300, "udp", source=source, patience=0.5)
         return answer.partition(" ")[0]
 
     with service(None, "host", 5300, only=HOST[version]):
         assert reached() == "host"
-        first = lab.portmap(one, mapping(5300, 80, "udp"), backend=backend)
+        first = portmap_for(machines, one, mapping(5300, 80, "udp"), backend=backend)
         first.add()
         assert reached() == "one"
         first.delete()
         assert reached() == "host"
-        second = lab.portmap(two, mapping(5300, 80, "udp"), backend=backend)
+        second = portmap_for(machines, two, mapping(5300, 80, "udp"), backend=backend)
         second.add()
         assert reached() == "two"
         if backend == "iptables":
@@ -359,27 +260,27 @@ def test_udp_follows_its_port(lab: Lab, backend: str, version: int) -> None:
 
 
 @both_backends
-def test_conditions(lab: Lab, backend: str) -> None:
-    one, two = lab.container("one"), lab.container("two")
+def test_conditions(machines: Machines, backend: str) -> None:
+    one, two = machines.container("one"), machines.container("two")
     words = {"nftables": "ip saddr 192.0.2.2", "iptables": "-s 192.0.2.2/32"}[backend].split()
     other = {"nftables": "ip saddr != 192.0.2.2", "iptables": "! -s 192.0.2.2/32"}[backend].split()
     words6 = {"nftables": "ip6 saddr 2001:db8::2", "iptables": "-s 2001:db8::2"}[backend].split()
     # The backend follows from the words.
-    first = lab.portmap(one, mapping(8080, 80), conditionsV4=words, conditionsV6=words6)
-    second = lab.portmap(two, mapping(8080, 80), conditionsV4=other)
+    first = portmap_for(machines, one, mapping(8080, 80), conditionsV4=words, conditionsV6=words6)
+    second = portmap_for(machines, two, mapping(8080, 80), conditionsV4=other)
     first.config["runtimeConfig"]["portMappings"].append(mapping(8081, 81, hostIP=HOST[4]))
     second.config["runtimeConfig"]["portMappings"][0]["hostIP"] = "0.0.0.0"
     for portmap in (first, second):
         portmap.add()
         portmap.check()
-    assert ask(lab.client, HOST[4], 8080) == "one 192.0.2.2"
-    assert ask(lab.client, HOST[6], 8080) == "one 2001:db8::2"
-    assert ask(lab.client, HOST[4], 8081) == "one 192.0.2.2"
-    assert not ask(lab.client, SECOND[4], 8081)
+    assert ask(machines.client, HOST[4], 8080) == "one 192.0.2.2"
+    assert ask(machines.client, HOST[6], 8080) == "one 2001:db8::2"
+    assert ask(machines.client, HOST[4], 8081) == "one 192.0.2.2"
+    assert not ask(machines.client, SECOND[4], 8081)
     assert ask(None, HOST[4], 8080) == f"two {HOST[4]}"
     assert not ask(None, HOST[6], 8080)
     first.delete()
-    assert not ask(lab.client, HOST[4], 8080)
+    assert not ask(machines.client, HOST[4], 8080)
     assert ask(None, HOST[4], 8080) == f"two {HOST[4]}"
     second.add()
     second.check()
@@ -397,12 +298,13 @@ def rules() -> str:
 
 @both_backends
 @pytest.mark.parametrize("known", ["all", "no prevResult", "no mappings", "nothing"])
-def test_del_leaves_what_is_shared(lab: Lab, backend: str, known: str) -> None:
-    one, two = lab.container("one"), lab.container("two")
-    other = lab.portmap(two, mapping(8081, 80), mapping(5301, 81, "udp"), backend=backend)
+def test_del_leaves_what_is_shared(machines: Machines, backend: str, known: str) -> None:
+    one, two = machines.container("one"), machines.container("two")
+    other = portmap_for(machines, two, mapping(8081, 80), mapping(5301, 81, "udp"), backend=backend)
     other.add()
     before = rules()
-    portmap = lab.portmap(
+    portmap = portmap_for(
+        machines,
         one,
         mapping(8080, 80),
         mapping(5300, 81, "udp"),
@@ -425,19 +327,21 @@ def test_del_leaves_what_is_shared(lab: Lab, backend: str, known: str) -> None:
     other.check()
 
 
-def test_del_without_a_backend_removes_what_either_made(lab: Lab) -> None:
-    one = lab.container("one")
+def test_del_without_a_backend_removes_what_either_made(machines: Machines) -> None:
+    one = machines.container("one")
     for backend in BACKENDS:
-        lab.portmap(one, mapping(8080, 80), mapping(5300, 80, "udp"), backend=backend).add()
-    lab.portmap(one, mapping(8080, 80)).delete()
-    assert not ask(lab.client, HOST[4], 8080)
+        portmap_for(
+            machines, one, mapping(8080, 80), mapping(5300, 80, "udp"), backend=backend
+        ).add()
+    portmap_for(machines, one, mapping(8080, 80)).delete()
+    assert not ask(machines.client, HOST[4], 8080)
     assert "10.15.20.2" not in rules()
     assert "CNI-DN-" not in rules()
 
 
-def test_del_with_a_faulty_configuration(lab: Lab) -> None:
-    one = lab.container("one")
-    portmap = lab.portmap(one, mapping(8080, 80), mapping(8081, 80))
+def test_del_with_a_faulty_configuration(machines: Machines) -> None:
+    one = machines.container("one")
+    portmap = portmap_for(machines, one, mapping(8080, 80), mapping(8081, 80))
     portmap.add()
     portmap.config["runtimeConfig"]["portMappings"] += [
         mapping(0, 80), mapping(1, 99999), mapping(8082, 80, "icmp")
@@ -447,23 +351,26 @@ def test_del_with_a_faulty_configuration(lab: Lab) -> None:
     assert "10.15.20.2" not in rules()
 
 
-def test_without_mappings_nothing_is_done(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = lab.container("one")
+def test_without_mappings_nothing_is_done(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = machines.container("one")
     before = rules()
     with monkeypatch.context() as patch:
         no_programs(patch)
         patch.setattr(nftables, "run", lambda _: pytest.fail("libnftables was used"))
-        portmap = lab.portmap(one)
+        portmap = portmap_for(machines, one)
         assert portmap.add() == one.result
         portmap.check()
         portmap.delete()
     assert rules() == before
 
 
-def test_iptables_rules_are_the_reference_s(lab: Lab) -> None:
+def test_iptables_rules_are_the_reference_s(machines: Machines) -> None:
     """As section 7.3 of the facts on the reference has them, which its DEL and CHECK go by."""
-    one = lab.container("1234", name="test")
-    portmap = lab.portmap(
+    one = machines.container("1234", name="test")
+    portmap = portmap_for(
+        machines,
         one,
         mapping(8080, 80),
         mapping(8081, 80, hostIP="192.0.2.1"),
@@ -515,11 +422,11 @@ def test_iptables_rules_are_the_reference_s(lab: Lab) -> None:
     assert sorted(saved("iptables-save")) == sorted(before)
 
 
-def test_a_chain_of_others_sets_the_mark(lab: Lab) -> None:
+def test_a_chain_of_others_sets_the_mark(machines: Machines) -> None:
     run_in(None, ["iptables", "-t", "nat", "-N", "KUBE-MARK-MASQ"])
     run_in(None, ["ip6tables", "-t", "nat", "-N", "KUBE-MARK-MASQ"])
-    one = lab.container("one")
-    portmap = lab.portmap(one, mapping(8080, 80), externalSetMarkChain="KUBE-MARK-MASQ")
+    one = machines.container("one")
+    portmap = portmap_for(machines, one, mapping(8080, 80), externalSetMarkChain="KUBE-MARK-MASQ")
     portmap.add()
     portmap.check()
     assert rules().count("jump KUBE-MARK-MASQ") == 3
@@ -530,13 +437,13 @@ def test_a_chain_of_others_sets_the_mark(lab: Lab) -> None:
 
 
 @both_backends
-def test_a_failed_add_leaves_nothing(lab: Lab, backend: str) -> None:
+def test_a_failed_add_leaves_nothing(machines: Machines, backend: str) -> None:
     """Whatever is refused; what is left is what containers share."""
-    one, two = lab.container("one"), lab.container("two")
-    lab.portmap(two, mapping(8081, 80), backend=backend).add()
+    one, two = machines.container("one"), machines.container("two")
+    portmap_for(machines, two, mapping(8081, 80), backend=backend).add()
     before = rules()
-    portmap = lab.portmap(
-        one, mapping(8080, 80), mapping(5300, 80, "udp", hostIP=HOST[4]), backend=backend
+    portmap = portmap_for(
+        machines, one, mapping(8080, 80), mapping(5300, 80, "udp", hostIP=HOST[4]), backend=backend
     )
     refused = 0
     for what, run in each_change_failing(lambda: portmap.run("ADD")):
@@ -549,14 +456,17 @@ def test_a_failed_add_leaves_nothing(lab: Lab, backend: str) -> None:
     assert refused > 3
 
 
-def test_undo_follows_a_later_failure(lab: Lab) -> None:
+def test_undo_follows_a_later_failure(machines: Machines) -> None:
     """The words of a condition are judged when all else is done."""
-    one = lab.container("one")
-    lab.portmap(
-        lab.container("two"), mapping(8081, 80), conditionsV4=["ip", "saddr", "1.2.3.4"]
+    one = machines.container("one")
+    portmap_for(
+        machines,
+        machines.container("two"),
+        mapping(8081, 80),
+        conditionsV4=["ip", "saddr", "1.2.3.4"],
     ).add()
     before = rules()
-    portmap = lab.portmap(one, mapping(8080, 80), conditionsV4=["bogus", "match"])
+    portmap = portmap_for(machines, one, mapping(8080, 80), conditionsV4=["bogus", "match"])
     error = portmap.refused()
     assert error["code"] == 7
     assert "conditions" in error["msg"]
@@ -567,32 +477,35 @@ def test_undo_follows_a_later_failure(lab: Lab) -> None:
 # --- whose a port is -----------------------------------------------------------------------------
 
 
-def test_a_taken_port_is_refused(lab: Lab) -> None:
-    one, two = lab.container("one"), lab.container("two")
-    first = lab.portmap(one, mapping(8080, 80), mapping(443, 80, "udp", hostIP=HOST[6]))
+def test_a_taken_port_is_refused(machines: Machines) -> None:
+    one, two = machines.container("one"), machines.container("two")
+    first = portmap_for(machines, one, mapping(8080, 80), mapping(443, 80, "udp", hostIP=HOST[6]))
     first.add()
     before = rules()
-    second = lab.portmap(two, mapping(8079, 80), mapping(8080, 81))
+    second = portmap_for(machines, two, mapping(8079, 80), mapping(8080, 81))
     error = second.refused()
     assert error["code"] == 101
     assert error["msg"] == (
         "host port 8080/tcp (IPv4) is taken by container one"
-        " (network lab, interface eth0, 10.15.20.2 port 80)"
+        " (network first, interface eth0, 10.15.20.2 port 80)"
     )
     assert "hostPort" in error["details"]
     assert rules() == before
-    third = lab.portmap(two, mapping(443, 81, "udp", hostIP=HOST[6]))
+    third = portmap_for(machines, two, mapping(443, 81, "udp", hostIP=HOST[6]))
     assert "host port 443/udp of 2001:db8::1 is taken by container one" in third.refused()["msg"]
     # Another protocol, or another address, is another port.
-    lab.portmap(two, mapping(8080, 81, "udp"), mapping(443, 81, "udp", hostIP=SECOND[6])).add()
+    portmap_for(
+        machines, two, mapping(8080, 81, "udp"), mapping(443, 81, "udp", hostIP=SECOND[6])
+    ).add()
     first.delete()
     second.add()
-    assert ask(lab.client, HOST[4], 8080).startswith("two ")
+    assert ask(machines.client, HOST[4], 8080).startswith("two ")
 
 
-def test_two_at_once_never_get_the_same_port(lab: Lab) -> None:
+def test_two_at_once_never_get_the_same_port(machines: Machines) -> None:
     attachments = [
-        lab.portmap(lab.container(f"c{number}"), mapping(8080, 80)) for number in range(6)
+        portmap_for(machines, machines.container(f"c{number}"), mapping(8080, 80))
+        for number in range(6)
     ]
     codes: list[int] = []
     start = threading.Barrier(len(attachments))
@@ -610,39 +523,39 @@ def test_two_at_once_never_get_the_same_port(lab: Lab) -> None:
     assert rules().count("tcp . 8080 comment") == 2  # a family each
 
 
-def test_address_used_again(lab: Lab) -> None:
+def test_address_used_again(machines: Machines) -> None:
     """A container whose DEL never came gives way to the next one at its address."""
-    one = lab.container("one")
-    lab.portmap(one, mapping(8080, 80), mapping(8081, 80)).add()
+    one = machines.container("one")
+    portmap_for(machines, one, mapping(8080, 80), mapping(8081, 80)).add()
     again = Attachment(one.plugin, one.config, one.sandbox, "two", result=one.result)
-    new = lab.portmap(again, mapping(8080, 81))
+    new = portmap_for(machines, again, mapping(8080, 81))
     new.add()
     new.check()
-    assert ask(lab.client, HOST[4], 8080)
+    assert ask(machines.client, HOST[4], 8080)
     # The late DEL of the one spares what is the other's now.
-    lab.portmap(one, mapping(8080, 80), mapping(8081, 80)).delete()
+    portmap_for(machines, one, mapping(8080, 80), mapping(8081, 80)).delete()
     new.check()
     assert "id: one" not in rules()
 
 
-def test_two_networks_of_one_container(lab: Lab) -> None:
+def test_two_networks_of_one_container(machines: Machines) -> None:
     """Runtimes give the same mappings to each network of a container: the first has the ports."""
-    one = lab.container("one")
-    first = lab.portmap(one, mapping(8080, 80))
+    one = machines.container("one")
+    first = portmap_for(machines, one, mapping(8080, 80))
     first.add()
     run_in(None, ["ip", "address", "add", "10.16.0.1/24", "dev", "br0"])
     other = Attachment(
         one.plugin, {**one.config, "name": "second"}, one.sandbox, "one", "eth1",
         result=moved(one.result),
     )  # fmt: skip
-    second = lab.portmap(other, mapping(8080, 80))
+    second = portmap_for(machines, other, mapping(8080, 80))
     second.add()
     first.check()
     second.check()
-    assert ask(lab.client, HOST[4], 8080).startswith("one ")
+    assert ask(machines.client, HOST[4], 8080).startswith("one ")
     second.delete()
     first.check()
-    assert ask(lab.client, HOST[4], 8080).startswith("one ")
+    assert ask(machines.client, HOST[4], 8080).startswith("one ")
 
 
 def moved(result: dict[str, Any]) -> dict[str, Any]:
@@ -693,10 +606,10 @@ ANY4 = "inet pycni port-map4 { tcp ."
     ],
 )
 def test_check_finds_drift_and_add_repairs_it(
-    lab: Lab, backend: str, damage: str, words: str
+    machines: Machines, backend: str, damage: str, words: str
 ) -> None:
-    one = lab.container("one")
-    portmap = lab.portmap(one, mapping(8080, 80), backend=backend)
+    one = machines.container("one")
+    portmap = portmap_for(machines, one, mapping(8080, 80), backend=backend)
     portmap.add()
     portmap.check()
     for command in damage.split(";"):
@@ -705,16 +618,16 @@ def test_check_finds_drift_and_add_repairs_it(
     if "another" not in words:
         portmap.add()
         portmap.check()
-        assert ask(lab.client, HOST[4], 8080).startswith("one ")
+        assert ask(machines.client, HOST[4], 8080).startswith("one ")
         assert ask(None, "127.0.0.1", 8080).startswith("one ")
 
 
 @both_backends
-def test_gc(lab: Lab, backend: str) -> None:
-    one, two = lab.container("one"), lab.container("two")
-    first = lab.portmap(one, mapping(8080, 80), mapping(5300, 80, "udp"), backend=backend)
-    second = lab.portmap(two, mapping(8081, 80), backend=backend)
-    conditional = lab.portmap(one, mapping(8082, 80), backend=backend)
+def test_gc(machines: Machines, backend: str) -> None:
+    one, two = machines.container("one"), machines.container("two")
+    first = portmap_for(machines, one, mapping(8080, 80), mapping(5300, 80, "udp"), backend=backend)
+    second = portmap_for(machines, two, mapping(8081, 80), backend=backend)
+    conditional = portmap_for(machines, one, mapping(8082, 80), backend=backend)
     if backend == "nftables":
         conditional.config["conditionsV4"] = ["ip", "saddr", "192.0.2.2"]
         conditional.ifname = "eth7"
@@ -737,16 +650,16 @@ def test_gc(lab: Lab, backend: str) -> None:
 
     collect("another")
     first.check()
-    collect("lab", "one", "two")
+    collect("first", "one", "two")
     first.check()
     assert "8082" not in rules()
-    collect("lab", "two")
+    collect("first", "two")
     second.check()
     assert first.drift()
     assert "10.15.20.2:80" not in rules()
-    assert not ask(lab.client, HOST[4], 8080)
-    assert ask(lab.client, HOST[4], 8081).startswith("two ")
-    collect("lab")
+    assert not ask(machines.client, HOST[4], 8080)
+    assert ask(machines.client, HOST[4], 8081).startswith("two ")
+    collect("first")
     assert "10.15.20" not in rules()
 
 
@@ -757,23 +670,25 @@ def count_rules() -> int:
     return sum("rule" in entry for entry in nft_list())
 
 
-def test_rules_do_not_grow_with_the_containers(lab: Lab) -> None:
-    one = lab.container("one")
-    portmap = lab.portmap(one, mapping(8080, 80), backend="nftables")
+def test_rules_do_not_grow_with_the_containers(machines: Machines) -> None:
+    one = machines.container("one")
+    portmap = portmap_for(machines, one, mapping(8080, 80), backend="nftables")
     portmap.add()
     before = count_rules()
     for number in range(300):
         result = {"cniVersion": "1.0.0", "ips": [{"address": f"10.15.20.{number % 250 + 3}/24"}]}
         each = Attachment(one.plugin, one.config, one.sandbox, f"c{number}", result=result)
-        lab.portmap(each, mapping(10000 + number, 80 + number)).add()
+        portmap_for(machines, each, mapping(10000 + number, 80 + number)).add()
     assert count_rules() == before
-    assert ask(lab.client, HOST[4], 8080).startswith("one ")
+    assert ask(machines.client, HOST[4], 8080).startswith("one ")
 
 
-def test_the_socket_that_is_open_is_used(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_socket_that_is_open_is_used(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One netfilter socket a request: closing one after a deletion waits for the kernel."""
-    one = lab.container("one")
-    portmap = lab.portmap(one, mapping(8080, 80), mapping(5300, 80, "udp"))
+    one = machines.container("one")
+    portmap = portmap_for(machines, one, mapping(8080, 80), mapping(5300, 80, "udp"))
     portmap.add()
     opened = 0
     before = nfnetlink.NetfilterSocket.__init__

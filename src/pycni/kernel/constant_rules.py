@@ -23,7 +23,7 @@ TABLE = "pycni"
 
 
 class Chain(Record):
-    """A chain with its rules, each with the comment it is known by.
+    """A chain with its rules, each with the comment it is known by; without, others write them.
 
     hook: what stands in a base chain's braces, "" for a chain that others jump to.
     """
@@ -40,7 +40,11 @@ def set_up(
 
     declarations: the sets, maps and further chains, such as `map NAME { type ...; }`.
     """
-    broken = [chain for chain in chains if _lacking(netfilter, chain)]
+    broken = [
+        chain
+        for chain in chains
+        if (_lacking(netfilter, chain) if chain.rules else not _exists(netfilter, chain))
+    ]
     if not broken:
         return
     from pycni.kernel import nftables
@@ -53,6 +57,8 @@ def set_up(
         hook = f" {{ {chain.hook}; }}" if chain.hook else ""
         commands.append(f"add chain inet {TABLE} {chain.name}{hook}")
     for chain in broken:
+        if not chain.rules:
+            continue
         commands.append(f"flush chain inet {TABLE} {chain.name}")
         commands += (
             f'add rule inet {TABLE} {chain.name} {rule} comment "{comment}"'
@@ -69,7 +75,7 @@ def differences(netfilter: NetfilterSocket, chains: Iterable[Chain], harm: str) 
         place = f"nftables: chain inet {TABLE} {chain.name}"
         if len(lacking) < len(chain.rules):
             found += [f"{place} lacks the rule: {chain.rules[comment]}" for comment in lacking]
-        elif nfnetlink.chain_exists(netfilter, NFPROTO_INET, TABLE, chain.name):
+        elif _exists(netfilter, chain):
             found.append(f"{place} is empty: {harm}")
         else:
             found.append(f"{place} is not there: {harm}")
@@ -98,3 +104,7 @@ def _lacking(netfilter: NetfilterSocket, chain: Chain) -> list[str]:
     found = nfnetlink.rules(netfilter, NFPROTO_INET, TABLE, chain.name)
     present = {rule.comment for rule in found}
     return [comment for comment in chain.rules if comment not in present]
+
+
+def _exists(netfilter: NetfilterSocket, chain: Chain) -> bool:
+    return nfnetlink.chain_exists(netfilter, NFPROTO_INET, TABLE, chain.name)

@@ -88,6 +88,27 @@ def missing(present: Sequence[str], chains: Sequence[str], rules: Sequence[str])
     return [*declared, *(rule for rule in rules if f"-A{rule[2:]}" not in present)]
 
 
+def delete_rules(
+    netfilter: NetfilterSocket, family: int, table: str, chain: str, rules: Sequence[str]
+) -> None:
+    """Delete rules of a chain as often as they are there, whichever iptables made them.
+
+    Raises IPTablesError, NetlinkError.
+    """
+    if not rules:
+        return
+    kept_by = {}
+    if nfnetlink.chain_exists(netfilter, family, table, chain):
+        kept_by[""] = save(family, table)
+    variant = _legacy_variant(family) if has_legacy(family, table) else None
+    if variant:
+        kept_by[variant] = save(family, table, variant)
+    for program, lines in kept_by.items():
+        found = [f"-D{line[2:]}" for line in lines if line in rules]
+        if found:
+            restore(family, table, found, program)
+
+
 def undo(family: int, table: str, lines: Sequence[str]) -> None:
     """Take back what `ensure` says it did. Raises IPTablesError."""
     reverse = [
@@ -141,6 +162,14 @@ def has_legacy(family: int, table: str) -> bool:
             return table in file.read().split()
     except OSError:
         return False
+
+
+def quoted(word: str) -> str:
+    """A word as `restore` reads it."""
+    if word and not any(character in word for character in " \t\"'\\"):
+        return word
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def jump_of(rule: str) -> str:

@@ -439,3 +439,44 @@ class RouteLocalnet(Step):
     kind: ClassVar[str] = "route_localnet"
 
     address: IPAddress
+
+
+class Firewall(Step):
+    """The host forwards packets from these addresses, and the answers to them.
+
+    backend: "iptables", "firewalld", "nftables", or "" for the one that decides on this host;
+    admin_chain: the chain of iptables whose rules come first; zone: of firewalld.
+    """
+
+    kind: ClassVar[str] = "firewall"
+
+    owner: Owner
+    addresses: tuple[IPAddress, ...] = ()
+    backend: str = ""
+    admin_chain: str = "CNI-ADMIN"
+    zone: str = "trusted"
+
+
+class IngressPolicy(Step):
+    """Packets from a bridge do not enter another bridge with a policy; or, isolated, the same one.
+
+    families: AF_INET, AF_INET6; backend: as for `Firewall`. Stays: the bridge's containers share
+    it.
+    """
+
+    kind: ClassVar[str] = "ingress_policy"
+
+    bridge: str
+    isolated: bool
+    families: tuple[int, ...]
+    backend: str = ""
+
+
+class PortIsolation(Step):
+    """Those of some links that are ports of a bridge do not reach each other through it."""
+
+    kind: ClassVar[str] = "port_isolation"
+    follows_link: ClassVar[bool] = True
+
+    bridge: str
+    links: tuple[str, ...]

@@ -20,6 +20,7 @@ NAMES = (
     "debug",
     "dhcp",
     "dummy",
+    "firewall",
     "flannel",
     "host-device",
     "host-local",

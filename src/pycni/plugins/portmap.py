@@ -11,6 +11,7 @@ from _socket import AF_INET, AF_INET6
 
 from pycni.plan.plan import Plan
 from pycni.plan.steps import PortMap, PortMapping, RouteLocalnet
+from pycni.plugins.shared.chain_name import check_chain_name
 from pycni.sdk.chained import ChainedPlugin
 from pycni.spec.config import NetConf
 from pycni.spec.errors import invalid_config
@@ -130,6 +131,8 @@ class PortmapConfig(NetConf):
             raise invalid_config(
                 f'unrecognized backend "{self.backend}"', 'expected "nftables" or "iptables"'
             )
+        if self.external_set_mark_chain is not None:
+            check_chain_name("externalSetMarkChain", self.external_set_mark_chain)
         if self.mark_masq_bit is not None:
             if self.external_set_mark_chain is not None:
                 raise invalid_config(
@@ -166,7 +169,7 @@ class PortmapConfig(NetConf):
                 )
 
 
-class Portmap(ChainedPlugin):
+class PortmapPlugin(ChainedPlugin):
     """Ports of the host for the addresses that the plugins before gave the container."""
 
     type: ClassVar[str] = "portmap"
@@ -224,4 +227,4 @@ def first_addresses(request: Request, network: Result) -> tuple[IPNetwork, ...]:
     return tuple(found[family] for family in (AF_INET, AF_INET6) if family in found)
 
 
-plugin = Portmap()
+plugin = PortmapPlugin()

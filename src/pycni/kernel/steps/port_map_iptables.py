@@ -191,7 +191,7 @@ def _source(source: str) -> str:
 
 def _entries(step: PortMap, network: IPNetwork) -> list[str]:
     """The rules that lead to the container's own chain."""
-    words = "".join(f"{_quoted(word)} " for word in conditions(step, network.family))
+    words = "".join(f"{iptables.quoted(word)} " for word in conditions(step, network.family))
     owner = step.owner
     text = f"dnat name: {quote(owner.network)} id: {quote(owner.container_id)}"
     if len(text) > COMMENT_LENGTH:
@@ -215,14 +215,6 @@ def _blocks(step: PortMap) -> list[tuple[str, str]]:
             for first in range(0, len(ports), PORTS_OF_A_RULE)
         ]
     return blocks
-
-
-def _quoted(word: str) -> str:
-    """A word as `iptables-restore` reads it."""
-    if word and not any(character in word for character in " \t\"'\\"):
-        return word
-    escaped = word.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 def _chains_of(comments: Iterable[str], network: str, keep: Collection[str]) -> set[str]:

@@ -1,0 +1,247 @@
+"""Bridges whose containers others on this host do not reach (`plan.steps.IngressPolicy`).
+
+nftables, in the chain `firewall-forward` (see `firewall`): a bridge with a policy is in one set,
+and with itself in another unless it is isolated. What goes from one such bridge to one is dropped
+unless the pair is there. A drop holds whatever other tables say, so this serves firewalld too:
+
+    set firewall-bridges { "cni0" }    set firewall-pairs { "cni0" . "cni0" }
+
+iptables, table `filter`: the chains and rules of the reference.
+"""
+
+from __future__ import annotations
+
+from _socket import AF_INET, AF_INET6
+
+from pycni.kernel import constant_rules, iptables, nfnetlink
+from pycni.kernel.constant_rules import TABLE
+from pycni.kernel.nfnetlink import NFPROTO_INET
+from pycni.kernel.steps import firewall, firewall_iptables
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from pycni.kernel.context import Kernel
+    from pycni.kernel.executor import Undo
+    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.nfnetlink import NetfilterSocket
+    from pycni.plan.steps import IngressPolicy
+    from pycni.spec.config import Attachment
+
+FIRST = "CNI-ISOLATION-STAGE-1"
+SECOND = "CNI-ISOLATION-STAGE-2"
+COMMENT = "made by pycni"
+
+_ANY = iptables.comment("CNI firewall plugin rules (ingressPolicy: same-bridge|isolated)")
+_JUMP = f"-A FORWARD {_ANY} -j {FIRST}"
+
+
+def apply(step: IngressPolicy, kernel: Kernel) -> Undo | None:
+    netfilter = kernel.host.netfilter
+    if _backend(step, netfilter) == "iptables":
+        return _apply_iptables(step, netfilter)
+    return _apply_nftables(step, netfilter)
+
+
+def check(step: IngressPolicy, kernel: Kernel) -> list[str]:
+    netfilter = kernel.host.netfilter
+    if _backend(step, netfilter) == "iptables":
+        return _check_iptables(step)
+    harm = "no bridge is kept apart"
+    differences = constant_rules.differences(netfilter, [firewall.CHAIN], harm)
+    for name, key, wanted in _elements(step):
+        found = nfnetlink.element(netfilter, NFPROTO_INET, TABLE, name, key)
+        if (found is not None) != wanted:
+            state = "not in" if wanted else "in"
+            differences.append(f"nftables: {step.bridge} is {state} set inet {TABLE} {name}")
+    return differences
+
+
+def remove(step: IngressPolicy, kernel: Kernel) -> None:
+    """Nothing: other containers of the bridge rely on it."""
+
+
+def collect(kernel: Kernel, network: str, keep: Collection[Attachment]) -> None:
+    """Remove what speaks of bridges that are not there any more."""
+    host = kernel.host
+    netfilter = host.netfilter
+    gone: dict[str, bool] = {}
+
+    def is_gone(bridge: str) -> bool:
+        if bridge not in gone:
+            gone[bridge] = host.find(bridge) is None
+        return gone[bridge]
+
+    netfilter.update(
+        lambda: [
+            _delete(name, item.key)
+            for name in (firewall.BRIDGES, firewall.PAIRS)
+            for item in nfnetlink.elements(netfilter, NFPROTO_INET, TABLE, name)
+            if is_gone(item.key[:16].rstrip(b"\0").decode("utf-8", "surrogateescape"))
+        ]
+    )
+    for family in (AF_INET, AF_INET6):
+        for chain in (FIRST, SECOND):
+            lines = iptables.present(netfilter, family, firewall_iptables.TABLE, [chain])
+            stale = [
+                line
+                for line in lines
+                if line.startswith(f"-A {chain} ") and (name := _bridge_of(line)) and is_gone(name)
+            ]
+            iptables.delete_rules(netfilter, family, firewall_iptables.TABLE, chain, stale)
+
+
+def _backend(step: IngressPolicy, netfilter: NetfilterSocket) -> str:
+    backend = firewall.chosen(step.backend, step.families, netfilter)
+    if backend == "firewalld":
+        from pycni.kernel import nftables
+
+        return "nftables" if nftables.available() else "iptables"
+    return backend
+
+
+# --- nftables ------------------------------------------------------------------------------------
+
+
+def _key(*names: str) -> bytes:
+    return b"".join(name.encode("utf-8", "surrogateescape").ljust(16, b"\0") for name in names)
+
+
+def _elements(step: IngressPolicy) -> list[tuple[str, bytes, bool]]:
+    """Sets with the key that they should hold, or (False) should not."""
+    bridge = step.bridge
+    return [
+        (firewall.BRIDGES, _key(bridge), True),
+        (firewall.PAIRS, _key(bridge, bridge), not step.isolated),
+    ]
+
+
+def _apply_nftables(step: IngressPolicy, netfilter: NetfilterSocket) -> Undo | None:
+    done: list[tuple[str, bytes, bool]] = []
+
+    def change(name: str, key: bytes, wanted: bool) -> list[Request]:
+        there = nfnetlink.element(netfilter, NFPROTO_INET, TABLE, name, key) is not None
+        if there == wanted:
+            return []
+        if wanted:
+            return [nfnetlink.add_element(NFPROTO_INET, TABLE, name, key, COMMENT)]
+        return [_delete(name, key)]
+
+    def missing() -> list[Request]:
+        constant_rules.set_up(netfilter, firewall.DECLARATIONS, [firewall.CHAIN])
+        requests: list[Request] = []
+        done.clear()
+        for name, key, wanted in _elements(step):
+            needed = change(name, key, wanted)
+            if needed:
+                done.append((name, key, wanted))
+            requests += needed
+        return requests
+
+    def undo() -> None:
+        netfilter.update(
+            lambda: [
+                request for name, key, wanted in done for request in change(name, key, not wanted)
+            ]
+        )
+
+    netfilter.update(missing)
+    return undo if done else None
+
+
+def _delete(name: str, key: bytes) -> Request:
+    return nfnetlink.delete_element(NFPROTO_INET, TABLE, name, key)
+
+
+# --- iptables ------------------------------------------------------------------------------------
+
+
+def _rules(step: IngressPolicy) -> list[str]:
+    """The rules, in the order in which the reference makes them."""
+    policy = "isolated" if step.isolated else "same-bridge"
+    own = iptables.comment(f"CNI firewall plugin rules (ingressPolicy: {policy})")
+    bridge = iptables.quoted(step.bridge)
+    within = [f"-I {FIRST} -i {bridge} -o {bridge} {own} -j DROP"] if step.isolated else []
+    return [
+        f"-I{_JUMP[2:]}",
+        f"-I {FIRST} -i {bridge} ! -o {bridge} {own} -j {SECOND}",
+        *within,
+        f"-A {FIRST} {_ANY} -j RETURN",
+        f"-I {SECOND} -o {bridge} {_ANY} -j DROP",
+        f"-A {SECOND} {_ANY} -j RETURN",
+    ]
+
+
+def _apply_iptables(step: IngressPolicy, netfilter: NetfilterSocket) -> Undo | None:
+    made: list[tuple[int, list[str]]] = []
+
+    def undo() -> None:
+        for family, lines in made:
+            iptables.undo(family, firewall_iptables.TABLE, lines)
+
+    try:
+        for family in step.families:
+            chains = [FIRST, SECOND]
+            present = iptables.present(netfilter, family, firewall_iptables.TABLE, chains)
+            lines = [f"-D{line[2:]}" for line in present if _contradicts(line, step)]
+            if _comes_late(present):
+                lines += [f"-D{_JUMP[2:]}", f"-I{_JUMP[2:]}"]
+            own = iptables.missing(present, chains, _rules(step))
+            # The bridge's rules are what this step may take back; the rest is for all bridges.
+            if lines or own:
+                iptables.restore(family, firewall_iptables.TABLE, _declared_first(lines, own))
+                made.append((family, [line for line in own if _bridge_of(line)]))
+    except OSError:
+        undo()
+        raise
+    return undo if made else None
+
+
+def _check_iptables(step: IngressPolicy) -> list[str]:
+    differences: list[str] = []
+    for family in step.families:
+        table = firewall_iptables.TABLE
+        present = [*iptables.save(family, table), *iptables.legacy_lines(family, table)]
+        program = "iptables" if family == AF_INET else "ip6tables"
+        differences += (
+            f"{program}: table {table} lacks the rule: -A{rule[2:]}"
+            for rule in _rules(step)
+            if f"-A{rule[2:]}" not in present
+        )
+        if _comes_late(present):
+            differences.append(f"{program}: {FIRST} comes after {firewall_iptables.FORWARD}")
+        differences += (
+            f"{program}: table {table} has a rule of another policy: {line}"
+            for line in present
+            if _contradicts(line, step)
+        )
+    return differences
+
+
+def _comes_late(present: Collection[str]) -> bool:
+    """Whether packets are accepted before they are judged."""
+    order = [iptables.jump_of(line) for line in present if line.startswith("-A FORWARD ")]
+    accept = firewall_iptables.FORWARD
+    return FIRST in order and accept in order and order.index(FIRST) > order.index(accept)
+
+
+def _contradicts(line: str, step: IngressPolicy) -> bool:
+    """Whether a rule isolates a bridge that is not to be isolated."""
+    bridge = iptables.quoted(step.bridge)
+    within = f"-A {FIRST} -i {bridge} -o {bridge} "
+    return not step.isolated and line.startswith(within) and iptables.jump_of(line) == "DROP"
+
+
+def _bridge_of(line: str) -> str:
+    """The bridge that a rule speaks of, "" for none."""
+    for option in (" -i ", " -o "):
+        name = line.partition(option)[2].partition(" ")[0]
+        if name:
+            return name.strip('"')
+    return ""
+
+
+def _declared_first(lines: list[str], own: list[str]) -> list[str]:
+    declared = [line for line in own if line.startswith(":")]
+    return [*declared, *lines, *own[len(declared) :]]
