@@ -29,11 +29,14 @@ KINDS = {
     "dummy": "an interface that leads nowhere",
     "loopback": "the loopback, up",
 }
+HELP = "Write a network configuration of TYPE, which is one of\n\n\b\n" + "\n".join(
+    f"{kind:<13}{line}" for kind, line in KINDS.items()
+)
 _ROUTED = ("bridge", "ptp")
 _ON_MASTER = ("macvlan", "ipvlan", "vlan")
 
 
-@click.command()
+@click.command(help=HELP)
 @click.argument("kind", metavar="TYPE", type=click.Choice([*KINDS]))
 @click.option("--name", help="The network's name.  [default: TYPE]")
 @click.option(
@@ -73,11 +76,7 @@ def init(
     stdout: bool,
     force: bool,
 ) -> None:
-    """Write a network configuration of TYPE.
-
-    \b
-    TYPE is one of
-    """
+    """Write a network configuration; HELP is what users read."""
     name = name or kind
     check_network_name(name)
     document = network(kind, name, subnets, master, vlan, device, conf_dir)
@@ -99,11 +98,6 @@ def init(
     partial.write_text(text)
     partial.rename(path)
     tell(f"wrote {path}; try: pycni add {name} sandbox --create-netns")
-
-
-init.help = (init.help or "").rstrip() + "".join(
-    f"\n  {kind:<13}{line}" for kind, line in KINDS.items()
-)
 
 
 def network(

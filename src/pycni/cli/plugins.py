@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pycni.cli.linter import capabilities
-from pycni.cli.output import table
+from pycni.cli.output import Progress, table
 from pycni.plugins import NAMES, load, resolve
 from pycni.runtime.engine import Engine, Found
 from pycni.spec.errors import CNIError
@@ -59,6 +59,11 @@ def plugins(plugin_dirs: tuple[str, ...], output: str) -> None:
 
 
 def _listed(directories: tuple[str, ...]) -> list[dict[str, Any]]:
+    with Progress() as progress:
+        return _asked(directories, progress)
+
+
+def _asked(directories: tuple[str, ...], progress: Progress) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for directory in directories:
         try:
@@ -69,6 +74,7 @@ def _listed(directories: tuple[str, ...]) -> list[dict[str, Any]]:
             path = os.path.join(directory, name)
             if name in rows or not os.path.isfile(path) or not os.access(path, os.X_OK):
                 continue
+            progress.call("VERSION", name)
             rows[name] = _own(name, path) if resolve(path) else _other(name, path)
     return list(rows.values())
 

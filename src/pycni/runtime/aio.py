@@ -17,7 +17,6 @@ from functools import partial
 from pycni.runtime.call import Cancellation
 from pycni.runtime.endpoint import IFNAME, Endpoint
 from pycni.runtime.many import WORKERS
-from pycni.spec.errors import CNIError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -197,5 +196,5 @@ async def _finish(running: asyncio.Future[Any]) -> None:
             await asyncio.wait([running])
         except asyncio.CancelledError:
             continue
-    if not running.cancelled() and isinstance(running.exception(), CNIError):
-        return  # told by the cancellation
+    if not running.cancelled():
+        running.exception()  # looked at, or asyncio complains; the cancellation tells enough

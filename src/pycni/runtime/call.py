@@ -25,8 +25,8 @@ class Cancellation:
 
     def cancel(self) -> None:
         """Stop; more than once is fine."""
+        self.canceled = True  # before anyone is woken to look at it
         os.eventfd_write(self._event, 1)
-        self.canceled = True
 
     canceled = False
 

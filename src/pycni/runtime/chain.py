@@ -189,7 +189,10 @@ class Chain(Record):
             document = self.document(plugin, previous, endpoint.capabilities)
             self._try(errors, "", plugin, "DEL", document, patient, endpoint)
         if not errors:
-            self.cache.delete(self.config.name, endpoint.container_id, endpoint.ifname)
+            try:
+                self.cache.delete(self.config.name, endpoint.container_id, endpoint.ifname)
+            except CNIError as error:
+                errors.append(error)
         return errors
 
     def _try(
