@@ -1,0 +1,34 @@
+"""Run `pycni conformance` as a user does, and read its report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PYCNI = Path(sys.executable).parent / "pycni"
+
+# Where pycni does as the reference does although the specification says otherwise; see the first
+# table of docs/compatibility.md.
+AS_THE_REFERENCE = {"error.cni-version", "version.echo"}
+# CNI_PATH is optional where nothing is delegated; the reference insists on it, and so does pycni.
+PATH_REQUIRED = {"parameters.path-optional", "status.path-optional"}
+
+
+def report(plugin: Path, *options: str) -> tuple[int, dict[str, Any]]:
+    """The exit code and the JSON report for a plugin."""
+    argv = [PYCNI, "conformance", plugin, "-o", "json", *options]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def outcomes(document: dict[str, Any], outcome: str = "failed") -> dict[str, str]:
+    """The ids of the findings with an outcome, and what was seen."""
+    return {
+        finding["id"]: finding.get("seen", "")
+        for finding in document["findings"]
+        if finding["outcome"] == outcome
+    }
