@@ -40,9 +40,12 @@ class Machines:
     sandbox: Callable[[], Namespace]
     stack: ExitStack
 
-    def container(self, name: str, /, bridge: str = "br0", **keys: Any) -> Attachment:
+    def container(
+        self, name: str, /, bridge: str = "br0", families: tuple[int, ...] = (4, 6), **keys: Any
+    ) -> Attachment:
         """A container on a bridge, whose ports 80 and 81 answer, by TCP and UDP."""
-        network, *subnets = NETWORKS[bridge]
+        network, subnet4, subnet6 = NETWORKS[bridge]
+        subnets = [subnet for family, subnet in ((4, subnet4), (6, subnet6)) if family in families]
         config = {
             "cniVersion": "1.0.0",
             "name": network,

@@ -183,6 +183,12 @@ def comment_of(rule: str) -> str:
     return text.replace('\\"', '"').replace("\\\\", "\\")
 
 
+def without_comment(rule: str) -> str:
+    """A rule in iptables-save's form without its comment."""
+    text = comment_of(rule)
+    return rule.replace(f" {comment(text)}", "") if text else rule
+
+
 def save(family: int, table: str, variant: str = "") -> list[str]:
     """A table as lines: `:CHAIN ...` for each chain, then the rules. Raises IPTablesError."""
     return _run(_name(family, f"{variant}-save"), ["-t", table], "").splitlines()

@@ -6,7 +6,8 @@ unless the pair is there. A drop holds whatever other tables say, so this serves
 
     set firewall-bridges { "cni0" }    set firewall-pairs { "cni0" . "cni0" }
 
-iptables, table `filter`: the chains and rules of the reference.
+iptables, table `filter`: the chains and rules of the reference, whose releases differ in comments
+only.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ SECOND = "CNI-ISOLATION-STAGE-2"
 COMMENT = "made by pycni"
 
 _ANY = iptables.comment("CNI firewall plugin rules (ingressPolicy: same-bridge|isolated)")
-_JUMP = f"-A FORWARD {_ANY} -j {FIRST}"
 
 
 def apply(step: IngressPolicy, kernel: Kernel) -> Undo | None:
@@ -164,7 +164,7 @@ def _rules(step: IngressPolicy) -> list[str]:
     bridge = iptables.quoted(step.bridge)
     within = [f"-I {FIRST} -i {bridge} -o {bridge} {own} -j DROP"] if step.isolated else []
     return [
-        f"-I{_JUMP[2:]}",
+        f"-I FORWARD {_ANY} -j {FIRST}",
         f"-I {FIRST} -i {bridge} ! -o {bridge} {own} -j {SECOND}",
         *within,
         f"-A {FIRST} {_ANY} -j RETURN",
@@ -186,8 +186,9 @@ def _apply_iptables(step: IngressPolicy, netfilter: NetfilterSocket) -> Undo | N
             present = iptables.present(netfilter, family, firewall_iptables.TABLE, chains)
             lines = [f"-D{line[2:]}" for line in present if _contradicts(line, step)]
             if _comes_late(present):
-                lines += [f"-D{_JUMP[2:]}", f"-I{_JUMP[2:]}"]
-            own = iptables.missing(present, chains, _rules(step))
+                jumps = [line for line in present if _is_jump(line)]
+                lines += [f"-{verb}{line[2:]}" for line in jumps for verb in "DI"]
+            own = iptables.missing(present, chains, _lacking(step, present))
             # The bridge's rules are what this step may take back; the rest is for all bridges.
             if lines or own:
                 iptables.restore(family, firewall_iptables.TABLE, _declared_first(lines, own))
@@ -206,8 +207,7 @@ def _check_iptables(step: IngressPolicy) -> list[str]:
         program = "iptables" if family == AF_INET else "ip6tables"
         differences += (
             f"{program}: table {table} lacks the rule: -A{rule[2:]}"
-            for rule in _rules(step)
-            if f"-A{rule[2:]}" not in present
+            for rule in _lacking(step, present)
         )
         if _comes_late(present):
             differences.append(f"{program}: {FIRST} comes after {firewall_iptables.FORWARD}")
@@ -217,6 +217,17 @@ def _check_iptables(step: IngressPolicy) -> list[str]:
             if _contradicts(line, step)
         )
     return differences
+
+
+def _lacking(step: IngressPolicy, present: Collection[str]) -> list[str]:
+    """The rules that are not there, whatever the comment."""
+    known = {iptables.without_comment(line) for line in present}
+    rules = _rules(step)
+    return [rule for rule in rules if f"-A{iptables.without_comment(rule)[2:]}" not in known]
+
+
+def _is_jump(line: str) -> bool:
+    return line.startswith("-A FORWARD ") and iptables.jump_of(line) == FIRST
 
 
 def _comes_late(present: Collection[str]) -> bool:
