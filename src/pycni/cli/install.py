@@ -30,8 +30,17 @@ package='{package}'
 if [ -x "$python" ] && [ -f "$package/pycni/__init__.py" ]; then
   exec "$python" -IS -c 'import sys
 sys.path += sys.argv[1:]
-from pycni.plugins import run
-run("{name}")' "$package" '{libraries}'
+try:
+    from pycni.plugins import run
+    run("{name}")
+except Exception as error:
+    why = f"{{type(error).__name__}}: {{error}}"
+    why = why.replace(chr(92), "/").replace(chr(34), chr(39)).replace(chr(10), " ")
+    print("{{\\n    \\"code\\": {code},")
+    print(f"    \\"msg\\": \\"the plugin {name} cannot start: {{why}}\\",")
+    print("    \\"details\\": \\"pycni is damaged, or not for this Python; "
+          "mend it and run pycni install again\\"\\n}}", end="")
+    sys.exit(1)' "$package" '{libraries}'
 fi
 cat <<EOF
 {{
