@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pycni.plugins import NAMES, load
-from pycni.runtime.config import LIST_KEYS, negotiate, read_network, read_plugin
+from pycni.runtime.config import LIST_KEYS, files, negotiate, parse_part, read_network, read_plugin
 from pycni.runtime.errors import ConfigError, FaultInFile
 from pycni.runtime.positions import Positions, positions
 from pycni.sdk.chained import ChainedPlugin
@@ -25,6 +25,7 @@ from pycni.spec import versions
 from pycni.spec.config import NetConf
 from pycni.spec.fields import Anything, Config, Fault, Kind, ListOf, MapOf, Object, describe
 from pycni.spec.jsontext import JSONError, loads, lookup
+from pycni.spec.names import is_name
 
 EXTENSIONS = (".conflist", ".conf", ".json")
 
@@ -63,11 +64,39 @@ def lint_file(path: str) -> list[FaultInFile]:
     if not isinstance(document, dict) or (not is_list and "plugins" in document):
         return list(told)  # of the wrong kind as a whole
     where = positions(text)
-    # Plugins may stand in files beside the list, with faults of their own.
     faults: list[Fault] = [fault for fault in told if fault.file == path]
     faults += lint_list(document) if is_list else lint_single(document)
     faults += _repeated(where)
-    return [*_placed(faults, where, path), *(fault for fault in told if fault.file != path)]
+    beside = _lint_beside(document, path) if is_list else ()
+    return [*_placed(faults, where, path), *beside]
+
+
+def _lint_beside(document: Mapping[str, Any], path: str) -> Iterator[FaultInFile]:
+    """The faults of the plugins that stand in files beside a list."""
+    name, inlined = document.get("name"), document.get("plugins")
+    if not (isinstance(name, str) and is_name(name)):
+        return
+    if str(document.get("loadOnlyInlinedPlugins")).lower() == "true":
+        return
+    first = len(inlined) if isinstance(inlined, list) else 0
+    inherited = {key: document[key] for key in ("name", "cniVersion") if key in document}
+    for index, file in enumerate(files(os.path.join(os.path.dirname(path), name), (".conf",))):
+        text = Path(file).read_bytes().decode("utf-8", "replace")
+        told: tuple[FaultInFile, ...] = ()
+        try:
+            parse_part(text, file)
+        except ConfigError as error:
+            told = error.faults
+        try:
+            plugin = loads(text)
+        except JSONError:
+            yield from told
+            continue
+        faults: list[Fault] = [*told]
+        if isinstance(plugin, dict):
+            faults += _lint_plugin({**plugin, **inherited}, plugin, "", first + index)
+        where = positions(text)
+        yield from _placed(faults + _repeated(where), where, file)
 
 
 def lint_list(document: Mapping[str, Any]) -> Iterator[Fault]:
@@ -82,8 +111,7 @@ def lint_list(document: Mapping[str, Any]) -> Iterator[Fault]:
             yield Fault(key, "unknown key", f'did you mean "{meant[0]}"?')
         elif key in plugin_keys or key in _FROM_RUNTIME:
             yield Fault(key, "not a key of the list", 'it belongs to one of the "plugins"')
-        else:
-            yield Fault(key, "unknown key", f"a list has {_quoted([*LIST_KEYS, 'plugins'])}")
+        # Runtimes keep notes of their own there, such as nerdctl's "nerdctlID".
     plugins = document.get("plugins")
     if not isinstance(plugins, list):
         return
@@ -128,7 +156,9 @@ def _lint_plugin(
         yield Fault(
             _join(path, "ipam"), "missing", f"{kind} needs addresses: host-local, static or dhcp"
         )
-    if isinstance(ipam, dict):
+    if ipam is not None and not isinstance(ipam, dict):
+        yield Fault(_join(path, "ipam"), f"{describe(ipam)} is not valid", "expected an object")
+    elif ipam:
         yield from _lint_ipam(address_plugin, ipam, document, _join(path, "ipam"))
 
 
@@ -137,8 +167,7 @@ def _lint_ipam(
 ) -> Iterator[Fault]:
     kind = lookup(ipam, "type")
     if kind is None:
-        if ipam:
-            yield Fault(_join(path, "type"), "missing", "expected the address plugin's name")
+        yield Fault(_join(path, "type"), "missing", "expected the address plugin's name")
         return
     if not isinstance(kind, str):
         yield Fault(_join(path, "type"), f"{describe(kind)} is not valid", "expected a string")
@@ -285,13 +314,32 @@ def _declared(config: type[Config]) -> Iterator[Any]:
 
 def _within(path: str, fault: Fault, document: Mapping[str, Any]) -> Fault:
     """A fault of a part, as one of the whole. One without a key is told at the key it speaks of."""
-    inner = fault.path
-    if not inner:
-        for name in re.findall(r'"([A-Za-z]+)"', f"{fault.problem} {fault.expected}"):
-            if name in document:
-                inner = name
-                break
+    inner = fault.path or _spoken_of(fault, document)
     return Fault(_join(path, inner), fault.problem, fault.expected)
+
+
+def _spoken_of(fault: Fault, document: Mapping[str, Any]) -> str:
+    """The path of the key that a message has in quotes; of several, the one with the value that
+    it has as well. "" if that is not clear."""
+    for name in re.findall(r'"([A-Za-z]+)"', f"{fault.problem} {fault.expected}"):
+        found = list(_paths(document, name, ""))
+        if len(found) > 1:
+            found = [(path, value) for path, value in found if str(value) in fault.problem]
+        if len(found) == 1:
+            return found[0][0]
+    return ""
+
+
+def _paths(value: Any, name: str, path: str) -> Iterator[tuple[str, Any]]:
+    """Every place below a value where a key is, with what it holds."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key == name:
+                yield _join(path, key), item
+            yield from _paths(item, name, _join(path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _paths(item, name, f"{path}[{index}]")
 
 
 def _join(path: str, key: str) -> str:

@@ -128,7 +128,7 @@ def read_network(path: str) -> NetworkConfig:
         return config
     directory = os.path.join(os.path.dirname(path), config.name)
     beside = tuple(
-        _parse_plugin(_read(name, "plugin configuration"), name)
+        parse_part(_read(name, "plugin configuration"), name)
         for name in files(directory, (".conf",))
     )
     if not config.plugins and not beside:
@@ -146,7 +146,7 @@ def read_plugin(path: str) -> NetworkConfig:
 
 def parse_plugin(data: bytes | str, file: str = "") -> NetworkConfig:
     """Read the configuration of one plugin as a list of one. Raises ConfigError."""
-    plugin = _parse_plugin(data, file)
+    plugin = parse_part(data, file)
     faults: list[Fault] = []
     name = _text(plugin.document, "name", faults)
     version = _text(plugin.document, "cniVersion", faults)
@@ -268,7 +268,8 @@ def _plugins(document: Mapping[str, Any], faults: list[Fault]) -> tuple[PluginCo
     return tuple(PluginConfig(plugin) for plugin in listed)
 
 
-def _parse_plugin(data: bytes | str, file: str) -> PluginConfig:
+def parse_part(data: bytes | str, file: str) -> PluginConfig:
+    """Read one plugin's configuration, which may lack what its list has. Raises ConfigError."""
     document = _load(data, file, "configuration")
     faults: list[Fault] = []
     if "plugins" in document and "type" not in document:
