@@ -1,0 +1,191 @@
+"""Leases, and what is kept of an attachment on disk so that a restarted daemon goes on with it.
+
+One file per attachment in the state directory, which is on a file system that a boot empties: a
+container does not outlive that either. Times are in seconds of the boot's own clock
+(CLOCK_BOOTTIME), which no one sets and a restart of the daemon does not touch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from pycni.dhcp.message import Option, Reply
+from pycni.state.files import make_directories, read_file, remove_file, write_file
+
+LOG = logging.getLogger(__name__)
+
+_INFINITE = 0xFFFFFFFF  # RFC 2131, section 3.3
+_DEFAULT_DURATION = 3600
+_SHORTEST = 2  # seconds: whatever a server says, it is not asked more often than each second
+_SUFFIX = ".json"
+_FORMAT = 1
+
+
+def now() -> float:
+    """The clock that leases are timed by."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """What a server granted: addresses as text, `obtained` and the other times by `now()`.
+
+    renew_at, rebind_at, expires_at: None for a lease without an end. routes: destination and
+    router, "" for a router means on the link. dns: as in a result.
+    """
+
+    address: str
+    prefix: int
+    server: str
+    server_mac: str
+    obtained: float
+    renew_at: float | None
+    rebind_at: float | None
+    expires_at: float | None
+    routers: tuple[str, ...] = ()
+    routes: tuple[tuple[str, str], ...] = ()
+    dns: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_ack(cls, ack: Reply, server_mac: str, asked_at: float) -> Lease:
+        """The lease of an ACK. Raises ValueError if it names no usable subnet mask."""
+        prefix = ack.prefix
+        if prefix is None:
+            raise ValueError("DHCP option Subnet Mask not found in DHCPACK")
+        duration = ack.seconds(Option.LEASE_TIME)
+        if duration is None:
+            duration = _DEFAULT_DURATION
+        renew_at = rebind_at = expires_at = None
+        if duration != _INFINITE:
+            duration = max(duration, _SHORTEST)
+            renew = ack.seconds(Option.RENEWAL_TIME) or duration * 0.5
+            rebind = ack.seconds(Option.REBINDING_TIME) or duration * 0.875
+            if not renew <= rebind <= duration:
+                renew, rebind = duration * 0.5, duration * 0.875
+            renew_at, rebind_at = asked_at + max(renew, 1), asked_at + max(rebind, 1)
+            expires_at = asked_at + duration
+        return cls(
+            address=str(ack.yiaddr),
+            prefix=prefix,
+            server=str(ack.server or ""),
+            server_mac=server_mac,
+            obtained=asked_at,
+            renew_at=renew_at,
+            rebind_at=rebind_at,
+            expires_at=expires_at,
+            routers=tuple(map(str, ack.routers)),
+            routes=tuple((str(route.dst), str(route.router or "")) for route in ack.routes),
+            dns=_dns(ack),
+        )
+
+
+@dataclass(frozen=True)
+class Record:
+    """An attachment with its lease, as it is kept on disk.
+
+    options: what the configuration provides, by code; wanted: the codes it requests. withheld: the
+    routes (kernel terms, as JSON) that were taken off with an address that is not ours at present;
+    None while the address is on the interface.
+    """
+
+    network: str
+    container_id: str
+    ifname: str
+    netns: str
+    options: dict[int, bytes]
+    wanted: tuple[int, ...]
+    identity: tuple[int, int]
+    mac: str
+    lease: Lease
+    withheld: tuple[dict[str, Any], ...] | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.network, self.container_id, self.ifname
+
+    def to_json(self) -> dict[str, Any]:
+        document = asdict(self)
+        document["options"] = {str(code): value.hex() for code, value in self.options.items()}
+        return {"format": _FORMAT, "boot": _boot(), **document}
+
+    @classmethod
+    def from_json(cls, document: Any) -> Record:
+        """Raises ValueError, TypeError, KeyError for what is none."""
+        if document.pop("format") != _FORMAT:
+            raise ValueError("of another format")
+        if document.pop("boot") != _boot():
+            raise ValueError("from before this machine was started")
+        lease = document["lease"]
+        lease["routers"] = tuple(lease["routers"])
+        lease["routes"] = tuple((dst, router) for dst, router in lease["routes"])
+        withheld = document["withheld"]
+        return cls(
+            **{
+                **document,
+                "options": {
+                    int(code): bytes.fromhex(value) for code, value in document["options"].items()
+                },
+                "wanted": tuple(document["wanted"]),
+                "identity": tuple(document["identity"]),
+                "lease": Lease(**lease),
+                "withheld": None if withheld is None else tuple(withheld),
+            }
+        )
+
+    def with_lease(self, lease: Lease) -> Record:
+        return replace(self, lease=lease)
+
+
+class Store:
+    """The files of a state directory, which is made when missing."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        make_directories(directory, 0o700)
+
+    def save(self, record: Record) -> None:
+        """Raises OSError."""
+        text = json.dumps(record.to_json(), indent=1)
+        write_file(self._path(record.key), text.encode(), 0o600)
+
+    def remove(self, key: tuple[str, str, str]) -> None:
+        """Raises OSError; a file that is not there is none."""
+        remove_file(self._path(key))
+
+    def load(self) -> Iterator[Record]:
+        """Every record of this boot; files that hold none are removed."""
+        for name in sorted(os.listdir(self.directory)):
+            path = os.path.join(self.directory, name)
+            if name.endswith(".new"):
+                remove_file(path)
+            if not name.endswith(_SUFFIX):
+                continue
+            try:
+                yield Record.from_json(json.loads(read_file(path)))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                LOG.warning("removed %s, which holds no lease to go on with: %s", path, error)
+                remove_file(path)
+
+    def _path(self, key: tuple[str, str, str]) -> str:
+        digest = hashlib.sha256("/".join(key).encode("utf-8", "surrogateescape"))
+        return os.path.join(self.directory, digest.hexdigest()[:40] + _SUFFIX)
+
+
+def _dns(ack: Reply) -> dict[str, Any]:
+    found = {
+        "nameservers": [str(address) for address in ack.addresses(Option.NAME_SERVER)],
+        "domain": ack.text(Option.DOMAIN_NAME),
+        "search": list(ack.domains(Option.DOMAIN_SEARCH)),
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def _boot() -> str:
+    return read_file("/proc/sys/kernel/random/boot_id").decode().strip()
