@@ -9,7 +9,9 @@ package where it is now, and when either has moved, they say so as an error obje
 from __future__ import annotations
 
 import compileall
+import importlib
 import os
+import shlex
 import sys
 import sysconfig
 from pathlib import Path
@@ -19,8 +21,11 @@ import click
 from pycni import __version__, agent
 from pycni.agent.protocol import SOCKET
 from pycni.plugins import MARK, NAMES
+from pycni.sdk.plugin import Plugin
 from pycni.spec.errors import INTERNAL
+from pycni.spec.names import check_plugin_type
 
+PACKAGE = Path(__file__).resolve().parents[2]
 LAUNCHER = Path(agent.__file__).with_name("launcher")
 
 _SCRIPT = """\
@@ -52,6 +57,27 @@ EOF
 exit 1
 """
 
+# For a plugin of someone else's: no agent, and its own folder to import from.
+_OTHER_SCRIPT = """\
+#!/bin/sh
+python={python}
+if [ -x "$python" ] && [ -f {package}/pycni/__init__.py ] && [ -e {file} ]; then
+  exec "$python" -IS -c 'import sys
+sys.path += sys.argv[1:]
+from pycni.plugins import resolve
+from pycni.sdk.entry import run
+run("{module}", "{attribute}", resolve)' {package} {folder} {libraries}
+fi
+cat <<EOF
+{{
+    "code": {code},
+    "msg": "the plugin {name} cannot start: its Python or its package is not there any more",
+    "details": "it or pycni was moved or removed; install it again into this directory"
+}}
+EOF
+exit 1
+"""
+
 _TRAILER = """
 python={python}
 package={package}
@@ -71,14 +97,13 @@ def install(
     runtime that starts a plugin meanwhile finds the old one or the new one. Returns their paths.
     Raises OSError.
     """
-    package = Path(__file__).resolve().parents[2]
-    compileall.compile_dir(package / "pycni", quiet=2)
+    compileall.compile_dir(PACKAGE / "pycni", quiet=2)
     directory.mkdir(parents=True, exist_ok=True)
     if native is None:
         native = LAUNCHER.is_file()
     facts = {
         "python": os.path.realpath(sys.executable),
-        "package": package,
+        "package": PACKAGE,
         "libraries": sysconfig.get_path("purelib"),
         "socket": socket or "",
         "version": __version__,
@@ -90,21 +115,79 @@ def install(
             body = LAUNCHER.read_bytes() + _TRAILER.format(**facts).encode()
         else:
             body = _SCRIPT.format(name=name, **facts).encode()
-        path = directory / name
-        partial = directory / f".{name}.{os.getpid()}"
-        partial.write_bytes(body + MARK + name.encode() + b"\n")
-        partial.chmod(0o755)
-        partial.rename(path)
-        written.append(path)
+        written.append(_write(directory / name, body + MARK + name.encode() + b"\n"))
     return written
+
+
+def install_plugin(directory: Path, reference: str) -> Path:
+    """Write the executable of a plugin made with `pycni.sdk`, and return its path.
+
+    reference: MODULE or MODULE:ATTRIBUTE, by default `plugin`: the plugin object, whose `type` is
+    the executable's name. The module is imported from where it is now, as is what it needs of the
+    installed packages. Raises PluginNotFound, OSError.
+    """
+    module, _, attribute = reference.partition(":")
+    attribute = attribute or "plugin"
+    try:
+        loaded = importlib.import_module(module)
+    except ImportError as error:
+        raise PluginNotFound(f"cannot import {module}: {error}") from error
+    plugin = getattr(loaded, attribute, None)
+    if not isinstance(plugin, Plugin):
+        raise PluginNotFound(
+            f"{module} has no plugin object called {attribute}; expected an instance of a class "
+            "from pycni.sdk"
+        )
+    check_plugin_type(plugin.type)
+    file = Path(loaded.__file__ or "").resolve()
+    # How deep in the tree that Python imports from.
+    depth = module.count(".") + (file.name == "__init__.py")
+    directory.mkdir(parents=True, exist_ok=True)
+    script = _OTHER_SCRIPT.format(
+        python=shlex.quote(os.path.realpath(sys.executable)),
+        package=shlex.quote(str(PACKAGE)),
+        folder=shlex.quote(str(file.parents[depth])),
+        libraries=shlex.quote(sysconfig.get_path("purelib")),
+        file=shlex.quote(str(file)),
+        module=module,
+        attribute=attribute,
+        name=plugin.type,
+        code=INTERNAL,
+    )
+    return _write(directory / plugin.type, script.encode())
+
+
+class PluginNotFound(Exception):
+    """There is no plugin where it was said to be."""
+
+
+def _write(path: Path, body: bytes) -> Path:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(body)
+    partial.chmod(0o755)
+    partial.rename(path)
+    return path
 
 
 @click.command("install")
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
-def command(directory: Path) -> None:
+@click.option(
+    "--plugin",
+    "references",
+    multiple=True,
+    metavar="MODULE[:NAME]",
+    help="Only this plugin, one of your own made with pycni.sdk; may be repeated.  "
+    "[default name: plugin]",
+)
+def command(directory: Path, references: tuple[str, ...]) -> None:
     """Write one executable per plugin into DIRECTORY."""
     try:
-        written = install(directory)
+        if references:
+            written = [install_plugin(directory, reference) for reference in references]
+        else:
+            written = install(directory)
+    except PluginNotFound as error:
+        raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(f"cannot install into {directory}: {error.strerror}") from error
     click.echo(f"installed {', '.join(path.name for path in written)} in {directory}")

@@ -29,6 +29,7 @@ COMMANDS = {
     "install": ("pycni.cli.install:command", "Write the plugins' executables into a directory"),
     "agent": ("pycni.cli.agent:agent", "Serve plugin calls without starting an interpreter"),
     "dhcp": ("pycni.cli.dhcp:dhcp", "Keep the leases of the dhcp plugin's containers"),
+    "new-plugin": ("pycni.cli.new_plugin:new_plugin", "Begin a plugin of your own"),
     "conformance": (
         "pycni.cli.conformance:conformance",
         "Try a plugin against the specification",

@@ -112,6 +112,7 @@ def snapshot(*netns: str) -> Snapshot:
             f"to {rule.get('dst', 'any')} table {rule.get('table', rule.get('action', '?'))}"
             for family in ("-4", "-6")
             for rule in ip(family, "rule", "show", netns=name, check=False)
+            if "l3mdev" not in rule  # the kernel's own, from the first vrf on
         )
         seen[f"{label}queues"] = frozenset(_queues(name))
     seen["packet filter"] = frozenset(_filter_rules())

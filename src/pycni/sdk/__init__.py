@@ -1,1 +1,126 @@
-"""What a plugin's author imports: base classes, requests, dispatch, delegation."""
+"""What a plugin's author imports: base classes, typed configuration, requests, results, delegation.
+
+    from pycni.sdk import ChainedPlugin, NetConf, Plan, Text, field
+
+Names are looked up when they are asked for, so that a plugin loads what it uses and no more.
+Besides them there are the modules `pycni.sdk.delegate` (other plugins), `pycni.sdk.addressing` and
+`pycni.sdk.mac` (what plugins that make interfaces share), and `pycni.sdk.testing`.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycni.kernel import nftables as nftables
+    from pycni.kernel.context import Kernel as Kernel
+    from pycni.kernel.executor import Transaction as Transaction
+    from pycni.kernel.executor import translate as translate
+    from pycni.plan import steps as steps
+    from pycni.plan.plan import Plan as Plan
+    from pycni.plan.plan import Reported as Reported
+    from pycni.plan.steps import HOST as HOST
+    from pycni.plan.steps import SANDBOX as SANDBOX
+    from pycni.plan.steps import Step as Step
+    from pycni.sdk.chained import ChainedPlugin as ChainedPlugin
+    from pycni.sdk.entry import main as main
+    from pycni.sdk.interface import InterfacePlugin as InterfacePlugin
+    from pycni.sdk.ipam import Allocation as Allocation
+    from pycni.sdk.ipam import delegate_ipam as delegate_ipam
+    from pycni.sdk.planned import PlannedPlugin as PlannedPlugin
+    from pycni.sdk.planned import require_prev_result as require_prev_result
+    from pycni.sdk.plugin import Plugin as Plugin
+    from pycni.sdk.request import Request as Request
+    from pycni.sdk.sandbox import find_sandbox as find_sandbox
+    from pycni.sdk.sandbox import open_sandbox as open_sandbox
+    from pycni.spec import errors as errors
+    from pycni.spec import versions as versions
+    from pycni.spec.config import DNS as DNS
+    from pycni.spec.config import Attachment as Attachment
+    from pycni.spec.config import NetConf as NetConf
+    from pycni.spec.errors import CNIError as CNIError
+    from pycni.spec.errors import invalid_config as invalid_config
+    from pycni.spec.fields import Address as Address
+    from pycni.spec.fields import Anything as Anything
+    from pycni.spec.fields import Config as Config
+    from pycni.spec.fields import Flag as Flag
+    from pycni.spec.fields import Integer as Integer
+    from pycni.spec.fields import ListOf as ListOf
+    from pycni.spec.fields import MACAddress as MACAddress
+    from pycni.spec.fields import MapOf as MapOf
+    from pycni.spec.fields import Network as Network
+    from pycni.spec.fields import Object as Object
+    from pycni.spec.fields import Text as Text
+    from pycni.spec.fields import field as field
+    from pycni.spec.ip import IPAddress as IPAddress
+    from pycni.spec.ip import IPNetwork as IPNetwork
+    from pycni.spec.owner import Owner as Owner
+    from pycni.spec.result import Interface as Interface
+    from pycni.spec.result import IPConfig as IPConfig
+    from pycni.spec.result import Result as Result
+    from pycni.spec.result import Route as Route
+
+
+# Where each name is: a module, and what of it; the module itself for "".
+_NAMES = {
+    "Address": ("pycni.spec.fields", "Address"),
+    "Anything": ("pycni.spec.fields", "Anything"),
+    "Flag": ("pycni.spec.fields", "Flag"),
+    "Integer": ("pycni.spec.fields", "Integer"),
+    "ListOf": ("pycni.spec.fields", "ListOf"),
+    "MACAddress": ("pycni.spec.fields", "MACAddress"),
+    "MapOf": ("pycni.spec.fields", "MapOf"),
+    "Network": ("pycni.spec.fields", "Network"),
+    "Object": ("pycni.spec.fields", "Object"),
+    "Text": ("pycni.spec.fields", "Text"),
+    "Allocation": ("pycni.sdk.ipam", "Allocation"),
+    "Attachment": ("pycni.spec.config", "Attachment"),
+    "CNIError": ("pycni.spec.errors", "CNIError"),
+    "ChainedPlugin": ("pycni.sdk.chained", "ChainedPlugin"),
+    "Config": ("pycni.spec.fields", "Config"),
+    "DNS": ("pycni.spec.config", "DNS"),
+    "HOST": ("pycni.plan.steps", "HOST"),
+    "IPAddress": ("pycni.spec.ip", "IPAddress"),
+    "IPConfig": ("pycni.spec.result", "IPConfig"),
+    "IPNetwork": ("pycni.spec.ip", "IPNetwork"),
+    "Interface": ("pycni.spec.result", "Interface"),
+    "InterfacePlugin": ("pycni.sdk.interface", "InterfacePlugin"),
+    "Kernel": ("pycni.kernel.context", "Kernel"),
+    "NetConf": ("pycni.spec.config", "NetConf"),
+    "Owner": ("pycni.spec.owner", "Owner"),
+    "Plan": ("pycni.plan.plan", "Plan"),
+    "PlannedPlugin": ("pycni.sdk.planned", "PlannedPlugin"),
+    "Plugin": ("pycni.sdk.plugin", "Plugin"),
+    "Reported": ("pycni.plan.plan", "Reported"),
+    "Request": ("pycni.sdk.request", "Request"),
+    "Result": ("pycni.spec.result", "Result"),
+    "Route": ("pycni.spec.result", "Route"),
+    "SANDBOX": ("pycni.plan.steps", "SANDBOX"),
+    "Step": ("pycni.plan.steps", "Step"),
+    "Transaction": ("pycni.kernel.executor", "Transaction"),
+    "delegate_ipam": ("pycni.sdk.ipam", "delegate_ipam"),
+    "errors": ("pycni.spec.errors", ""),
+    "field": ("pycni.spec.fields", "field"),
+    "find_sandbox": ("pycni.sdk.sandbox", "find_sandbox"),
+    "invalid_config": ("pycni.spec.errors", "invalid_config"),
+    "main": ("pycni.sdk.entry", "main"),
+    "nftables": ("pycni.kernel.nftables", ""),
+    "open_sandbox": ("pycni.sdk.sandbox", "open_sandbox"),
+    "require_prev_result": ("pycni.sdk.planned", "require_prev_result"),
+    "steps": ("pycni.plan.steps", ""),
+    "translate": ("pycni.kernel.executor", "translate"),
+    "versions": ("pycni.spec.versions", ""),
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    path, attribute = _NAMES[name]
+    module = __import__(path, fromlist=[attribute])
+    value = getattr(module, attribute) if attribute else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_NAMES})

@@ -189,6 +189,14 @@ def perform(plugin: Plugin, request: Request) -> Result | None:
 
     Raises CNIError, from the plugin or for a version or namespace that breaks the rules.
     """
+    if "logFile" in request.document or "logLevel" in request.document:
+        from pycni.sdk.log import logged
+
+        return logged(plugin, request, _perform)
+    return _perform(plugin, request)
+
+
+def _perform(plugin: Plugin, request: Request) -> Result | None:
     _check_version(plugin, request)
     if request.command in ("ADD", "DEL"):
         _check_namespace(request)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 
-from pycni.sdk.dispatch import serve
+from pycni.sdk.dispatch import failure, serve
+from pycni.spec.errors import INTERNAL, CNIError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +36,23 @@ def main(plugin: Plugin, resolve: Callable[[str], Plugin | None] | None = None) 
     except OSError:
         code = 1  # the caller is gone; it cannot have taken this for success
     os._exit(code)
+
+
+def run(
+    module: str, attribute: str, resolve: Callable[[str], Plugin | None] | None = None
+) -> NoReturn:
+    """The same for a plugin that is still to be imported; failing at that is told as an error."""
+    try:
+        plugin: Plugin = getattr(__import__(module, fromlist=[attribute]), attribute)
+    except Exception as error:  # noqa: BLE001 - whatever another's module raises
+        said = CNIError(
+            INTERNAL,
+            f"the plugin {module}:{attribute} cannot be loaded: {type(error).__name__}: {error}",
+            "what it needs may have been removed; install the plugin again",
+        )
+        _write(1, failure(said).stdout)
+        os._exit(1)
+    main(plugin, resolve)
 
 
 def _read_stdin() -> bytes:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from pycni.sdk.log import Log
     from pycni.sdk.plugin import Plugin
     from pycni.spec.config import Attachment
     from pycni.spec.result import Result
@@ -70,6 +71,13 @@ class Request(Record):
     def prev_result(self) -> Result | None:
         """The result handed on by the runtime, None if there is none. Raises CNIError."""
         return parse_prev_result(self.document, self.version)
+
+    @property
+    def log(self) -> Log:
+        """Where the plugin may write what it does: see `pycni.sdk.log`."""
+        from pycni.sdk.log import log_of
+
+        return log_of(self)
 
     @property
     def valid_attachments(self) -> frozenset[Attachment] | None:

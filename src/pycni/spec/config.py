@@ -59,6 +59,10 @@ class NetConf(Config):
     prev_result: Any = field(
         "prevResult", Anything(), None, doc="the result of the plugin before, from the runtime"
     )
+    log_file: str = field("logFile", Text(), "", doc="file to log calls to, instead of stderr")
+    log_level: str = field(
+        "logLevel", Text(), "", doc='what to log: "error", "warning", "info" or "debug"'
+    )
     valid_attachments: tuple[Attachment, ...] | None = field(
         VALID_ATTACHMENTS, ListOf(Object(Attachment)), None, doc="what GC must keep"
     )
