@@ -53,5 +53,5 @@ install-system-packages: ## Install the Debian packages that are missing (as roo
 		found=$$(tools/find-python) && echo "building .venv from $$found" && \
 		"$$found" -m venv --clear .venv; }
 	@$(python) -m pip install -qq --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(python) -m pip install -qq --disable-pip-version-check --editable '.[cli]' --group dev
+	@$(python) -m pip install -qq --disable-pip-version-check --editable '.[cli,dhcp,firewalld]' --group dev
 	@touch $@
