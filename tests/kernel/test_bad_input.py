@@ -315,3 +315,19 @@ def test_no_privileges(
     assert host.snapshot() == before
     leases = tmp_path / "leases" / "net"
     assert not leases.exists() or not any(name[0].isdigit() for name in os.listdir(leases))
+
+
+def test_stdin_without_an_end(plugin_dir: Path) -> None:
+    with Path("/dev/zero").open("rb") as endless:
+        run = subprocess.run(
+            [plugin_dir / "bridge"],
+            stdin=endless,
+            env={"CNI_COMMAND": "STATUS", "CNI_PATH": str(plugin_dir)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    error = json.loads(run.stdout)
+    assert (run.returncode, error["code"]) == (1, 6)
+    assert "bytes are more than" in error["msg"]

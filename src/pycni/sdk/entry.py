@@ -10,6 +10,7 @@ import os
 
 from pycni.sdk.dispatch import failure, serve
 from pycni.spec.errors import INTERNAL, CNIError
+from pycni.spec.jsontext import MAX_SIZE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,8 +58,11 @@ def run(
 
 def _read_stdin() -> bytes:
     chunks = []
-    while chunk := os.read(0, _CHUNK):
+    size = 0
+    # One byte more than is read as JSON is enough to refuse it: what comes may have no end.
+    while size <= MAX_SIZE and (chunk := os.read(0, _CHUNK)):
         chunks.append(chunk)
+        size += len(chunk)
     return b"".join(chunks)
 
 
