@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, ask, inside, nft_list, run_in, service
+from harness import Attachment, ask, inside, nft_list, run_in, service
 from harness.faults import each_change_failing
 from harness.machines import BRIDGE, CLIENT, FAR, HOST, LOCAL, SECOND, Machines, addresses, commands
 from pycni.kernel import nfnetlink, nftables

@@ -52,10 +52,8 @@ class Firewalld:
 
     def __enter__(self) -> Self:
         try:
-            from jeepney import DBusAddress  # type: ignore[import-untyped,unused-ignore]
-            from jeepney.io.blocking import (  # type: ignore[import-untyped,unused-ignore]
-                open_dbus_connection,
-            )
+            from jeepney import DBusAddress
+            from jeepney.io.blocking import open_dbus_connection
         except ImportError:
             raise FirewalldError(
                 errno.ENOPKG, "to reach it takes the Python package jeepney, which is not installed"

@@ -47,7 +47,8 @@ _PORT = "meta l4proto . th dport"
 _CHAINS = (
     Chain(
         "port-map-localnet",
-        {"localhost is for the host": 'iif != "lo" ip daddr 127.0.0.0/8 drop'},
+        # A VRF's own localhost comes in by the VRF's link.
+        {"martians": 'ip daddr 127.0.0.0/8 iif != "lo" meta iifkind != "vrf" drop'},
         "type filter hook prerouting priority raw",
     ),
     Chain(
