@@ -19,7 +19,7 @@ PATH_REQUIRED = {"parameters.path-optional", "status.path-optional"}
 
 def report(plugin: Path, *options: str) -> tuple[int, dict[str, Any]]:
     """The exit code and the JSON report for a plugin."""
-    argv = [PYCNI, "conformance", plugin, "-o", "json", *options]
+    argv = [str(PYCNI), "conformance", str(plugin), "-o", "json", *options]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
