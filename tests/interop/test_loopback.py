@@ -1,0 +1,36 @@
+"""loopback beside the reference's: equal results, and each follows the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness import Attachment, Host, Namespace, ip_json, run_plugin
+from harness.reference import VERSIONS, WITH_CHECK, comparable
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_each_follows_the_other(
+    version: str,
+    host: Host,
+    sandbox: Callable[[], Namespace],
+    plugin_dir: Path,
+    reference_dir: Path,
+) -> None:
+    config = {"cniVersion": version, "name": "lo", "type": "loopback"}
+    space = sandbox()
+    ours = Attachment(plugin_dir / "loopback", config, space, ifname="lo", call=run_plugin)
+    theirs = Attachment(reference_dir / "loopback", config, space, ifname="lo", call=run_plugin)
+    results = []
+    for adder, deleter in ((ours, theirs), (theirs, ours)):
+        results.append(comparable(adder.add()))
+        assert "UP" in ip_json("link", "show", "lo", netns=space)[0]["flags"]
+        if version in WITH_CHECK:
+            deleter.result = adder.result
+            deleter.check()
+        deleter.delete()
+        assert "UP" not in ip_json("link", "show", "lo", netns=space)[0]["flags"]
+        ours.result = theirs.result = None
+    assert results[0] == results[1]
