@@ -133,6 +133,7 @@ def add(output: str, create_netns: bool, **given: Any) -> None:
     with Progress() as progress:
         network = _network(progress, **given)
         endpoint = _endpoint(**given)
+        _warn_of_unused(network, endpoint)
         made = create_netns and _create(endpoint.path)
         try:
             result = network.add_endpoint(endpoint, timeout=given["timeout"])
@@ -324,6 +325,17 @@ def _endpoint(
         _args(arguments) or None,
         _capabilities(capabilities) or None,
     )
+
+
+def _warn_of_unused(network: Network, endpoint: Endpoint) -> None:
+    """Settings go to the plugins that declare the capability; one that none declares is lost."""
+    declared = {name for plugin in network.config.plugins for name in plugin.capabilities}
+    for name in endpoint.capabilities or ():
+        if name not in declared:
+            warn(
+                f"no plugin of {network.name} declares the capability {name}; it needs "
+                f'"capabilities": {{"{name}": true}}'
+            )
 
 
 def _path(netns: str) -> str:
