@@ -153,3 +153,17 @@ def test_killed_add_is_cleaned_up_by_del(
         Attachment(plugin_dir / "bridge", conf, space).delete()
         assert observe(host, tmp_path, space) == before
     assert killed
+
+
+def test_what_one_batch_did_before_it_was_refused(
+    host: Host, sandbox: Callable[[], Namespace], plugin_dir: Path, tmp_path: Path
+) -> None:
+    """A bridge without IPv6 takes the IPv4 gateway and refuses the other: neither stays."""
+    subprocess.run(["ip", "link", "add", "br0", "type", "bridge"], check=True)
+    subprocess.run(["ip", "link", "set", "br0", "up"], check=True)
+    Path("/proc/sys/net/ipv6/conf/br0/disable_ipv6").write_text("1")
+    one = Attachment(plugin_dir / "bridge", config(tmp_path), sandbox())
+    assert one.sandbox is not None
+    before = observe(host, tmp_path, one.sandbox)
+    assert "fd00:8::1" in one.refused()["msg"]
+    assert observe(host, tmp_path, one.sandbox) == before

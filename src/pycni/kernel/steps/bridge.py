@@ -33,22 +33,28 @@ def apply(step: Bridge, kernel: Kernel) -> Undo | None:
             'name another bridge in "bridge", or remove that interface',
         )
     promiscuous = step.promiscuous and not found.flags & IFF_PROMISC
-    try:
-        router_advertisements.refuse(host, step.name)
-        if promiscuous or not found.is_up:
-            host.request(links.update(found, up=True, promiscuous=promiscuous or None))
-    except BaseException:
+    changes = promiscuous or not found.is_up
+    before = ""
+
+    def undo() -> None:
         if made:
             remove_unused(kernel, step.name)
+            return
+        if before not in ("", "0"):
+            router_advertisements.restore(host, step.name, before)
+        if changes:
+            up = None if found.is_up else False
+            promiscuous_too = False if promiscuous else None
+            host.request(links.update(found, up=up, promiscuous=promiscuous_too))
+
+    try:
+        before = router_advertisements.refuse(host, step.name)
+        if changes:
+            host.request(links.update(found, up=True, promiscuous=promiscuous or None))
+    except BaseException:
+        undo()
         raise
-    if made:
-        return lambda: remove_unused(kernel, step.name)
-    if promiscuous or not found.is_up:
-        up = None if found.is_up else False
-        return lambda: host.request(
-            links.update(found, up=up, promiscuous=False if promiscuous else None)
-        )
-    return None
+    return undo if made or changes or before not in ("", "0") else None
 
 
 def check(step: Bridge, kernel: Kernel) -> list[str]:

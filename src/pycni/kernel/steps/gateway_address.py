@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pycni.kernel import address as addresses
 from pycni.kernel import link as links
+from pycni.kernel.netlink.errors import NetlinkError
 from pycni.spec.errors import ALREADY_EXISTS, CNIError
 
 TYPE_CHECKING = False
@@ -30,12 +31,6 @@ def apply(step: GatewayAddress, kernel: Kernel) -> Undo | None:
             f"it has {', '.join(map(str, conflicts))}; remove that, give the network another "
             'bridge, or set "forceAddress": true to have it replaced',
         )
-    host.request(
-        *(addresses.delete(link.index, found) for found in conflicts),
-        # Setting the address a bridge has pins it: ports that join no longer change it.
-        links.update(link, mac=link.mac),
-        *(addresses.add(link.index, wanted, no_dad=True, replace=True) for wanted in missing),
-    )
 
     def undo() -> None:
         # Whoever plugged something in meanwhile relies on the address.
@@ -45,6 +40,19 @@ def apply(step: GatewayAddress, kernel: Kernel) -> Undo | None:
                 *(addresses.add(link.index, found, replace=True) for found in conflicts),
             )
 
+    try:
+        host.request(
+            *(addresses.delete(link.index, found) for found in conflicts),
+            # Setting the address a bridge has pins it: ports that join no longer change it.
+            links.update(link, mac=link.mac),
+            *(addresses.add(link.index, wanted, no_dad=True, replace=True) for wanted in missing),
+        )
+    except NetlinkError as refusal:
+        try:
+            undo()
+        except NetlinkError:
+            pass  # of what was never done; the kernel goes on behind it
+        raise refusal from None
     return undo
 
 

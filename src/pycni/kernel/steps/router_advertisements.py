@@ -12,14 +12,24 @@ if TYPE_CHECKING:
     from pycni.kernel.context import Site
 
 
-def refuse(site: Site, name: str) -> None:
-    """Set an interface's accept_ra to 0. Raises OSError where it fails and IPv6 is in use there."""
+def refuse(site: Site, name: str) -> str:
+    """Set an interface's accept_ra to 0; returns what it was, "" if nobody knows.
+
+    Raises OSError where it fails and IPv6 is in use there.
+    """
     conf = f"net/ipv6/conf/{name}"
     with site.enter():
         try:
-            sysctl.write(f"{conf}/accept_ra", "0")
+            return sysctl.write(f"{conf}/accept_ra", "0")
         except FileNotFoundError:
             pass  # no IPv6, nothing to accept
         except OSError:
             if sysctl.read(f"{conf}/disable_ipv6") != "1":
                 raise
+    return ""
+
+
+def restore(site: Site, name: str, before: str) -> None:
+    """Set an interface's accept_ra to what `refuse` found."""
+    with site.enter():
+        sysctl.write(f"net/ipv6/conf/{name}/accept_ra", before)
