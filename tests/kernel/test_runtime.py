@@ -21,7 +21,8 @@ from pycni.runtime.aio import AsyncNetwork
 from pycni.sdk.plugin import Plugin
 from pycni.sdk.request import Request
 from pycni.spec.errors import CNIError
-from pycni.spec.result import Result, encode_result
+from pycni.spec.ip import parse_network
+from pycni.spec.result import IPConfig, Result, encode_result
 
 Make = Callable[..., Network]
 
@@ -214,27 +215,54 @@ def _ips(network: Network) -> Any:
     return result.ips
 
 
-def test_plugin_objects_of_ones_own(host: Host, tmp_path: Path, plugin_dir: Path) -> None:
+@pytest.mark.parametrize("installed", [True, False])
+def test_plugin_objects_of_ones_own(
+    host: Host, tmp_path: Path, plugin_dir: Path, installed: bool
+) -> None:
+    """They need no executable, and the plugins beside them are found as usual."""
+
     class Counter(Plugin):
         type = "counter"
         calls: list[str] = []
 
         def add(self, request: Request) -> Result:
-            self.calls.append("ADD")
-            return Result()
+            self.calls.append(request.command)
+            assert request.prev_result is not None
+            return request.prev_result
 
         def delete(self, request: Request) -> None:
-            self.calls.append("DEL")
+            self.calls.append(request.command)
 
-    plugins = {"counter": Counter()}
+    counter = Counter()
     network = Network.from_dict(
-        {"cniVersion": "1.1.0", "name": "mine", "type": "counter"},
+        {
+            "cniVersion": "1.1.0",
+            "name": "mine",
+            "plugins": [{"type": "loopback"}, {"type": "counter"}],
+        },
+        plugin_dirs=[plugin_dir] if installed else (),
         cache_dir=tmp_path,
-        resolve=plugins.get,
+        resolve={"counter": counter}.get,
     )
-    with namespaces.temporary() as netns, network.attached("box", netns):
-        pass
-    assert Counter.calls == ["ADD", "DEL"]
+    with namespaces.temporary() as netns, network.attached("box", netns, "lo") as result:
+        assert [str(entry.address) for entry in result.ips] == ["127.0.0.1/8", "::1/128"]
+    assert counter.calls == ["ADD", "DEL"]
+
+
+def test_an_address_plugin_object_of_ones_own(host: Host, tmp_path: Path) -> None:
+    class Pool(Plugin):
+        type = "pool"
+
+        def add(self, request: Request) -> Result:
+            return Result(ips=(IPConfig(address=parse_network("10.77.0.5/24")),))
+
+    network = Network.from_dict(
+        {"cniVersion": "1.1.0", "name": "mine", "type": "bridge", "ipam": {"type": "pool"}},
+        cache_dir=tmp_path,
+        resolve={"pool": Pool()}.get,
+    )
+    with namespaces.temporary() as netns, network.attached("box", netns) as result:
+        assert [str(entry.address) for entry in result.ips] == ["10.77.0.5/24"]
 
 
 # --- many --------------------------------------------------------------------------------------

@@ -46,9 +46,8 @@ class Engine:
     """Finds and calls plugins.
 
     directories: where executables are looked for; none means the plugins that come with pycni, in
-    this process. kind: "auto", or "exec" for a process in any case. resolve: the plugin object for
-    an executable's path, or for a type where there are no directories; for plugin objects of your
-    own.
+    this process. kind: "auto", or "exec" for a process in any case. resolve: plugin objects of the
+    caller's own, by type, which need no executable; None for a type that is looked for as usual.
     """
 
     def __init__(
@@ -61,23 +60,36 @@ class Engine:
             raise ValueError(f"no engine {kind!r}: expected 'auto' or 'exec'")
         self.directories = directories
         self.in_process = kind == "auto"
-        self._resolve = resolve or (_ours if directories else _our_own)
+        self._callers = resolve or _none
 
     def find(self, plugin_type: str) -> Found:
         """The plugin of a type. Raises CNIError if there is none."""
         check_plugin_type(plugin_type)
-        if self.in_process and not self.directories:
-            plugin = self._resolve(plugin_type)
-            if plugin is None:
-                raise CNIError(
-                    INVALID_CONFIG,
-                    f'failed to find plugin "{plugin_type}"',
-                    "without a plugin directory there are only pycni's own plugins, which are "
-                    f"{', '.join(_names())}; name the directory that has it",
-                )
+        if not self.in_process:
+            return Found(plugin_type, find_plugin(plugin_type, self.directories), None)
+        plugin = self._callers(plugin_type)
+        if plugin is not None:
             return Found(plugin_type, "", plugin)
-        path = find_plugin(plugin_type, self.directories)
-        return Found(plugin_type, path, self._resolve(path) if self.in_process else None)
+        if self.directories:
+            path = find_plugin(plugin_type, self.directories)
+            return Found(plugin_type, path, _ours(path))
+        plugin = _our_own(plugin_type)
+        if plugin is None:
+            raise CNIError(
+                INVALID_CONFIG,
+                f'failed to find plugin "{plugin_type}"',
+                "without a plugin directory there are only pycni's own plugins, which are "
+                f"{', '.join(_names())}; name the directory that has it",
+            )
+        return Found(plugin_type, "", plugin)
+
+    def _resolve(self, name: str) -> Plugin | None:
+        """The same for plugins that delegate: `name` is an executable's path, or a type where there
+        are no directories."""
+        plugin = self._callers(os.path.basename(name))
+        if plugin is not None:
+            return plugin
+        return _ours(name) if self.directories else _our_own(name)
 
     def call(self, found: Found, request: Request, options: Options) -> Result | None:
         """Have a plugin do an operation; ADD returns its result, of the configuration's version.
@@ -150,6 +162,10 @@ def in_version(result: Result, version: str) -> Result:
     if result.cni_version == version:
         return result
     return decode_result(encode_result(result, version), version)
+
+
+def _none(_: str) -> None:
+    return None
 
 
 def _ours(path: str) -> Plugin | None:

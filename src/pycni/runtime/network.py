@@ -73,7 +73,7 @@ class Network:
         plugin_dirs: where plugins are; without any, pycni's own are called in this process. engine:
         "auto" calls those found there that are pycni's own in this process and runs the others,
         "exec" runs all as processes. cache_dir: what is attached is noted below it. resolve: plugin
-        objects of your own, by the executable's path, or without plugin_dirs by type.
+        objects of your own, by type, which "auto" takes before all others; None for no such type.
         """
         self.config = config
         self.skipped: tuple[ConfigError, ...] = ()
