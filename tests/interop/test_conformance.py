@@ -27,7 +27,11 @@ OURS = {
     # The queues on the host's end of the veth go with the veth.
     "bandwidth": CHAINED | {"del.undoes", "del.prev-result-empty"},
     "bridge": ROUTED,
+    "debug": CHAINED,
     "firewall": CHAINED,
+    # When its delegate fails at ADD it calls that with DEL, which takes away whatever is there.
+    "flannel": AS_THE_REFERENCE
+    | {"add.prev-result", "add.interface-exists", "check.later-address"},
     "host-device": INTERFACE,
     "host-local": AS_THE_REFERENCE | PATH_REQUIRED,
     "loopback": AS_THE_REFERENCE | PATH_REQUIRED,

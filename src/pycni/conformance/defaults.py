@@ -41,6 +41,10 @@ _EACH = f"for n in $(seq 1 {CONTAINERS}); do {{0}}; done"
 _MASTER = _UP.replace("$n", "").format("master0", "trunk0")
 _MASTERS = _EACH.format(_UP.format("master", "trunk"))
 _DEVICES = _EACH.format("ip link add dev$n type veth peer name wire$n && ip link set wire$n up")
+_FLANNEL = (
+    "mkdir -p /run/flannel && printf 'FLANNEL_NETWORK=10.200.0.0/16\nFLANNEL_SUBNET=10.200.3.1/24\n"
+    "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n' > /run/flannel/subnet.env"
+)
 
 KNOWN: dict[str, Known] = {
     "bridge": Known(
@@ -99,4 +103,6 @@ KNOWN: dict[str, Known] = {
     "firewall": Known(CHAINED, {"backend": "iptables"}),
     "sbr": Known(CHAINED, {}),
     "vrf": Known(CHAINED, {"vrfname": "blue"}),
+    "debug": Known(CHAINED, {}),
+    "flannel": Known(INTERFACE, {"delegate": {"isDefaultGateway": True}}, (_FLANNEL,)),
 }

@@ -105,6 +105,12 @@ class Subject:
         kind = ipam.get("type") if isinstance(ipam, dict) else None
         return kind if isinstance(kind, str) else ""
 
+    @property
+    def delegates(self) -> bool:
+        """Whether it calls other plugins, as far as its configuration tells."""
+        own = self.kind == IPAM
+        return bool((self.ipam_type and not own) or "delegate" in self.config)
+
     def can(self, command: str) -> bool:
         """Whether the version in use has an operation."""
         since = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}.get(command, "0.1.0")

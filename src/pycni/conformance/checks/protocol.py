@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pycni.conformance.case import Attachment, Case, exists, expect, require
-from pycni.conformance.requirement import CHAINED, INTERFACE, IPAM, Broken, requirement
+from pycni.conformance.requirement import CHAINED, INTERFACE, Broken, requirement
 from pycni.conformance.subject import Answer
 
 PARAMETERS = "2 Parameters"
@@ -204,10 +204,7 @@ def optional(case: Case) -> None:
     "Optional environment parameters: CNI_ARGS, CNI_PATH",
 )  # fmt: skip
 def path_optional(case: Case) -> None:
-    require(
-        case.kind == IPAM or not case.subject.ipam_type,
-        "the configuration delegates, which takes CNI_PATH",
-    )
+    require(not case.subject.delegates, "the configuration delegates, which takes CNI_PATH")
     attachment = case.attachment()
     answer = attachment.run("ADD", CNI_PATH=None)
     expect(answer.ok, f"without CNI_PATH, {answer}")

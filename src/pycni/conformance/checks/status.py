@@ -31,10 +31,7 @@ def ready(case: Case) -> None:
     since="1.1.0",
 )  # fmt: skip
 def path_optional(case: Case) -> None:
-    require(
-        case.kind == IPAM or not case.subject.ipam_type,
-        "the configuration delegates, which takes CNI_PATH",
-    )
+    require(not case.subject.delegates, "the configuration delegates, which takes CNI_PATH")
     answer = case.call("STATUS", case.network(), CNI_PATH=None)
     expect(answer.ok, f"without CNI_PATH, {answer}")
 
