@@ -72,11 +72,14 @@ def measure(scenario: Scenario, contenders: Sequence[Contender], rounds: int) ->
 def table(measurements: Sequence[Measurement], reference: str) -> str:
     """The measurements as text: ratios with quartiles, and medians in milliseconds."""
     names = [name for name in measurements[0].times if name != reference]
-    header = f"{'work':<34}{reference + ' ms':>14}"
+    width = max(34, *(len(item.scenario) + len(item.operation) + 3 for item in measurements))
+    header = f"{'work':<{width}}{reference + ' ms':>14}"
     header += "".join(f"{name:>24}" for name in names)
     lines = [header, "-" * len(header)]
     for item in measurements:
-        line = f"{item.scenario + ' ' + item.operation:<34}{item.milliseconds(reference):>14.2f}"
+        line = (
+            f"{item.scenario + ' ' + item.operation:<{width}}{item.milliseconds(reference):>14.2f}"
+        )
         for name in names:
             lower, middle, upper = item.ratio(name, reference)
             line += f"{middle:>11.3f} [{lower:.2f}-{upper:.2f}]".rjust(24)

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from contenders import Contender, InProcess, Processes, WithAgent
 from measure import Measurement, measure, table
+from runtime import measure_list, measure_many
 from scenarios import SCENARIOS
 
 from harness import enter_new_netns, private_mounts
@@ -34,23 +35,33 @@ def main() -> None:
         sys.exit("bench: needs root, to make network namespaces")
     private_mounts()
     with enter_new_netns():
-        measurements = _run(options)
-    print(table(measurements, "reference"))
+        tables = _run(options)
+    if not tables:
+        sys.exit(f"bench: nothing to measure is named {options.only!r}")
+    print("\n\n".join(table(items, against) for items, against in tables))
     if options.json:
-        document = [item.to_json("reference") for item in measurements]
+        document = [item.to_json(against) for items, against in tables for item in items]
         options.json.write_text(json.dumps(document, indent=2) + "\n")
 
 
-def _run(options: argparse.Namespace) -> list[Measurement]:
-    contenders = _contenders(options.peer)
-    measurements = []
-    for scenario in SCENARIOS:
-        if options.only in scenario.name:
+def _run(options: argparse.Namespace) -> list[tuple[list[Measurement], str]]:
+    """Tables of measurements, each with the contender that the others are held against."""
+    tables: list[tuple[list[Measurement], str]] = []
+    scenarios = [scenario for scenario in SCENARIOS if options.only in scenario.name]
+    if scenarios:
+        contenders = _contenders(options.peer)
+        measurements = []
+        for scenario in scenarios:
             print(f"  {scenario.name}", file=sys.stderr)
             measurements += measure(scenario, contenders, options.rounds)
-    if not measurements:
-        sys.exit(f"bench: nothing to measure is named {options.only!r}")
-    return measurements
+        tables.append((measurements, "reference"))
+    if options.only in "runtime: list":
+        print("  runtime: list", file=sys.stderr)
+        tables.append((measure_list(options.peer, options.rounds), "reference"))
+    if options.only in "runtime: many":
+        print("  runtime: many", file=sys.stderr)
+        tables.append((measure_many(max(2, options.rounds // 10)), "in turn"))
+    return tables
 
 
 def _contenders(peer: Path) -> list[Contender]:
