@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -359,6 +360,28 @@ def test_time_out_and_progress(lab: Lab, tmp_path: Path) -> None:
     assert done.stderr.startswith("waiting for slow: STATUS ...\n")
     assert "not finished after 1.3 seconds" in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_add_that_is_ended_takes_back_what_it_did(
+    lab: Lab, tmp_path: Path, number: signal.Signals
+) -> None:
+    plugin, log = tmp_path / "slow", tmp_path / "log"
+    plugin.write_text(
+        f"#!/bin/sh\necho $CNI_COMMAND >> {log}\n[ $CNI_COMMAND = DEL ] || exec sleep 60\n"
+    )
+    plugin.chmod(0o755)
+    log.touch()
+    lab.write("20.conf", cniVersion="1.1.0", name="slow", type="slow")
+    command = [str(PROGRAM), "add", "--conf-dir", str(lab.conf_dir), "--plugin-dir", str(tmp_path)]
+    with subprocess.Popen([*command, "slow", NETNS], stderr=subprocess.PIPE) as process:
+        while not log.read_text():
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait() == 1
+        assert process.stderr is not None
+        assert process.stderr.read().split() == [b"Aborted"]
+    assert log.read_text().split() == ["ADD", "DEL"]
 
 
 # --- gc ----------------------------------------------------------------------------------------

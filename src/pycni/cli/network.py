@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,8 @@ def add(output: str, create_netns: bool, **given: Any) -> None:
 
     NETNS is a path, such as /run/netns/NAME, or just NAME.
     """
+    # Ended by `timeout` or a service manager, it takes back what it did, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Progress() as progress:
         network = _network(progress, **given)
         endpoint = _endpoint(**given)

@@ -61,9 +61,11 @@ def with_cancel(options: Options, cancel: Cancellation | None) -> Options:
     return {**options, "cancel": cancel}
 
 
-def environment(options: Options) -> dict[str, str]:
+def environment(options: Options) -> Mapping[str, str]:
     """The environment of a plugin: this process's, and the trace."""
-    trace = options.get("trace") or {}
+    trace = options.get("trace")
+    if not trace:
+        return os.environ  # to copy it takes longer than anything else here
     return {**os.environ, **{name.upper(): value for name, value in trace.items() if value}}
 
 
