@@ -19,25 +19,21 @@ from harness.host import snapshot
 # Interfaces and addresses of a plugin before are dropped by plugins that make an interface; with a
 # lease given twice in mind, they do not release what an address plugin did not say it gave.
 INTERFACE = AS_THE_REFERENCE | {"add.prev-result", "delegation.add-error"}
-# The gateway and the masquerade of an address that a later plugin added are missed.
-ROUTED = INTERFACE | {"check.later-address"}
 CHAINED = AS_THE_REFERENCE | PATH_REQUIRED
 
 OURS = {
     # The queues on the host's end of the veth go with the veth.
     "bandwidth": CHAINED | {"del.undoes", "del.prev-result-empty"},
-    "bridge": ROUTED,
+    "bridge": INTERFACE,
     "debug": CHAINED,
     "firewall": CHAINED,
-    # When its delegate fails at ADD it calls that with DEL, which takes away whatever is there.
-    "flannel": AS_THE_REFERENCE
-    | {"add.prev-result", "add.interface-exists", "check.later-address"},
+    "flannel": AS_THE_REFERENCE | {"add.prev-result"},
     "host-device": INTERFACE,
     "host-local": AS_THE_REFERENCE | PATH_REQUIRED,
     "loopback": AS_THE_REFERENCE | PATH_REQUIRED,
     "macvlan": INTERFACE,
     "portmap": CHAINED,
-    "ptp": ROUTED,
+    "ptp": INTERFACE,
     # It empties the main table for good.
     "sbr": CHAINED | {"del.undoes"},
     "static": AS_THE_REFERENCE | PATH_REQUIRED,

@@ -27,7 +27,7 @@ from pycni.plan.steps import (
     VLANs,
 )
 from pycni.plugins.shared.pair import host_end
-from pycni.sdk.addressing import announce, configure, settle, with_gateway
+from pycni.sdk.addressing import announce, configure, own_addresses, settle, with_gateway
 from pycni.sdk.interface import InterfacePlugin
 from pycni.sdk.mac import MACConf, mac_of, requested_mac
 from pycni.spec.errors import UNAVAILABLE, CNIError, invalid_config
@@ -184,7 +184,7 @@ class BridgePlugin(InterfacePlugin):
         """Fill in gateways that the address plugin left open, and default routes if asked for."""
         if not config.gateway:
             return network
-        ips = tuple(with_gateway(entry) for entry in network.ips)
+        ips = tuple(map(with_gateway, own_addresses(network)))
         routes = network.routes
         if config.is_default_gateway:
             for entry in ips:

@@ -85,13 +85,15 @@ class Flannel(Plugin):
     def add(self, request: Request) -> Result:
         config = self.config.decode(request.document)
         document = delegate_config(config, config.environment)
-        find_delegate(request, config.delegate_type)
+        ours, _ = find_delegate(request, config.delegate_type)
         name = _save(config.documents, request, document)
         try:
             result = delegate(request, config.delegate_type, "ADD", document)
         except CNIError:
             try:
-                delegate(request, config.delegate_type, "DEL", document)
+                # One of ours has taken back what it did; DEL would also take what was there before.
+                if ours is None:
+                    delegate(request, config.delegate_type, "DEL", document)
                 config.documents.remove(name)
             except CNIError:
                 pass  # the runtime's DEL needs the file, and will tell

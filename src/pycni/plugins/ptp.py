@@ -21,7 +21,7 @@ from pycni.plan.steps import (
     VethPair,
 )
 from pycni.plugins.shared.pair import host_end
-from pycni.sdk.addressing import configure, with_gateway
+from pycni.sdk.addressing import configure, own_addresses, with_gateway
 from pycni.sdk.interface import InterfacePlugin
 from pycni.spec.config import NetConf
 from pycni.spec.errors import invalid_config
@@ -66,7 +66,7 @@ class PtpPlugin(InterfacePlugin):
 
     def complete(self, config: PtpConfig, network: Result) -> Result:
         """Fill in gateways that the address plugin left open, where the subnet has one to give."""
-        return network.replace(ips=tuple(_with_gateway(entry) for entry in network.ips))
+        return network.replace(ips=tuple(map(_with_gateway, own_addresses(network))))
 
     def plan(self, request: Request, config: PtpConfig, network: Result) -> Plan:
         ifname = request.ifname

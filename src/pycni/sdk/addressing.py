@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pycni.plan.steps import Step
     from pycni.spec.ip import IPNetwork
     from pycni.spec.result import IPConfig, Result
+    from pycni.spec.result import Route as ResultRoute
 
 
 def configure(
@@ -42,7 +43,7 @@ def configure(
             SANDBOX,
             link,
             route.dst,
-            gw=route.gw or gateway_of(network, route.dst),
+            gw=_gateway(route, network),
             priority=route.priority,
             table=route.table,
             scope=route.scope,
@@ -52,6 +53,22 @@ def configure(
         for route in network.routes
     ]
     return steps
+
+
+def _gateway(route: ResultRoute, network: Result) -> IPAddress | None:
+    """0.0.0.0, as dhcp gives it, and :: say that the destination itself is on the link."""
+    gateway = route.gw or gateway_of(network, route.dst)
+    return None if gateway is None or gateway.is_unspecified else gateway
+
+
+def own_addresses(network: Result) -> tuple[IPConfig, ...]:
+    """The addresses of a plugin that gives each of its own a gateway.
+
+    What a plugin later in the chain added to the interface, as prevResult tells, has none.
+    """
+    if not network.interfaces:
+        return network.ips
+    return tuple(entry for entry in network.ips if entry.gateway is not None)
 
 
 def with_gateway(entry: IPConfig) -> IPConfig:
