@@ -221,6 +221,7 @@ class Daemon:
                 raise CNIError(INVALID_NETNS, f"error calling DHCP.Allocate: {error}") from error
             except (NoAnswer, Refused, OSError) as error:
                 failure = str(error)
+                LOG.info("%s in %s: no lease yet: %s", sandbox.ifname, sandbox.path, failure)
             jittered = pause + (os.urandom(1)[0] / 127.5 - 1) * _BACKOFF_JITTER
             await asyncio.sleep(max(min(jittered, until - now()), 0))
             pause = min(pause * 2, self.settings.resend_max)
@@ -349,18 +350,17 @@ class _KeyLock:
             self._unused()
 
 
-def run(settings: Settings, listen: Callable[[], socket.socket]) -> None:
-    """Serve until SIGINT or SIGTERM. listen: gives the listening socket. Raises OSError."""
+def run(settings: Settings, listener: socket.socket) -> None:
+    """Serve on a listening socket until SIGINT or SIGTERM. Raises OSError."""
     _raise_descriptor_limit()
-    asyncio.run(_run(settings, listen))
+    asyncio.run(_run(settings, listener))
 
 
-async def _run(settings: Settings, listen: Callable[[], socket.socket]) -> None:
+async def _run(settings: Settings, listener: socket.socket) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    daemon = Daemon(settings)
-    await daemon.serve(listen(), stop)
+    await Daemon(settings).serve(listener, stop)
 
 
 def _same_place(keeper: Keeper, sandbox: Sandbox) -> bool:

@@ -48,12 +48,20 @@ class Client:
         xid = _xid()
         wish = {"requested": IPv4Address(address)} if address else {}
         discover = self._request(MessageType.DISCOVER, xid, wire.mac, wish)
-        offer, _ = await self._converse(
-            wire,
-            discover,
-            began,
-            lambda reply: reply.kind == MessageType.OFFER and address in ("", str(reply.yiaddr)),
-        )
+        offers: list[str] = []
+
+        def suits(reply: Reply) -> bool:
+            if reply.kind != MessageType.OFFER:
+                return False
+            offers.append(str(reply.yiaddr))
+            return address in ("", offers[-1])
+
+        try:
+            offer, _ = await self._converse(wire, discover, began, suits)
+        except NoAnswer as error:
+            if offers:
+                raise Refused(f"offered is {', '.join(set(offers))}, not {address}") from error
+            raise
         wish = {"requested": offer.yiaddr}
         if offer.server is not None:
             wish["server"] = offer.server
@@ -103,12 +111,13 @@ class Client:
         ack, server_mac = await self._converse(
             wire, request, asked_at, lambda reply: reply.kind in _ANSWERS, to
         )
-        if str(ack.yiaddr) != lease.address:
-            raise Refused(f"{ack.server} answers with {ack.yiaddr} and not {lease.address}")
         try:
-            return self._lease(ack, server_mac, asked_at)
+            extended = self._lease(ack, server_mac, asked_at)
         except ValueError as error:
             raise Refused(str(error)) from error
+        if extended.address != lease.address:
+            raise Refused(f"{ack.server} answers with {ack.yiaddr} and not {lease.address}")
+        return extended
 
     async def _converse(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from functools import partial
 
 from pycni.dhcp import daemon
 from pycni.spec.errors import INVALID_CONFIG, CNIError
@@ -40,15 +39,18 @@ def run(
     make_directories(settings.state_dir, 0o700)
     # Two daemons that renew and release the same leases would undo each other's work.
     with Lock(os.path.join(settings.state_dir, "lock"), timeout=1.0, mode=0o600):
-        inherited = inherited_listener()
+        listener = inherited_listener()
+        made = listener is None
+        if listener is None:
+            listener = listen(path)
         try:
             if pidfile:
                 write_file(pidfile, f"{os.getpid()}".encode(), 0o644, sync=False)
-            daemon.run(settings, partial(listen, path) if inherited is None else lambda: inherited)
+            daemon.run(settings, listener)
         finally:
             if pidfile:
                 remove_file(pidfile)
-            if inherited is None:
+            if made:
                 remove_file(path)
 
 
