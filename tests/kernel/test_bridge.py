@@ -616,8 +616,9 @@ def test_duplicate_address_detection(
     six = [{"subnet": "2001:db8:1::/64", "rangeStart": "2001:db8:1::7"}]
     one = attach((six,), enabledad=True, isGateway=True)
     one.add()
-    inner = addresses("eth0", one.sandbox)
-    assert not any("tentative" in item or item.get("nodad") for item in inner.values())
+    # The link-local address comes with the carrier, and is looked for on its own.
+    inner = addresses("eth0", one.sandbox)["2001:db8:1::7/64"]
+    assert not ("tentative" in inner or inner.get("nodad"))
     assert setting("net/ipv6/conf/eth0/accept_dad", one.sandbox) == "1"
     assert setting("net/ipv6/conf/eth0/enhanced_dad", one.sandbox) == "1"
     # Whoever keeps books elsewhere gives the same address away.
