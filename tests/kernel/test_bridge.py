@@ -618,7 +618,8 @@ def test_duplicate_address_detection(
     one.add()
     # The link-local address comes with the carrier, and is looked for on its own.
     inner = addresses("eth0", one.sandbox)["2001:db8:1::7/64"]
-    assert not ("tentative" in inner or inner.get("nodad"))
+    assert "tentative" not in inner
+    assert not inner.get("nodad")
     assert setting("net/ipv6/conf/eth0/accept_dad", one.sandbox) == "1"
     assert setting("net/ipv6/conf/eth0/enhanced_dad", one.sandbox) == "1"
     # Whoever keeps books elsewhere gives the same address away.
