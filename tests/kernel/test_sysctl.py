@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from harness import Host
 from pycni.kernel import link, namespace, sysctl
 from pycni.kernel.namespace import Namespace
+from pycni.kernel.netlink.socket import NetlinkSocket
 
 FORWARD = "net.ipv4.ip_forward"
 
@@ -93,3 +96,26 @@ def test_value_that_cannot_be_read_before_it_is_set(space: Namespace) -> None:
 def test_directory_is_no_key(space: Namespace) -> None:
     with pytest.raises(IsADirectoryError):
         sysctl.read("net.ipv4", space)
+
+
+def test_one_value_is_set_by_many_while_links_change(host: Host) -> None:
+    """Whoever waits for the kernel's lock on links puts the old value back for a moment."""
+    busy = threading.Event()
+
+    def change_links(name: str) -> None:
+        with NetlinkSocket() as netlink:
+            while not busy.is_set():
+                netlink.request(link.bridge(name))
+                netlink.request(link.delete(name))
+
+    with ThreadPoolExecutor(6) as pool:
+        changing = [pool.submit(change_links, f"br{number}") for number in range(2)]
+        try:
+            for _ in range(100):
+                Path("/proc/sys/net/ipv4/ip_forward").write_text("0")
+                for done in [pool.submit(sysctl.write, FORWARD, "1") for _ in range(4)]:
+                    done.result()
+        finally:
+            busy.set()
+        for change in changing:
+            change.result()

@@ -19,6 +19,7 @@ _ROOT = "/proc/sys"
 # Most values are short, and for each read the kernel clears a buffer of the size asked for.
 _USUAL = 4096
 _LIMIT = 64 * 1024
+_TRIES = 20
 
 
 class SysctlRejected(OSError):
@@ -73,15 +74,18 @@ def write(key: str, value: str, namespace: Namespace | None = None) -> str:
         before = _value(fd, unreadable="")
         if before.split() == value.split():
             return before
-        os.pwrite(fd, value.encode(), 0)
-        after = _value(fd, unreadable=value)
+        # Of several who set ip_forward at once, one that has to wait for the kernel's lock puts the
+        # old value back first, over that of another as well (devinet_sysctl_forward).
+        for _ in range(_TRIES):
+            os.pwrite(fd, value.encode(), 0)
+            after = _value(fd, unreadable=value)
+            if after.split() == value.split():
+                return before
     except OSError as error:
         raise OSError(error.errno, error.strerror, name) from None
     finally:
         os.close(fd)
-    if after.split() != value.split():
-        raise SysctlRejected(errno.EINVAL, f"set to {value!r}, but holds {after!r}", name)
-    return before
+    raise SysctlRejected(errno.EINVAL, f"set to {value!r}, but holds {after!r}", name)
 
 
 def _value(fd: int, unreadable: str) -> str:
