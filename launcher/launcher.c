@@ -122,6 +122,24 @@ static void run_here(const struct trailer *t)
          "pycni was moved or removed; run 'pycni install' again for this directory");
 }
 
+/* Become `pycni dhcp ARGUMENTS`: unit files written for the reference run `dhcp daemon`. */
+static void run_dhcp(const struct trailer *t, int argc, char **argv)
+{
+    char *code = "import sys\n"
+                 "sys.path += sys.argv[1:3]\n"
+                 "from pycni.cli.main import main\n"
+                 "main(['dhcp', *sys.argv[3:]], prog_name='pycni')\n";
+    char **arguments = calloc((size_t)argc + 6, sizeof *arguments);
+    if (arguments) {
+        char *first[] = {t->python, "-IS", "-c", code, t->package, t->libraries};
+        memcpy(arguments, first, sizeof first);
+        memcpy(arguments + 6, argv + 1, (size_t)(argc - 1) * sizeof *argv);
+        execv(t->python, arguments);
+    }
+    fail(t->plugin, 999, "cannot start: its Python or its package is not there any more",
+         "pycni was moved or removed; run 'pycni install' again for this directory");
+}
+
 /* Whether every directory of CNI_PATH means the same to the agent, whose working directory differs. */
 static int is_absolute(const char *path)
 {
@@ -250,7 +268,7 @@ static int write_all(int fd, const char *data, size_t size)
     return 0;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     static struct trailer t;
     char begun;
@@ -258,6 +276,8 @@ int main(void)
     if (read_trailer(&t))
         fail("?", 999, "is not installed: its file has no trailer",
              "plugins are put into a directory by 'pycni install DIR'");
+    if (argc > 1 && strcmp(t.plugin, "dhcp") == 0)
+        run_dhcp(&t, argc, argv);
     int agent = is_absolute(getenv("CNI_PATH")) ? connect_agent(&t) : -1;
     if (agent < 0)
         run_here(&t);

@@ -33,6 +33,10 @@ _SCRIPT = """\
 python='{python}'
 package='{package}'
 if [ -x "$python" ] && [ -f "$package/pycni/__init__.py" ]; then
+  [ "$#" = 0 ] || [ {name} != dhcp ] || exec "$python" -IS -c 'import sys
+sys.path += sys.argv[1:3]
+from pycni.cli.main import main
+main(["dhcp", *sys.argv[3:]], prog_name="pycni")' "$package" '{libraries}' "$@"
   exec "$python" -IS -c 'import sys
 sys.path += sys.argv[1:]
 try:

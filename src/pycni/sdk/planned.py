@@ -98,21 +98,20 @@ class PlannedPlugin(Plugin):
             interface, rest = Plan(), plan
         with find_sandbox(request) as kernel:
             failures = executor.remove(rest, kernel)
-            try:
-                delegate_ipam(request)
-            except CNIError as error:
-                failures.append(error)
+            failures += _have_ipam(request, "DEL")
             failures += executor.remove(interface, kernel)
         if failures:
             raise join_errors(failures)
 
     def gc(self, request: Request, keep: frozenset[Attachment]) -> None:
+        failures: list[CNIError] = []
+        early = needs_link(request)
+        if early:
+            failures += _have_ipam(request, "GC")
         with Kernel(None) as kernel:
-            failures = executor.collect(self.kinds, kernel, request.network, keep)
-        try:
-            delegate_ipam(request, "GC")
-        except CNIError as error:
-            failures.append(error)
+            failures += executor.collect(self.kinds, kernel, request.network, keep)
+        if not early:
+            failures += _have_ipam(request, "GC")
         if failures:
             raise join_errors(failures)
 
@@ -173,3 +172,12 @@ def check_interfaces(kernel: Kernel, plan: Plan, previous: Result) -> list[str]:
                     f"prevResult has {interface.mac}"
                 )
     return differences
+
+
+def _have_ipam(request: Request, command: str) -> list[CNIError]:
+    """Have the address plugin do its part, whatever else failed. Returns what failed."""
+    try:
+        delegate_ipam(request, command)
+    except CNIError as error:
+        return [error]
+    return []
