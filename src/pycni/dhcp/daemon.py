@@ -88,7 +88,9 @@ class Daemon:
                 task.cancel()
 
         # Not start_unix_server: that would remove a socket that is systemd's.
-        server = await asyncio.start_server(accept, sock=listener, limit=MAX_LINE)
+        server = await asyncio.start_server(
+            accept, sock=listener, limit=MAX_LINE, backlog=_MAX_CONNECTIONS
+        )
         try:
             await stop.wait()
         finally:

@@ -10,7 +10,6 @@ from pycni.dhcp import daemon
 from pycni.spec.errors import INVALID_CONFIG, CNIError
 from pycni.state.files import Lock, make_directories, remove_file, write_file
 
-_BACKLOG = 1024
 _FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 
 
@@ -72,7 +71,7 @@ def listen(path: str) -> socket.socket:
     try:
         listener.bind(path)
         os.chmod(path, 0o600)
-        listener.listen(_BACKLOG)
+        listener.listen()
     except OSError as error:
         listener.close()
         raise OSError(error.errno, error.strerror, path) from error

@@ -31,6 +31,7 @@ PROTOCOL = 1
 MAX_LINE = 1 << 20  # bytes of a message
 
 _PATIENCE = 10  # seconds for the daemon to take notice
+_PAUSE = 0.01
 
 
 class NoDaemon(CNIError):
@@ -46,10 +47,7 @@ def ask(path: str, question: Mapping[str, Any], cancel: int | None = None) -> di
     connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
     try:
         connection.settimeout(_PATIENCE)
-        try:
-            connection.connect(path)
-        except OSError as error:
-            raise _unreachable(path, error) from None
+        _connect(connection, path)
         lines = _Lines(connection, path, cancel)
         try:
             connection.sendall(dumps({"pycni": PROTOCOL, **question}).encode() + b"\n")
@@ -117,6 +115,19 @@ class _Lines:
             raise _broken(self._path, "it does not answer")
         if self._connection.fileno() not in ready:
             raise CNIError(TRY_AGAIN_LATER, "cancelled while waiting for the DHCP daemon")
+
+
+def _connect(connection: socket, path: str) -> None:
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            connection.connect(path)
+            return
+        except OSError as error:
+            # EAGAIN: more callers than fit in the socket's queue.
+            if error.errno != errno.EAGAIN or time.monotonic() > until:
+                raise _unreachable(path, error) from None
+        time.sleep(_PAUSE)
 
 
 def _unreachable(path: str, error: OSError) -> CNIError:
