@@ -15,7 +15,11 @@ try:  # the C modules behind hashlib, which itself loads OpenSSL
 except ImportError:
     from _sha512 import sha512  # type: ignore[import-not-found,unused-ignore]
 
-__all__ = ["MAX_COMMENT", "Owner", "hashed_name", "network_tag", "sha512"]
+__all__ = ["MAX_COMMENT", "Owner", "containers_named", "hashed_name", "network_tag", "sha512"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MAX_COMMENT = 128  # bytes of a comment that nftables keeps
 
@@ -51,6 +55,19 @@ class Owner(Record):
     def chain(self, prefix: str = "CNI-", length: int = 28) -> str:
         """The name of an iptables chain; the interface is not part of it."""
         return hashed_name(prefix, self.network + self.container_id, length)
+
+
+def containers_named(comments: Iterable[str], network: str, prefix: str = "") -> set[str]:
+    """The containers of a network that comments of iptables rules name: `iptables_comment` read.
+
+    prefix: what stands before it in these comments.
+    """
+    before, after = f'{prefix}name: {quote(network)} id: "', '"'
+    return {
+        comment[len(before) : -len(after)]
+        for comment in comments
+        if comment.startswith(before) and comment.endswith(after)
+    }
 
 
 def hashed_name(prefix: str, text: str, length: int) -> str:

@@ -10,8 +10,7 @@ from __future__ import annotations
 from _socket import AF_INET, AF_INET6
 
 from pycni.kernel import iptables, nfnetlink
-from pycni.spec.owner import Owner
-from pycni.spec.versions import quote
+from pycni.spec.owner import Owner, containers_named
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,10 +127,5 @@ def _rules_of(owner: Owner, network: IPNetwork) -> list[str]:
 
 def _chains_of(comments: Iterable[str], network: str, keep: Collection[str]) -> set[str]:
     """The chains of the containers, among those that comments name, that are not kept."""
-    before, after = f'name: {quote(network)} id: "', '"'
-    containers = {
-        comment[len(before) : -len(after)]
-        for comment in comments
-        if comment.startswith(before) and comment.endswith(after)
-    }
+    containers = containers_named(comments, network)
     return {Owner(network, container, "").chain() for container in containers.difference(keep)}

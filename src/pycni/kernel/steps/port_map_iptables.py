@@ -11,7 +11,7 @@ from _socket import AF_INET, AF_INET6
 
 from pycni.kernel import iptables, nfnetlink
 from pycni.kernel.steps.port_map_layout import applicable, conditions, host_address
-from pycni.spec.owner import Owner
+from pycni.spec.owner import Owner, containers_named
 from pycni.spec.versions import quote
 
 TYPE_CHECKING = False
@@ -219,10 +219,5 @@ def _blocks(step: PortMap) -> list[tuple[str, str]]:
 
 def _chains_of(comments: Iterable[str], network: str, keep: Collection[str]) -> set[str]:
     """The chains of the containers, among those that comments name, that are not kept."""
-    before, after = f'dnat name: {quote(network)} id: "', '"'
-    containers = {
-        comment[len(before) : -len(after)]
-        for comment in comments
-        if comment.startswith(before) and comment.endswith(after)
-    }
+    containers = containers_named(comments, network, "dnat ")
     return {own_chain(Owner(network, item, "")) for item in containers.difference(keep)}
