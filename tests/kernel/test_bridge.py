@@ -181,10 +181,12 @@ def test_add_check_del(
     inner = addresses("eth0", one.sandbox)
     own = [gateway.replace("1/", "2/") for gateway in gateways]
     assert {key for key, item in inner.items() if item["scope"] == "global"} == set(own)
-    # The link-local address comes with the carrier, and none waits for detection.
-    local = wait_for_local(one.sandbox)
-    assert len(local) == 1
-    assert setting("net/ipv6/conf/eth0/accept_dad", one.sandbox) == "0"
+    if V6 in ranges:
+        # The link-local address comes with the carrier, and none waits for detection.
+        assert len(wait_for_local(one.sandbox)) == 1
+        assert setting("net/ipv6/conf/eth0/accept_dad", one.sandbox) == "0"
+    else:
+        assert inner.keys() == set(own)
     assert not any("tentative" in inner[address] for address in own)
     assert not any("tentative" in addresses("bridge0")[gateway] for gateway in gateways)
 
@@ -443,7 +445,42 @@ def test_router_advertisements_are_not_accepted(attach: Attach) -> None:
     attach((V6,), isGateway=True).add()
     (outer,) = veths()
     assert setting("net/ipv6/conf/bridge0/accept_ra") == "0"
-    assert setting(f"net/ipv6/conf/{outer}/accept_ra") == "0"
+    assert link(outer)["operstate"] == "UP"
+    assert addresses(outer) == {}
+
+
+def test_bridge_that_accepted_router_advertisements(attach: Attach) -> None:
+    run_in(None, ["ip", "link", "add", "bridge0", "type", "bridge"])
+    assert setting("net/ipv6/conf/bridge0/accept_ra") == "1"
+    attach((V4,), isGateway=True).add()
+    assert setting("net/ipv6/conf/bridge0/accept_ra") == "0"
+
+
+def test_an_ipv4_network_is_silent_in_ipv6(attach: Attach) -> None:
+    one = attach((V4,), isGateway=True)
+    one.add()
+    time.sleep(1.2)  # duplicates would be looked for within a second
+    (found,) = ip_json("-s", "link", "show", "eth0", netns=one.sandbox)
+    assert found["stats64"]["tx"]["packets"] == 0
+    # Whoever wants to can have such addresses nevertheless.
+    run_in(one.sandbox, ["ip", "address", "add", "2001:db8::2/64", "dev", "eth0", "nodad"])
+    run_in(None, ["ip", "address", "add", "2001:db8::1/64", "dev", "bridge0", "nodad"])
+    assert pings(one.sandbox, "2001:db8::1")
+
+
+@pytest.mark.parametrize("keys", [{}, {"isGateway": True, "enabledad": True}])
+def test_link_local_addresses_elsewhere(attach: Attach, keys: dict[str, bool]) -> None:
+    one = attach((V4,), **keys)
+    one.add()
+    assert len(wait_for_local(one.sandbox)) == 1
+
+
+def test_too_small_for_ipv6(attach: Attach) -> None:
+    one = attach((V4,), isGateway=True, mtu=1200)
+    one.add()
+    assert link("eth0", one.sandbox)["mtu"] == 1200
+    assert pings(one.sandbox, "10.1.2.1")
+    one.check()
 
 
 @pytest.mark.parametrize(

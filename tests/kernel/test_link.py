@@ -73,12 +73,27 @@ def test_every_field(netlink: NetlinkSocket) -> None:
         promiscuity=2,  # one from us, one from the bridge
         allmulti=2,
         txqlen=77,
+        accept_ra=1,
         hairpin=False,
         isolated=False,
     )
     assert there["promiscuity"] == found.promiscuity
     assert found.flags & 0x301 == 0x300
     assert link.get(netlink, "br0").vlan_filtering in (False, None)
+
+
+def test_accept_ra(netlink: NetlinkSocket) -> None:
+    ip("link", "add", "br0", "type", "bridge")
+    for value in (0, 2):
+        run_in(None, ["sh", "-c", f"echo {value} > /proc/sys/net/ipv6/conf/br0/accept_ra"])
+        assert link.get(netlink, "br0").accept_ra == value
+    ip("link", "set", "br0", "mtu", "1279")  # less than IPv6 takes
+    assert link.get(netlink, "br0").accept_ra is None
+
+
+def test_no_link_local(netlink: NetlinkSocket) -> None:
+    netlink.batch([link.bridge("br0"), link.no_link_local("br0")])
+    assert shown("br0")["inet6_addr_gen_mode"] == "none"
 
 
 def test_altname(netlink: NetlinkSocket) -> None:
@@ -156,6 +171,8 @@ def test_veth_made_up(netlink: NetlinkSocket) -> None:
     made = link.create(netlink, link.veth("v0", "v1", up=True))
     assert made.is_up
     assert "UP" in shown("v0")["flags"]
+    for end in (shown("v0"), shown("v1")):
+        assert (end["num_tx_queues"], end["num_rx_queues"]) == (1, 1)
     assert "UP" not in shown("v1")["flags"]
 
 

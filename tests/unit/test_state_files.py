@@ -140,14 +140,15 @@ def test_a_directory_behind_a_link(tmp_path: Path) -> None:
 # --- Lock --------------------------------------------------------------------------------------
 
 
-def test_a_lock_excludes_threads_and_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_a_lock_excludes_threads_and_processes(tmp_path: Path, timeout: float | None) -> None:
     path = str(tmp_path / "lock")
     inside: list[int] = []
     overlaps: list[int] = []
 
     def work() -> None:
         for _ in range(20):
-            with Lock(path):
+            with Lock(path, timeout=timeout):
                 overlaps.extend(inside)
                 inside.append(1)
                 with open(path) as other, pytest.raises(BlockingIOError):
@@ -174,6 +175,26 @@ def test_a_lock_that_stays_taken_names_its_holder(tmp_path: Path) -> None:
     assert caught.value.code == TRY_AGAIN_LATER
     assert path in caught.value.message
     assert f"process {os.getpid()} (" in caught.value.message
+
+
+def test_a_lock_that_another_thread_keeps(tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+    refused: list[CNIError] = []
+
+    def work() -> None:
+        try:
+            with Lock(path, timeout=0.02):
+                pytest.fail("entered")
+        except CNIError as error:
+            refused.append(error)
+
+    with Lock(path):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert [error.code for error in refused] == [TRY_AGAIN_LATER]
+    with Lock(path, timeout=0.02):
+        pass
 
 
 def test_a_lock_with_a_deadline_is_got_when_it_is_let_go(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ is not there. Used by the executor of plans and by plugins that look at the host
 from __future__ import annotations
 
 import errno
-from _socket import AF_BRIDGE, AF_UNSPEC
+from _socket import AF_BRIDGE, AF_INET6, AF_UNSPEC
 from struct import Struct
 
 from pycni.kernel.netlink import constants as c
@@ -62,6 +62,8 @@ _PORT_DATA = {
         isolated=(c.IFLA_BRPORT_ISOLATED, U8),
     ),
 }
+# linux/ipv6.h, DEVCONF_...: forwarding, hop limit, MTU, accept_ra, and more that is not read.
+_IPV6_SETTINGS = Structure("=4i")
 _ATTRIBUTES = Schema(
     name=(c.IFLA_IFNAME, STRING),
     altname=(c.IFLA_ALT_IFNAME, STRING),
@@ -76,6 +78,8 @@ _ATTRIBUTES = Schema(
     ext_mask=(c.IFLA_EXT_MASK, U32),
     promiscuity=(c.IFLA_PROMISCUITY, U32),
     link_netnsid=(c.IFLA_LINK_NETNSID, U32),
+    tx_queues=(c.IFLA_NUM_TX_QUEUES, U32),
+    rx_queues=(c.IFLA_NUM_RX_QUEUES, U32),
     allmulti=(c.IFLA_ALLMULTI, U32),
     info=(
         c.IFLA_LINKINFO,
@@ -84,6 +88,18 @@ _ATTRIBUTES = Schema(
             data=(c.IFLA_INFO_DATA, ByKind("kind", _KIND_DATA)),
             port_kind=(c.IFLA_INFO_SLAVE_KIND, STRING),
             port=(c.IFLA_INFO_SLAVE_DATA, ByKind("port_kind", _PORT_DATA)),
+        ),
+    ),
+    families=(
+        c.IFLA_AF_SPEC,
+        Schema(
+            ipv6=(
+                AF_INET6,
+                Schema(
+                    settings=(c.IFLA_INET6_CONF, _IPV6_SETTINGS),
+                    address_mode=(c.IFLA_INET6_ADDR_GEN_MODE, U8),
+                ),
+            ),
         ),
     ),
 )
@@ -115,8 +131,9 @@ class Link(Record):
 
     kind is "" for hardware and loopback. master and link are indexes, 0 for none; link is the
     peer of a veth, the parent of a macvlan, ipvlan or vlan. That index counts in another
-    namespace if link_netnsid is set. promiscuity and allmulti count who asked for it. The
-    fields of single kinds are None for others, hairpin and isolated for all but bridge ports.
+    namespace if link_netnsid is set. promiscuity and allmulti count who asked for it. accept_ra
+    is the sysctl, None without IPv6. The fields of single kinds are None for others, hairpin and
+    isolated for all but bridge ports.
     """
 
     index: int
@@ -133,6 +150,7 @@ class Link(Record):
     promiscuity: int = 0
     allmulti: int = 0
     txqlen: int = 0
+    accept_ra: int | None = None
     vlan_filtering: bool | None = None
     macvlan_mode: str | None = None
     ipvlan_mode: str | None = None
@@ -199,9 +217,12 @@ def wait_running(netlink: NetlinkSocket, target: int | str, deadline: float) -> 
 
     Raises NetlinkError: ETIMEDOUT with the state it was in, ENODEV if it is or goes away.
     """
+    link = get(netlink, target)
+    if link.operstate == "up":
+        return link
     netlink.subscribe((c.RTNLGRP_LINK,))
     try:
-        link = _get_past_events(netlink, target)
+        link = _get_past_events(netlink, link.index)
         while link.operstate != "up":
             try:
                 events = netlink.events(deadline)
@@ -290,12 +311,16 @@ def veth(
     """A veth pair: `name` here, `peer` in the namespace behind the descriptor `peer_netns`.
 
     mtu is for both ends; master (an index) and up are for this one. The `Link` of this end
-    holds the peer's index in `link`.
+    holds the peer's index in `link`. Each end has one queue each way. It is all that the kernel
+    uses in any case, but by default it makes one per processor of the host first.
     """
+    queues = {"tx_queues": 1, "rx_queues": 1}
     body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _ATTRIBUTES.encode(
-        {"name": peer, "mtu": mtu or None, "mac": peer_mac, "netns": peer_netns}
+        {"name": peer, "mtu": mtu or None, "mac": peer_mac, "netns": peer_netns} | queues
     )
-    return _new("veth", name, {"peer": body}, mac=mac, mtu=mtu, master=master or None, up=up)
+    return _new(
+        "veth", name, {"peer": body}, mac=mac, mtu=mtu, master=master or None, up=up, **queues
+    )
 
 
 def macvlan(
@@ -395,6 +420,14 @@ def update(
     return Request(c.RTM_NEWLINK, 0, body, f"set link {_label(target)}: {what}")
 
 
+def no_link_local(target: Link | int | str) -> Request:
+    """Have the kernel give a link no IPv6 link-local address. EAFNOSUPPORT without IPv6."""
+    index, named = _target(target)
+    mode = {"ipv6": {"address_mode": c.IN6_ADDR_GEN_MODE_NONE}}
+    body = _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + _ATTRIBUTES.encode(named | {"families": mode})
+    return Request(c.RTM_NEWLINK, 0, body, f"set link {_label(target)}: no IPv6 link-local address")
+
+
 def delete(target: Link | int | str) -> Request:
     """Delete a link. ENODEV if it is not there."""
     index, named = _target(target)
@@ -436,6 +469,7 @@ def parse(payload: bytes) -> Link:
     kind = info.get("kind", "")
     data = info.get("data", {})
     port = info.get("port", {})
+    ipv6 = found.get("families", {}).get("ipv6", {})
     state = found.get("operstate", 0)
     return Link(
         index=index,
@@ -452,6 +486,7 @@ def parse(payload: bytes) -> Link:
         promiscuity=found.get("promiscuity", 0),
         allmulti=found.get("allmulti", 0),
         txqlen=found.get("txqlen", 0),
+        accept_ra=ipv6["settings"][3] if "settings" in ipv6 else None,
         vlan_filtering=_boolean(data.get("vlan_filtering")),
         macvlan_mode=_mode(MACVLAN_MODES, data.get("mode")) if kind == "macvlan" else None,
         ipvlan_mode=_mode(IPVLAN_MODES, data.get("mode")) if kind == "ipvlan" else None,

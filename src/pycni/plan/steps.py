@@ -86,13 +86,17 @@ class VethPair(Step):
 
 
 class LinkUp(Step):
-    """An interface is administratively up."""
+    """An interface is administratively up.
+
+    link_local: whether the kernel gives it an IPv6 link-local address then, as it does by itself.
+    """
 
     kind: ClassVar[str] = "link_up"
     follows_link: ClassVar[bool] = True
 
     where: str
     link: str
+    link_local: bool = True
 
 
 class PortRunning(Step):

@@ -231,10 +231,14 @@ class BridgePlugin(InterfacePlugin):
         if config.macspoofchk:
             steps.append(SpoofGuard(request.owner, outer, ifname, mac))
         if config.ipam_type:
-            steps += _probing(ifname, config.enable_dad)
+            # In a network without IPv6 whose router this host is, nobody has a use for link-local
+            # addresses, and each would be told to every port of the bridge.
+            link_local = config.enable_dad or not config.gateway or _has_ipv6(network)
+            if link_local:
+                steps += _probing(ifname, config.enable_dad)
             if not _goes_with_address(mac, network):
                 steps += announce(ifname)
-            steps += configure(ifname, network, dad=config.enable_dad)
+            steps += configure(ifname, network, dad=config.enable_dad, link_local=link_local)
         elif not config.disable_container_interface:
             steps.append(LinkUp(SANDBOX, ifname))
         if not config.disable_container_interface:
@@ -284,6 +288,10 @@ def _lasting_mac(network: Result) -> str:
 def _goes_with_address(mac: str, network: Result) -> bool:
     """Whether all addresses of the container are its MAC address's own."""
     return all(entry.address.is_ipv4 and mac == mac_of(entry.address) for entry in network.ips)
+
+
+def _has_ipv6(network: Result) -> bool:
+    return not all(entry.address.is_ipv4 for entry in network.ips)
 
 
 def _bad_trunk(message: str, value: int) -> Exception:

@@ -17,14 +17,20 @@ if TYPE_CHECKING:
 
 
 def configure(
-    link: str, network: Result, *, dad: bool = False, by_gateway: bool = False
+    link: str,
+    network: Result,
+    *,
+    dad: bool = False,
+    by_gateway: bool = False,
+    link_local: bool = True,
 ) -> list[Step]:
     """Addresses, then up, then routes, for the interface `link` in the sandbox.
 
     The addresses come first so that the kernel announces them when the interface comes up
     (arp_notify, ndisc_notify). dad: have the kernel look for duplicates of IPv6 addresses first,
     which delays them by a second or two; `settle` waits for it. by_gateway: the gateways alone are
-    on the link, even the rest of an address's own network is reached through them.
+    on the link, even the rest of an address's own network is reached through them. link_local:
+    whether the interface gets an IPv6 link-local address as well.
     """
     steps: list[Step] = []
     if any(entry.address.family == AF_INET6 for entry in network.ips):
@@ -34,7 +40,7 @@ def configure(
             Sysctl(SANDBOX, f"net/ipv6/conf/{link}/keep_addr_on_down", "1"),
         ]
     steps += [Address(SANDBOX, link, entry.address, dad, not by_gateway) for entry in network.ips]
-    steps.append(LinkUp(SANDBOX, link))
+    steps.append(LinkUp(SANDBOX, link, link_local))
     if by_gateway:
         for entry in network.ips:
             steps += _to_gateway(link, entry)

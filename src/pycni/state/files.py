@@ -3,8 +3,8 @@
 - `write_file` replaces a file, `create_file` makes one that must not be there yet. At any instant,
   and after a crash at any instant, the name holds the old content, the new content, or (for a new
   file) nothing; never a part.
-- `Lock` is an flock, as the reference takes it. It holds between processes and, since each lock
-  opens the file anew, between threads of one process.
+- `Lock` is an flock, as the reference takes it. It holds between processes. The threads of one
+  process wait for each other in memory first, where a wait with an end need not be polled.
 - A symbolic link as the last component of a path is never followed: a state directory's content
   may have been planted by someone who may write there, and these calls run as root.
 
@@ -18,12 +18,13 @@ import fcntl
 import os
 import stat
 import time
+from _thread import allocate_lock
 
 from pycni.spec.errors import IO_FAILURE, TRY_AGAIN_LATER, CNIError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Self
+    from typing import ClassVar, Self
 
 MAX_SIZE = 16 * 1024 * 1024  # bytes that `read_file` takes; our largest are results with configs
 
@@ -67,10 +68,14 @@ def open_directory(path: str) -> int:
         return os.open(path, flags)
 
 
-def read_file(name: str, dir_fd: int | None = None, limit: int = MAX_SIZE) -> bytes:
-    """The first `limit` bytes of a file. Raises OSError."""
+def read_file(
+    name: str, dir_fd: int | None = None, limit: int = MAX_SIZE, *, own: bool = False
+) -> bytes:
+    """The first `limit` bytes of a file; own: only if root or this user made it. Raises OSError."""
     descriptor = os.open(name, _READ, dir_fd=dir_fd)
     try:
+        if own and os.fstat(descriptor).st_uid not in (0, os.geteuid()):
+            raise PermissionError(errno.EPERM, "it belongs to another user", name)
         data = os.read(descriptor, min(limit, _CHUNK))
         if len(data) < _CHUNK:  # most files end here, and a second read would be a tenth of it all
             return data
@@ -170,6 +175,7 @@ class Lock:
         self._descriptor = -1
 
     def __enter__(self) -> Self:
+        give_up = None if self._timeout is None else time.monotonic() + self._timeout
         while True:
             try:
                 self._descriptor = os.open(
@@ -185,9 +191,19 @@ class Lock:
                     "it must be a plain file that this user may open, or its directory writable",
                 ) from None
             try:
-                self._acquire()
-                if self._still_named():
-                    return self
+                opened = os.fstat(self._descriptor)
+                turn = _Turn.take((opened.st_dev, opened.st_ino), give_up)
+                if turn is None:
+                    raise self._busy()
+                try:
+                    self._acquire(give_up)
+                    if self._still_names(opened):
+                        self._turn = turn
+                        return self
+                except BaseException:
+                    turn.end()
+                    raise
+                turn.end()
             except BaseException:
                 os.close(self._descriptor)
                 raise
@@ -195,13 +211,13 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
+        self._turn.end()
 
-    def _acquire(self) -> None:
-        if self._timeout is None:
+    def _acquire(self, give_up: float | None) -> None:
+        if give_up is None:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
             return
         pause = 0.0005
-        give_up = time.monotonic() + self._timeout
         while True:
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -212,13 +228,13 @@ class Lock:
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
-    def _still_named(self) -> bool:
+    def _still_names(self, opened: os.stat_result) -> bool:
         """Whether the name still leads to the locked file: it may have been removed meanwhile."""
         try:
             named = os.stat(self._name, dir_fd=self._dir_fd, follow_symlinks=False)
         except FileNotFoundError:
             return False
-        return os.path.samestat(named, os.fstat(self._descriptor))
+        return os.path.samestat(named, opened)
 
     def _busy(self) -> CNIError:
         holder = _flock_holder(os.fstat(self._descriptor))
@@ -227,6 +243,40 @@ class Lock:
             f"the lock {self._path} is held by {holder}",
             f"waited {self._timeout:g} s; if that process hangs, end it, and try again",
         )
+
+
+class _Turn:
+    """One thread's turn at a file, among the threads of this process."""
+
+    _turns: ClassVar[dict[tuple[int, int], _Turn]] = {}
+    _guard = allocate_lock()  # of the above and of `_users`
+
+    def __init__(self, key: tuple[int, int]) -> None:
+        self._key = key
+        self._lock = allocate_lock()
+        self._users = 0
+
+    @classmethod
+    def take(cls, key: tuple[int, int], give_up: float | None) -> _Turn | None:
+        """Wait for the turn; None once the time (of time.monotonic()) is over."""
+        with cls._guard:
+            turn = cls._turns.setdefault(key, _Turn(key))
+            turn._users += 1
+        timeout = -1.0 if give_up is None else max(0.0, give_up - time.monotonic())
+        if turn._lock.acquire(timeout=timeout):
+            return turn
+        turn._leave()
+        return None
+
+    def end(self) -> None:
+        self._lock.release()
+        self._leave()
+
+    def _leave(self) -> None:
+        with self._guard:
+            self._users -= 1
+            if not self._users:
+                del self._turns[self._key]
 
 
 def _flock_holder(locked: os.stat_result) -> str:

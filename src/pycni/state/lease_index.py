@@ -56,6 +56,7 @@ _FULL = (1 << _FAN) - 1
 # magic, boot id, device, inode, stamp, buckets, records
 _HEADER = Struct("<8s36sQQqQQ")
 _NO_STAMP = 0
+_MAX_LEVEL = 19  # of the tree: 128 bits of an address, 7 of them a level
 
 
 class BadIndex(Exception):
@@ -65,8 +66,11 @@ class BadIndex(Exception):
 class LeaseIndex:
     """The hash table, on an open file that it owns."""
 
-    def __init__(self, descriptor: int, buckets: int, records: int, settled: bool) -> None:
+    def __init__(
+        self, descriptor: int, boot: bytes, buckets: int, records: int, settled: bool
+    ) -> None:
         self._file = descriptor
+        self._boot = boot
         self._buckets = buckets
         self._records = records
         self._settled = settled  # the header on file carries a stamp
@@ -85,9 +89,10 @@ class LeaseIndex:
             or (device, inode, stamp) != (now.st_dev, now.st_ino, now.st_mtime_ns)
             or boot != boot_id()
             or not 0 < buckets < 1 << 40
+            or records > buckets * _CAPACITY
         ):
             return None
-        return cls(descriptor, buckets, records, settled=True)
+        return cls(descriptor, boot, buckets, records, settled=True)
 
     @classmethod
     def build(cls, descriptor: int, holders: list[tuple[bytes, IPAddress]]) -> LeaseIndex:
@@ -104,7 +109,7 @@ class LeaseIndex:
             else:
                 spilled.append((key, value))
         os.ftruncate(descriptor, 0)
-        index = cls(descriptor, buckets, len(records) - len(spilled), settled=False)
+        index = cls(descriptor, boot_id(), buckets, len(records) - len(spilled), settled=False)
         data = bytes(_PAGE) + b"".join(_page(b"".join(page)) for page in pages)
         view, offset = memoryview(data), 0
         while offset < len(data):
@@ -159,7 +164,9 @@ class LeaseIndex:
             self._settled = False
 
     def _write_header(self, device: int, inode: int, stamp: int) -> None:
-        header = _HEADER.pack(_MAGIC, boot_id(), device, inode, stamp, self._buckets, self._records)
+        header = _HEADER.pack(
+            _MAGIC, self._boot, device, inode, stamp, self._buckets, self._records
+        )
         os.pwrite(self._file, header, 0)
 
     # --- the tree of bitmaps -------------------------------------------------------------------
@@ -170,6 +177,8 @@ class LeaseIndex:
         bits = self._node(family, level, node)
         clear = ~bits & _FULL & -(1 << bit)
         if not clear:
+            if level > _MAX_LEVEL:
+                raise BadIndex("the tree has no end")
             node = self._next_clear(family, level + 1, node + 1)
             clear = ~self._node(family, level, node) & _FULL
             if not clear:
@@ -236,7 +245,7 @@ class LeaseIndex:
         records = self._read(bucket)
         for offset in _matches(records, key + value):
             self._write(bucket, records[:offset] + records[offset + _RECORD :])
-            self._records -= 1
+            self._records = max(0, self._records - 1)
             return
 
     def _split(self) -> None:

@@ -198,12 +198,12 @@ class LeaseStore:
         range_set: the number of the range set whose last reserved address it becomes.
         """
         content = _content(attachment)
-        number = int(address)
-        believed_free = self.next_free(address.family, number, number) is not None
+        self._opened()  # it is judged by the directory as it is before
         try:
             create_file(str(address), content, dir_fd=self._dir)
         except FileExistsError:
-            if believed_free:
+            number = int(address)
+            if self.next_free(address.family, number, number) is not None:  # so it is mistaken
                 self.recheck()
             return False
         try:

@@ -8,7 +8,6 @@ import os
 from pycni.kernel import link as links
 from pycni.kernel.netlink.constants import IFF_PROMISC
 from pycni.kernel.netlink.errors import NetlinkError
-from pycni.kernel.steps import router_advertisements
 from pycni.spec.errors import INVALID_CONFIG, CNIError
 
 TYPE_CHECKING = False
@@ -41,6 +40,8 @@ def apply(step: Bridge, kernel: Kernel) -> Undo | None:
             remove_unused(kernel, step.name)
             return
         if before not in ("", "0"):
+            from pycni.kernel.steps import router_advertisements
+
             router_advertisements.restore(host, step.name, before)
         if changes:
             up = None if found.is_up else False
@@ -48,7 +49,10 @@ def apply(step: Bridge, kernel: Kernel) -> Undo | None:
             host.request(links.update(found, up=up, promiscuous=promiscuous_too))
 
     try:
-        before = router_advertisements.refuse(host, step.name)
+        if found.accept_ra:
+            from pycni.kernel.steps import router_advertisements
+
+            before = router_advertisements.refuse(host, step.name)
         if changes:
             host.request(links.update(found, up=True, promiscuous=promiscuous or None))
     except BaseException:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from _socket import AF_INET
 
-from pycni.kernel import sysctl
+from pycni.kernel import netconf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 def apply(step: Forwarding, kernel: Kernel) -> Undo | None:
+    if netconf.forwards(kernel.host.netlink, step.family):
+        return None
     key = _key(step)
-    with kernel.host.enter():
-        if sysctl.write(key, "1") == "1":
-            return None
+    if _write(key, "1", kernel) == "1":  # another ADD was first
+        return None
     return lambda: _turn_off(key, kernel)
 
 
 def check(step: Forwarding, kernel: Kernel) -> list[str]:
-    key = _key(step)
-    with kernel.host.enter():
-        value = sysctl.read(key)
-    return [] if value == "1" else [f"{key} is {value}: the host does not forward packets"]
+    if netconf.forwards(kernel.host.netlink, step.family):
+        return []
+    return [f"{_key(step)} is 0: the host does not forward packets"]
 
 
 def remove(step: Forwarding, kernel: Kernel) -> None:
@@ -37,5 +37,12 @@ def _key(step: Forwarding) -> str:
 
 
 def _turn_off(key: str, kernel: Kernel) -> None:
+    _write(key, "0", kernel)
+
+
+def _write(key: str, value: str, kernel: Kernel) -> str:
+    """Set a sysctl of the host; returns what it was."""
+    from pycni.kernel import sysctl  # hardly ever needed
+
     with kernel.host.enter():
-        sysctl.write(key, "0")
+        return sysctl.write(key, value)

@@ -6,7 +6,7 @@ import errno
 
 from pycni.kernel import link as links
 from pycni.kernel.netlink.errors import NetlinkError
-from pycni.kernel.steps import port_vlans, router_advertisements
+from pycni.kernel.steps.link_up import without_link_local
 from pycni.spec.errors import ALREADY_EXISTS, CNIError
 from pycni.spec.owner import Owner, network_tag
 
@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pycni.kernel.context import Kernel
+    from pycni.kernel.context import Kernel, Site
     from pycni.kernel.executor import Undo
     from pycni.kernel.link import Link
     from pycni.kernel.netlink.codec import Request
@@ -25,22 +25,11 @@ if TYPE_CHECKING:
 def apply(step: VethPair, kernel: Kernel) -> Undo:
     host = kernel.host
     made = host.remember(_create(step, kernel))
-    if step.port:
-        host.forget(step.port.bridge)  # a bridge may have taken over its new port's address
+    if step.mac:  # else the kernel has chosen one
+        inner = links.Link(index=made.link, name=step.name, kind="veth", mac=step.mac)
+        kernel.site("sandbox").remember(inner)
     try:
-        router_advertisements.refuse(host, made.name)
-        port = step.port
-        host.request(
-            links.update(
-                made,
-                up=True,
-                alias=step.owner.comment,
-                hairpin=port.hairpin if port else None,
-                isolated=port.isolated if port else None,
-            )
-        )
-        if port and port.vlans:
-            port_vlans.assign(host, made, port.vlans)
+        _set_up_host_end(step, made, host)
     except BaseException:
         host.request(links.delete(made))
         raise
@@ -117,6 +106,27 @@ def _create(step: VethPair, kernel: Kernel) -> Link:
     return links.create(host.netlink, request)
 
 
+def _set_up_host_end(step: VethPair, made: Link, host: Site) -> None:
+    alias, port = step.owner.comment, step.port
+    if port is None:
+        from pycni.kernel.steps import router_advertisements
+
+        router_advertisements.refuse(host, made.name)
+        host.request(links.update(made, up=True, alias=alias))
+        return
+    host.forget(port.bridge)  # a bridge may have taken over its new port's address
+    # What a port receives goes to its bridge: it speaks no IPv6 itself, and needs no address.
+    without_link_local(
+        host,
+        made,
+        links.update(made, up=True, alias=alias, hairpin=port.hairpin, isolated=port.isolated),
+    )
+    if port.vlans:
+        from pycni.kernel.steps import port_vlans
+
+        port_vlans.assign(host, made, port.vlans)
+
+
 def _tag(found: Link) -> str:
     """Whose pair it is; "" for one that was not made here."""
     return found.alias.partition(",")[0]
@@ -143,5 +153,7 @@ def _check_port(port: BridgePort, outer: Link, kernel: Kernel) -> list[str]:
             state = "on" if actual else "off"
             differences.append(f"{what} of host interface {outer.name} is {state}")
     if port.vlans:
+        from pycni.kernel.steps import port_vlans
+
         differences += port_vlans.differences(kernel.host, outer, port.vlans)
     return differences

@@ -1,0 +1,42 @@
+"""A network namespace's forwarding, read by netlink (include/uapi/linux/netconf.h).
+
+The same is below /proc/sys, where a look-up takes the longer, the more namespaces the host has.
+Used by the executor of plans.
+"""
+
+from __future__ import annotations
+
+import errno
+from struct import Struct
+
+from pycni.kernel.netlink import constants as c
+from pycni.kernel.netlink.codec import S32, Request, Schema
+from pycni.kernel.netlink.errors import NetlinkError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycni.kernel.netlink.socket import NetlinkSocket
+
+_NETCONF = Struct("=B3x")  # struct netconfmsg: family; padded
+_ATTRIBUTES = Schema(
+    index=(c.NETCONFA_IFINDEX, S32),
+    forwarding=(c.NETCONFA_FORWARDING, S32),
+)
+
+
+def forwards(netlink: NetlinkSocket, family: int) -> bool:
+    """Whether all interfaces forward packets of a family; never those of one that is not there.
+
+    Raises NetlinkError.
+    """
+    body = _NETCONF.pack(family) + _ATTRIBUTES.encode({"index": c.NETCONFA_IFINDEX_ALL})
+    try:
+        answer = netlink.request(Request(c.RTM_GETNETCONF, 0, body, "get forwarding"))
+    except NetlinkError as error:
+        if error.errno == errno.EOPNOTSUPP:  # no IPv6
+            return False
+        raise
+    return any(
+        _ATTRIBUTES.decode(message.payload[_NETCONF.size :]).get("forwarding") == 1
+        for message in answer
+    )
