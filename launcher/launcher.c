@@ -47,7 +47,8 @@ extern char **environ;
 
 static void fail(const char *plugin, int code, const char *what, const char *hint)
 {
-    printf("{\n    \"code\": %d,\n    \"msg\": \"the plugin %s %s\",\n    \"details\": \"%s\"\n}",
+    printf("{\n    \"cniVersion\": \"1.1.0\",\n    \"code\": %d,\n"
+           "    \"msg\": \"the plugin %s %s\",\n    \"details\": \"%s\"\n}",
            code, plugin, what, hint);
     fflush(stdout);
     _exit(1);
@@ -108,7 +109,7 @@ static void run_here(const struct trailer *t)
              "except Exception as error:\n"
              "    why = f'{type(error).__name__}: {error}'\n"
              "    why = why.replace(chr(92), '/').replace(chr(34), chr(39)).replace(chr(10), ' ')\n"
-             "    print('{\\n    \"code\": 999,')\n"
+             "    print('{\\n    \"cniVersion\": \"1.1.0\",\\n    \"code\": 999,')\n"
              "    print(f'    \"msg\": \"the plugin %s cannot start: {why}\",')\n"
              "    print('    \"details\": \"pycni is damaged, or not for this Python; '\n"
              "          'mend it and run pycni install again\"\\n}', end='')\n"

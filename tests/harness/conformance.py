@@ -10,12 +10,6 @@ from typing import Any
 
 PYCNI = Path(sys.executable).parent / "pycni"
 
-# Where pycni does as the reference does although the specification says otherwise; see the first
-# table of docs/compatibility.md.
-AS_THE_REFERENCE = {"error.cni-version", "version.echo"}
-# CNI_PATH is optional where nothing is delegated; the reference insists on it, and so does pycni.
-PATH_REQUIRED = {"parameters.path-optional", "status.path-optional"}
-
 
 def report(plugin: Path, *options: str) -> tuple[int, dict[str, Any]]:
     """The exit code and the JSON report for a plugin."""

@@ -84,7 +84,9 @@ CASES = [
     Case("command in small letters", 4, ("unknown CNI_COMMAND: add",), command="add"),
     Case("no container id", 4, ("[CNI_CONTAINERID]",), env=env(containerid=None)),
     Case("empty container id", 4, ("[CNI_CONTAINERID]",), env=env(containerid="")),
-    Case("several missing", 4, ("[CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME,CNI_PATH]",),
+    Case("nowhere to find the address plugin", 4, ("[CNI_PATH]", "host-local"),
+         env=env(path=None)),
+    Case("several missing", 4, ("[CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME]",),
          env=env(containerid=None, netns=None, ifname=None, path=None)),
     Case("container id with a slash", 4, ("containerID", "../x"), env=env(containerid="../x")),
     Case("container id with a newline", 4, ("containerID",), env=env(containerid="a\n")),
@@ -200,7 +202,7 @@ def stdin_of(case: Case, tmp_path: Path) -> Any:
 def assert_refused(run: PluginRun, code: int, words: tuple[str, ...]) -> None:
     assert run.code == 1, run
     error = json.loads(run.stdout)
-    assert set(error) <= {"code", "msg", "details"}, error
+    assert set(error) <= {"cniVersion", "code", "msg", "details"}, error
     assert error["code"] == code, error
     for word in words:
         assert word in error["msg"] + error.get("details", ""), error

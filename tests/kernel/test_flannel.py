@@ -273,7 +273,7 @@ def test_file_stays_until_the_delegate_has_deleted(
     one.add()
     (tmp_path / "fail.DEL").touch()
     (tmp_path / "answer").write_text('{"code": 77, "msg": "not now"}')
-    assert one.refused("DEL") == {"code": 77, "msg": "not now"}
+    assert one.refused("DEL") == {"cniVersion": "1.1.0", "code": 77, "msg": "not now"}
     assert files(tmp_path) == ["container-1"]
     (tmp_path / "fail.DEL").unlink()
     (tmp_path / "answer").write_text("")
@@ -286,11 +286,11 @@ def test_failed_add_is_deleted(attach: Attach, spy: Path, tmp_path: Path) -> Non
     one.path = str(spy)
     (tmp_path / "fail.ADD").touch()
     (tmp_path / "answer").write_text('{"code": 77, "msg": "no"}')
-    assert one.refused() == {"code": 77, "msg": "no"}
+    assert one.refused() == {"cniVersion": "1.1.0", "code": 77, "msg": "no"}
     assert asked(tmp_path, "DEL") == asked(tmp_path)
     assert files(tmp_path) == []
     (tmp_path / "fail.DEL").touch()
-    assert one.refused() == {"code": 77, "msg": "no"}
+    assert one.refused() == {"cniVersion": "1.1.0", "code": 77, "msg": "no"}
     assert files(tmp_path) == ["container-1"]
 
 

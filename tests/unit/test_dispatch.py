@@ -84,10 +84,11 @@ def call(
 
 
 def refused(plugin: Recorder, command: str | None, config: Any = None, **env: str | None) -> Any:
-    """The error object of a call that must fail, before the plugin is reached."""
+    """The error object of a call that must fail, before the plugin is reached; no cniVersion."""
     outcome, answer = call(plugin, command, config, **env)
     assert outcome.code == 1
     assert plugin.calls == []
+    assert answer.pop("cniVersion") in versions.ALL
     return answer
 
 
@@ -175,11 +176,11 @@ def test_what_a_plugin_leaves_out_succeeds() -> None:
 @pytest.mark.parametrize(
     ("command", "required"),
     [
-        ("ADD", ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"]),
-        ("CHECK", ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"]),
-        ("DEL", ["CNI_CONTAINERID", "CNI_IFNAME", "CNI_PATH"]),
-        ("GC", ["CNI_PATH"]),
-        ("STATUS", ["CNI_PATH"]),
+        ("ADD", ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"]),
+        ("CHECK", ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"]),
+        ("DEL", ["CNI_CONTAINERID", "CNI_IFNAME"]),
+        ("GC", []),
+        ("STATUS", []),
     ],
 )
 @pytest.mark.parametrize("missing", [None, ""], ids=["unset", "empty"])
@@ -195,6 +196,8 @@ def test_missing_variables(command: str, required: list[str], missing: str | Non
         else:
             outcome, _ = call(plugin, command, CONFIGS[command], **{name: missing})
             assert outcome.code == 0
+    if not required:
+        return
     nothing = dict.fromkeys(ENVIRON, missing)
     del nothing["CNI_COMMAND"]
     error = refused(Recorder(), command, CONFIGS[command], **nothing)
@@ -286,17 +289,37 @@ def test_without_a_command_it_says_what_it_is(command: str | None) -> None:
     assert read == []
 
 
-def test_version_needs_only_the_command_and_reads_no_stdin() -> None:
-    def never() -> NoReturn:
-        raise AssertionError("stdin was read")
-
+@pytest.mark.parametrize(
+    ("stdin", "version"),
+    [
+        *((json.dumps({"cniVersion": version}).encode(), version) for version in versions.ALL),
+        (b'{"cniVersion": "99.0.0"}', "99.0.0"),
+        (b"", "1.1.0"),
+        (b"{}", "1.1.0"),
+        (b'{"cniVersion": ""}', "1.1.0"),
+        (b'{"cniVersion": 7}', "1.1.0"),
+        (b"[]", "1.1.0"),
+        (b"no JSON", "1.1.0"),
+    ],
+)
+def test_version_needs_only_the_command_and_answers_in_the_version_of_stdin(
+    stdin: bytes, version: str
+) -> None:
     plugin = Old()
-    outcome = serve(plugin, {"CNI_COMMAND": "VERSION"}, never)
+    outcome = serve(plugin, {"CNI_COMMAND": "VERSION"}, lambda: stdin)
     assert outcome.code == 0
     assert outcome.stdout == (
-        '{"cniVersion":"1.1.0","supportedVersions":["0.1.0","0.2.0","0.3.0","0.3.1"]}\n'
+        f'{{"cniVersion":"{version}","supportedVersions":["0.1.0","0.2.0","0.3.0","0.3.1"]}}\n'
     )
     assert plugin.calls == []
+
+
+def test_version_without_a_stdin() -> None:
+    def fail() -> NoReturn:
+        raise OSError(110, "its end did not arrive in time")
+
+    outcome = serve(Old(), {"CNI_COMMAND": "VERSION"}, fail)
+    assert (outcome.code, json.loads(outcome.stdout)["cniVersion"]) == (0, "1.1.0")
 
 
 def test_unknown_command() -> None:
@@ -483,14 +506,41 @@ def test_error_of_the_plugin_comes_out_as_it_is(command: str) -> None:
     outcome, answer = call(Recorder(fail), command, CONFIGS[command])
     assert outcome.code == 1
     assert answer == {
+        "cniVersion": "1.1.0",
         "code": 1234,
         "msg": "insufficient funds",
         "details": "try <later> & elsewhere",
     }
     assert outcome.stdout == (
-        '{\n    "code": 1234,\n    "msg": "insufficient funds",\n'
+        '{\n    "cniVersion": "1.1.0",\n    "code": 1234,\n    "msg": "insufficient funds",\n'
         '    "details": "try \\u003clater\\u003e \\u0026 elsewhere"\n}'
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "version"),
+    [*((known, known) for known in versions.ALL), ("99.0.0", "1.1.0"), (7, "1.1.0")],
+)
+def test_errors_are_in_the_version_of_the_configuration(given: Any, version: str) -> None:
+    def fail() -> NoReturn:
+        raise CNIError(11, "later")
+
+    for config in ({**CONFIG, "cniVersion": given}, {**CONFIG, "cniVersion": given, "name": "/"}):
+        _, answer = call(Recorder(fail), "ADD", config)
+        assert answer["cniVersion"] == version
+    _, answer = call(Recorder(fail), "ADD", {"name": "net"})
+    assert answer["cniVersion"] == "0.1.0"
+
+
+@pytest.mark.parametrize(
+    ("config", "env"),
+    [(b"", {}), (b"[]", {}), (CONFIG, {"CNI_CONTAINERID": None}), (CONFIG, {"CNI_IFNAME": "/"})],
+)
+def test_errors_before_a_configuration_are_in_the_newest_version(
+    config: Any, env: dict[str, str | None]
+) -> None:
+    _, answer = call(Recorder(), "ADD", config, **env)
+    assert answer["cniVersion"] == "1.1.0"
 
 
 @pytest.mark.parametrize("command", ["ADD", "CHECK", "DEL", "GC", "STATUS"])

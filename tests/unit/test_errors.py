@@ -1,4 +1,4 @@
-"""The error object: SPEC 1.1.0 section 5, "Error", and how the reference writes it."""
+"""The error object: SPEC 1.1.0 section 5, "Error", in the form that the reference writes it in."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ def test_text(details: str, text: str) -> None:
     assert str(CNIError(1234, "some message", details)) == text
 
 
-def test_json_as_the_reference_prints_it() -> None:
+def test_json() -> None:
     error = CNIError(1, "incompatible CNI versions", 'config is "9.9.9"')
-    assert jsontext.dumps(error.to_json(), indent=4) == (
+    assert jsontext.dumps(error.to_json("1.0.0"), indent=4) == (
         "{\n"
+        '    "cniVersion": "1.0.0",\n'
         '    "code": 1,\n'
         '    "msg": "incompatible CNI versions",\n'
         '    "details": "config is \\"9.9.9\\""\n'

@@ -69,7 +69,7 @@ def test_damaged_package_is_an_error_object(
     run = call(executable)
     assert run.returncode == 1
     error = json.loads(run.stdout)
-    assert error["code"] == 999
+    assert (error["cniVersion"], error["code"]) == ("1.1.0", 999)
     assert error["msg"].startswith("the plugin bridge cannot start: ")
     assert "pycni install" in error["details"]
     assert run.stderr == ""
@@ -84,3 +84,26 @@ def call(executable: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("stdin", "version"), [(b'{"cniVersion": "0.4.0"}', "0.4.0"), (b"", "1.1.0"), (None, "1.1.0")]
+)
+def test_version_is_answered_in_the_version_asked_with(
+    installed: tuple[Path, Path], stdin: bytes | None, version: str
+) -> None:
+    """None: a caller by hand, who leaves stdin open and says nothing."""
+    _, plugin = installed
+    reader, writer = os.pipe()
+    try:
+        if stdin is not None:
+            os.write(writer, stdin)
+            os.close(writer)
+        done = subprocess.run(
+            [plugin], stdin=reader, env={"CNI_COMMAND": "VERSION"}, capture_output=True, check=True
+        )
+    finally:
+        os.close(reader)
+        if stdin is None:
+            os.close(writer)
+    assert json.loads(done.stdout)["cniVersion"] == version

@@ -95,10 +95,10 @@ def test_nothing_to_report(call: Call, debug: Path) -> None:
 def test_errors(call: Call, debug: Path) -> None:
     tell(debug, ReportError="banana", ReportStderr="words")
     run = call("DEL", {}, CNI_ARGS=f"DEBUG={debug}")
-    assert (run.code, run.result) == (1, {"code": 999, "msg": "banana"})
+    assert (run.code, run.result) == (1, {"cniVersion": "1.1.0", "code": 999, "msg": "banana"})
     tell(debug, ReportError="banana", ReportErrorCode=50)
     run = call("STATUS", {"debugFile": str(debug)})
-    assert (run.code, run.result) == (1, {"code": 50, "msg": "banana"})
+    assert (run.code, run.result) == (1, {"cniVersion": "1.1.0", "code": 50, "msg": "banana"})
 
 
 def test_exit_status(call: Call, debug: Path) -> None:

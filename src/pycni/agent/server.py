@@ -24,7 +24,7 @@ from pathlib import Path
 from pycni import __version__, plugins
 from pycni.agent import protocol, systemd
 from pycni.agent.metrics import Metrics
-from pycni.sdk.dispatch import serve
+from pycni.sdk.dispatch import VERSION_SECONDS, serve
 from pycni.spec.errors import IO_FAILURE, CNIError
 from pycni.spec.jsontext import MAX_SIZE
 
@@ -151,16 +151,17 @@ class Agent:
         self.metrics.begin()
         begin = time.monotonic()
         stdin, stderr = call.descriptors[:2]
+        command = call.environ.get("CNI_COMMAND", "")
+        patience = VERSION_SECONDS if command == "VERSION" else STDIN_SECONDS
         outcome = serve(
             plugins.load(call.plugin),
             call.environ,
-            lambda: read_stdin(stdin, time.monotonic() + STDIN_SECONDS),
+            lambda: read_stdin(stdin, time.monotonic() + patience),
             netns_fd=call.netns_fd,
             resolve=plugins.resolve,
             cancel=connection.fileno(),
             stderr=stderr,
         )
-        command = call.environ.get("CNI_COMMAND", "")
         error = outcome.stdout if outcome.code else ""
         self.metrics.end(call.plugin, command, time.monotonic() - begin, error)
         try:

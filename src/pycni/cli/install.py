@@ -45,7 +45,7 @@ try:
 except Exception as error:
     why = f"{{type(error).__name__}}: {{error}}"
     why = why.replace(chr(92), "/").replace(chr(34), chr(39)).replace(chr(10), " ")
-    print("{{\\n    \\"code\\": {code},")
+    print("{{\\n    \\"cniVersion\\": \\"1.1.0\\",\\n    \\"code\\": {code},")
     print(f"    \\"msg\\": \\"the plugin {name} cannot start: {{why}}\\",")
     print("    \\"details\\": \\"pycni is damaged, or not for this Python; "
           "mend it and run pycni install again\\"\\n}}", end="")
@@ -53,6 +53,7 @@ except Exception as error:
 fi
 cat <<EOF
 {{
+    "cniVersion": "1.1.0",
     "code": {code},
     "msg": "the plugin {name} cannot start: its Python or its package is not there any more",
     "details": "pycni was moved or removed; run 'pycni install' again for this directory"
@@ -74,6 +75,7 @@ run("{module}", "{attribute}", resolve)' {package} {folder} {libraries}
 fi
 cat <<EOF
 {{
+    "cniVersion": "1.1.0",
     "code": {code},
     "msg": "the plugin {name} cannot start: its Python or its package is not there any more",
     "details": "it or pycni was moved or removed; install it again into this directory"

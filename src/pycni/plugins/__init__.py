@@ -54,7 +54,7 @@ def load(name: str) -> Plugin:
 def resolve(path: str) -> Plugin | None:
     """The plugin behind an executable that `pycni install` wrote; None for any other."""
     name = os.path.basename(path)
-    if name not in NAMES:
+    if name not in NAMES or name == path:  # a mere name is no path: it would be one of any folder
         return None
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

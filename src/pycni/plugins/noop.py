@@ -51,8 +51,8 @@ class Noop(Plugin):
     def answer(self, environ: Mapping[str, str], read_stdin: Callable[[], bytes]) -> Outcome | None:
         if not environ.get("CNI_COMMAND"):
             return None
-        stdin = read_stdin()
         try:
+            stdin = read_stdin()
             double = _Double(supported(environ.get("CNI_ARGS", ""), stdin), stdin)
         except (Crash, CNIError, OSError) as error:
             return Outcome(code=CRASHED, stderr=f"{error}\n")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pycni.sdk.dispatch import perform
 from pycni.sdk.execute import execute, find_plugin
-from pycni.spec.errors import DECODING_FAILURE, CNIError
+from pycni.spec.errors import DECODING_FAILURE, INVALID_ENVIRONMENT, CNIError
 from pycni.spec.jsontext import JSONError, dumps, loads
 from pycni.spec.result import decode_result
 
@@ -54,6 +54,12 @@ def find_delegate(request: Request, plugin_type: str) -> tuple[Plugin | None, st
     plugin = None if request.path else request.resolve(plugin_type)
     if plugin is not None:
         return plugin, ""
+    if not any(request.path):
+        raise CNIError(
+            INVALID_ENVIRONMENT,
+            "required env variables [CNI_PATH] missing",
+            f'it must name the directories to find the plugin "{plugin_type}" in',
+        )
     path = find_plugin(plugin_type, request.path)
     return request.resolve(path), path
 

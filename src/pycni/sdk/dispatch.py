@@ -23,7 +23,7 @@ from pycni.spec.errors import (
     IO_FAILURE,
     CNIError,
 )
-from pycni.spec.jsontext import dumps
+from pycni.spec.jsontext import dumps, lookup
 from pycni.spec.names import check_container_id, check_interface_name
 from pycni.spec.record import Record
 from pycni.spec.result import print_result
@@ -31,19 +31,23 @@ from pycni.spec.result import print_result
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Any
 
     from pycni.sdk.plugin import Plugin
     from pycni.spec.result import Result
 
+# How long a caller by hand, who leaves stdin open and says nothing, waits for VERSION.
+VERSION_SECONDS = 1.0
+
 _ATTACHMENT = ("ADD", "CHECK", "DEL")
 _EVERY = ("ADD", "CHECK", "DEL", "GC", "STATUS")
 
-# Which operations need a variable (SPEC 1.1.0, "Parameters"), in the order they are reported.
+# Which operations need a variable (SPEC 1.1.0, "CNI operations"), in the order they are reported.
+# Whether there is a use for CNI_PATH turns out when another plugin is to be found by it.
 _REQUIRED = {
     "CNI_CONTAINERID": _ATTACHMENT,
     "CNI_NETNS": ("ADD", "CHECK"),
     "CNI_IFNAME": _ATTACHMENT,
-    "CNI_PATH": _EVERY,
 }
 _VALIDATORS = {"CNI_CONTAINERID": check_container_id, "CNI_IFNAME": check_interface_name}
 
@@ -75,19 +79,24 @@ def serve(
         return own
     if not environ.get("CNI_COMMAND"):
         return Outcome(stderr=about(plugin))
+    version = versions.CURRENT
     try:
-        request = read_request(environ, read_stdin)
-        if request is None:
-            return Outcome(dumps(versions.version_reply(plugin.versions)) + "\n")
+        check_variables(environ)
+        if environ["CNI_COMMAND"] == "VERSION":
+            reply = versions.version_reply(plugin.versions, _asked_version(read_stdin))
+            return Outcome(dumps(reply) + "\n")
+        document = _read_config(read_stdin)
+        version = _known_version(document)
+        request = make_request(environ, document)
         request = request.replace(netns_fd=netns_fd, cancel=cancel, stderr=stderr)
         if resolve is not None:
             request = request.replace(resolve=resolve)
         result = perform(plugin, request)
         return Outcome("" if result is None else _print(result, plugin, request))
     except CNIError as error:
-        return failure(error)
+        return failure(error, version)
     except Exception as error:  # noqa: BLE001 - a fault of ours is an error object too
-        return failure(internal_error(error))
+        return failure(internal_error(error), version)
 
 
 def _print(result: Result, plugin: Plugin, request: Request) -> str:
@@ -112,9 +121,9 @@ def about(plugin: Plugin) -> str:
     )
 
 
-def failure(error: CNIError) -> Outcome:
+def failure(error: CNIError, version: str = versions.CURRENT) -> Outcome:
     """The outcome of a failed call: the error object on stdout, exit code 1."""
-    return Outcome(dumps(error.to_json(), indent=4), 1)
+    return Outcome(dumps(error.to_json(version), indent=4), 1)
 
 
 def internal_error(error: Exception) -> CNIError:
@@ -131,12 +140,8 @@ def internal_error(error: Exception) -> CNIError:
     )
 
 
-def read_request(environ: Mapping[str, str], read_stdin: Callable[[], bytes]) -> Request | None:
-    """The request that environment and stdin make; None for VERSION, which reads no stdin.
-
-    Raises CNIError for every rule of the specification that they break, missing variables all in
-    one error.
-    """
+def check_variables(environ: Mapping[str, str]) -> None:
+    """Raise a CNIError for variables of the protocol that are missing, all in one, or not valid."""
     command = environ["CNI_COMMAND"]
     missing = []
     for name, commands in _REQUIRED.items():
@@ -153,13 +158,37 @@ def read_request(environ: Mapping[str, str], read_stdin: Callable[[], bytes]) ->
             f"required env variables [{','.join(missing)}] missing",
             f"{command} needs {', '.join(_required_by(command))}",
         )
-    if command == "VERSION":
-        return None
+
+
+def _read_config(read_stdin: Callable[[], bytes]) -> dict[str, Any]:
     try:
         data = read_stdin()
     except OSError as error:
         raise CNIError(IO_FAILURE, f"error reading from stdin: {error.strerror}") from None
-    document = parse_config(data)
+    return parse_config(data)
+
+
+def _asked_version(read_stdin: Callable[[], bytes]) -> str:
+    """The version that VERSION was asked in; runtimes of old send nothing."""
+    try:
+        asked = lookup(_read_config(read_stdin), "cniVersion")
+    except CNIError:
+        return versions.CURRENT
+    return asked if isinstance(asked, str) and asked else versions.CURRENT
+
+
+def _known_version(document: Mapping[str, Any]) -> str:
+    """The version to answer a configuration in, the newest if its own is none that there is."""
+    try:
+        version = config_version(document)
+    except CNIError:
+        return versions.CURRENT
+    return version if version in versions.ALL else versions.CURRENT
+
+
+def make_request(environ: Mapping[str, str], document: Mapping[str, Any]) -> Request:
+    """The request that variables, checked before, and a configuration make. Raises CNIError."""
+    command = environ["CNI_COMMAND"]
     network_name(document)
     if command not in _EVERY:
         raise CNIError(
@@ -168,6 +197,7 @@ def read_request(environ: Mapping[str, str], read_stdin: Callable[[], bytes]) ->
             f"expected {', '.join((*_EVERY, 'VERSION'))}",
         )
     attachment = command in _ATTACHMENT
+    path = environ.get("CNI_PATH", "")
     return Request(
         command,
         document,
@@ -175,7 +205,7 @@ def read_request(environ: Mapping[str, str], read_stdin: Callable[[], bytes]) ->
         netns=environ.get("CNI_NETNS", "") if attachment else "",
         ifname=environ["CNI_IFNAME"] if attachment else "",
         args=environ.get("CNI_ARGS", "") if attachment else "",
-        path=tuple(environ["CNI_PATH"].split(os.pathsep)),
+        path=tuple(path.split(os.pathsep)) if path else (),
         environ=environ,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from pycni.sdk.dispatch import failure, serve
+from pycni.sdk.dispatch import VERSION_SECONDS, failure, serve
 from pycni.spec.errors import INTERNAL, CNIError
 from pycni.spec.jsontext import MAX_SIZE
 
@@ -57,6 +57,8 @@ def run(
 
 
 def _read_stdin() -> bytes:
+    if os.environ.get("CNI_COMMAND") == "VERSION" and not _is_coming(VERSION_SECONDS):
+        return b""
     chunks = []
     size = 0
     # One byte more than is read as JSON is enough to refuse it: what comes may have no end.
@@ -64,6 +66,15 @@ def _read_stdin() -> bytes:
         chunks.append(chunk)
         size += len(chunk)
     return b"".join(chunks)
+
+
+def _is_coming(seconds: float) -> bool:
+    """Whether there is something to read on stdin within a time, its end included."""
+    import select
+
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    return not os.isatty(0) and bool(poll.poll(seconds * 1000))
 
 
 def _write(descriptor: int, text: str) -> None:

@@ -49,9 +49,10 @@ class CNIError(Exception):
     def __str__(self) -> str:
         return f"{self.message}; {self.details}" if self.details else self.message
 
-    def to_json(self) -> dict[str, Any]:
-        """The error object in the order the reference writes it."""
-        document: dict[str, Any] = {"code": self.code, "msg": self.message}
+    def to_json(self, version: str = "") -> dict[str, Any]:
+        """The error object; version: that of the specification it is written in, as cniVersion."""
+        document: dict[str, Any] = {"cniVersion": version} if version else {}
+        document.update(code=self.code, msg=self.message)
         if self.details:
             document["details"] = self.details
         return document

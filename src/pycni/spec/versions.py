@@ -41,9 +41,9 @@ def at_least(version: str, minimum: str) -> bool:
     return parse(version) >= parse(minimum)
 
 
-def version_reply(supported: tuple[str, ...]) -> dict[str, Any]:
-    """What VERSION answers."""
-    return {"cniVersion": CURRENT, "supportedVersions": list(supported)}
+def version_reply(supported: tuple[str, ...], asked: str = CURRENT) -> dict[str, Any]:
+    """What VERSION answers; asked: the version that the question is in."""
+    return {"cniVersion": asked, "supportedVersions": list(supported)}
 
 
 def parse_version_reply(document: Any) -> tuple[str, ...]:
