@@ -16,7 +16,9 @@ from harness.faults import each_change_failing
 from harness.firewalld import Firewalld
 from harness.machines import CLIENT, FAR, Machines, addresses
 from pycni.kernel import firewalld as client_of_firewalld
-from pycni.kernel import nftables
+from pycni.kernel import nfnetlink, nftables, process
+from pycni.kernel.nfnetlink import NetfilterSocket
+from pycni.spec.ip import parse_address
 
 BACKENDS = ("iptables", "nftables")
 both_backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -101,6 +103,62 @@ def test_the_administrator_comes_first(machines: Machines, backend: str) -> None
         attached(machines, "two", backend=backend)
         assert ask(one.sandbox, FAR[4], 80)
         assert not ask(one.sandbox, FAR[4], 81)
+
+
+def test_rules_by_netlink_are_those_of_the_program(machines: Machines) -> None:
+    """The first container's rules are made by iptables-restore, the others' by netlink."""
+    one, first = attached(machines, "one", backend="iptables")
+    two, second = attached(machines, "two", backend="iptables")
+
+    def of(container: Attachment) -> tuple[list[str], list[tuple[str, bytes]]]:
+        lines, expressions = saved(), []
+        with NetfilterSocket() as netfilter:
+            for version, address in addresses(container).items():
+                key = parse_address(address)
+                lines = [line.replace(f"{address}/{key.bits}", f"V{version}") for line in lines]
+                for _, found in nfnetlink.expressions(
+                    netfilter, key.family, "filter", "CNI-FORWARD", key.packed
+                ):
+                    expressions += [(name, data.replace(key.packed, b"")) for name, data in found]
+        return [line for line in lines if "V4" in line or "V6" in line], expressions
+
+    assert of(one) == of(two)
+    lines, expressions = of(two)
+    assert len(lines) == 4
+    assert len(expressions) == 18
+    # Counters, which a packet changes, are no obstacle.
+    with service(machines.far, "far", 80):
+        assert ask(two.sandbox, FAR[4], 80)
+    second.delete()
+    assert of(two) == ([], [])
+    assert len(of(one)[0]) == 4
+    first.delete()
+    assert of(one) == ([], [])
+
+
+def test_no_program_runs_for_a_container(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attached(machines, "one", backend="iptables")
+    container = machines.container("two")
+    firewall = machines.chained("firewall", container, backend="iptables")
+
+    def refuse(argv: list[str], *_: object) -> None:
+        raise AssertionError(argv)
+
+    monkeypatch.setattr(process, "run", refuse)
+    firewall.add()
+    firewall.delete()
+
+
+def test_an_administrators_chain_that_was_there_first(machines: Machines) -> None:
+    attached(machines, "one", backend="iptables")
+    run_in(None, "iptables -N MINE".split())  # noqa: SIM905
+    run_in(None, "iptables -A MINE -p tcp --dport 81 -j DROP".split())  # noqa: SIM905
+    with service(machines.far, "far", 80, 81):
+        two, _ = attached(machines, "two", backend="iptables", iptablesAdminChainName="MINE")
+        assert ask(two.sandbox, FAR[4], 80)
+        assert not ask(two.sandbox, FAR[4], 81)
 
 
 @both_backends

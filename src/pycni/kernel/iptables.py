@@ -47,6 +47,12 @@ def available(family: int) -> bool:
     return _find(_name(family, "-restore")) is not None
 
 
+def is_nft(family: int) -> bool:
+    """Whether the programs for a family keep their rules in nftables."""
+    path = _find(_name(family, "-restore"))
+    return path is not None and os.path.realpath(path).endswith("xtables-nft-multi")
+
+
 def comment(text: str) -> str:
     """A rule's comment as `iptables-save` prints it; part of a rule."""
     quoted = text.replace("\\", "\\\\").replace('"', '\\"')
@@ -196,6 +202,10 @@ def save(family: int, table: str, variant: str = "") -> list[str]:
 
 def restore(family: int, table: str, lines: Sequence[str], variant: str = "") -> None:
     """Carry out lines as one transaction; what they do not name stays. Raises IPTablesError."""
+    broken = next((line for line in lines if "\n" in line), None)
+    if broken is not None:  # its second half would be a line of its own
+        reason = f"a rule with a line break in it: {broken!r}"
+        raise IPTablesError(errno.EINVAL, _name(family, f"{variant}-restore"), reason)
     text = "\n".join((f"*{table}", *lines, "COMMIT", ""))
     arguments = ["--noflush", f"--wait={LOCK_SECONDS}"]
     _run(_name(family, f"{variant}-restore"), arguments, text)

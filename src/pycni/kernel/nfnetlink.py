@@ -16,9 +16,11 @@ from struct import Struct
 
 from pycni.kernel.netlink import socket as netlink_socket
 from pycni.kernel.netlink.codec import (
+    BE32,
     BYTES,
     STRING,
     Integer,
+    MalformedMessage,
     Many,
     Request,
     Schema,
@@ -27,6 +29,7 @@ from pycni.kernel.netlink.codec import (
 )
 from pycni.kernel.netlink.constants import (
     NLM_F_ACK,
+    NLM_F_APPEND,
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_NONREC,
@@ -40,6 +43,9 @@ from pycni.spec.record import Record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
+
+    Expression = tuple[str, bytes]  # name and attributes
 
 NETLINK_NETFILTER = 12
 
@@ -56,6 +62,7 @@ _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _GETCHAIN = _SUBSYSTEM << 8 | 4
 _DELTABLE = _SUBSYSTEM << 8 | 2
 _DELCHAIN = _SUBSYSTEM << 8 | 5
+_NEWRULE = _SUBSYSTEM << 8 | 6
 _GETRULE = _SUBSYSTEM << 8 | 7
 _DELRULE = _SUBSYSTEM << 8 | 8
 _DELSET = _SUBSYSTEM << 8 | 11
@@ -80,7 +87,7 @@ _ELEMENT = Schema(key=(1, _DATA), data=(2, _DATA), userdata=(6, BYTES))
 _ELEMENTS = Schema(table=(1, STRING), set=(2, STRING), elements=(3, Schema(items=(1, Many(BYTES)))))
 _TABLE = Schema(name=(1, STRING))
 _SET = Schema(table=(1, STRING), name=(2, STRING))
-_CHAIN = Schema(table=(1, STRING), name=(3, STRING))
+_CHAIN = Schema(table=(1, STRING), name=(3, STRING), use=(6, BE32))
 _RULE = Schema(
     table=(1, STRING), chain=(2, STRING), handle=(3, _BE64), code=(4, BYTES), userdata=(7, BYTES)
 )
@@ -207,6 +214,17 @@ def chain_exists(netfilter: NetfilterSocket, family: int, table: str, chain: str
     return bool(_ask(netfilter, _request(_GETCHAIN, 0, family, body, what)))
 
 
+def is_jumped_to(netfilter: NetfilterSocket, family: int, table: str, chain: str) -> bool:
+    """Whether a chain exists and a rule jumps to it."""
+    body = _CHAIN.encode({"table": table, "name": chain})
+    what = f"look for jumps to chain {_place(family, table, chain)}"
+    found = _ask(netfilter, _request(_GETCHAIN, 0, family, body, what))
+    if not found:
+        return False
+    users: int = _CHAIN.decode(found[0]).get("use", 0)  # its own rules are among them
+    return users > len(rules(netfilter, family, table, chain))
+
+
 def chains(netfilter: NetfilterSocket, family: int, table: str) -> list[str]:
     """The names of a table's chains; [] without the table. Reads all chains of the family."""
     what = f"list the chains of table {_place(family, table)}"
@@ -227,7 +245,22 @@ def rules(netfilter: NetfilterSocket, family: int, table: str, chain: str) -> li
         rule = _RULE.decode(payload)
         # Kernels before 3.19 do not filter.
         if rule.get("chain") == chain and rule.get("table") == table:
-            found.append(_rule(rule["handle"], rule.get("userdata", b""), rule.get("code", b"")))
+            found.append(parse_rule(rule))
+    return found
+
+
+def expressions(
+    netfilter: NetfilterSocket, family: int, table: str, chain: str, wanted: bytes
+) -> list[tuple[int, list[Expression]]]:
+    """Handle and expressions of the rules of a chain that contain certain bytes."""
+    body = _RULE.encode({"table": table, "chain": chain})
+    what = f"list the rules of chain {_place(family, table, chain)}"
+    found = []
+    for payload in _dump(netfilter, _request(_GETRULE, 0, family, body, what)):
+        if wanted in payload:
+            rule = _RULE.decode(payload)
+            items = _EXPRESSIONS.decode(rule["code"]).get("items", ())
+            found.append((rule["handle"], [(item["name"], item["data"]) for item in items]))
     return found
 
 
@@ -238,7 +271,7 @@ def element(
     body = _element_body(table, name, {"key": {"value": key}})
     what = f"look for {key.hex()} in {_place(family, table, name)}"
     found = _ask(netfilter, _request(_GETSETELEM, 0, family, body, what))
-    return _elements(found[0])[0] if found else None
+    return next(iter(parse_elements(found[0])), None) if found else None
 
 
 def elements(
@@ -251,7 +284,7 @@ def elements(
     found = []
     for payload in _dump(netfilter, _request(_GETSETELEM, 0, family, body, what)):
         if wanted in payload:  # most are not worth decoding
-            found += _elements(payload, wanted)
+            found += parse_elements(payload, wanted)
     return [item for item in found if comment in item.comment]
 
 
@@ -288,6 +321,15 @@ def delete_element(family: int, table: str, name: str, key: bytes) -> Request:
     body = _element_body(table, name, {"key": {"value": key}})
     what = f"delete {key.hex()} from {_place(family, table, name)}"
     return _request(_DELSETELEM, 0, family, body, what)
+
+
+def add_rule(family: int, table: str, chain: str, expressions: Sequence[Expression]) -> Request:
+    """Append a rule."""
+    items = [{"name": name, "data": data} for name, data in expressions]
+    code = _EXPRESSIONS.encode({"items": items})
+    body = _RULE.encode({"table": table, "chain": chain, "code": code})
+    what = f"add a rule to chain {_place(family, table, chain)}"
+    return _request(_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, family, body, what)
 
 
 def delete_rule(family: int, table: str, chain: str, handle: int) -> Request:
@@ -354,8 +396,11 @@ def _element_body(table: str, name: str, item: dict[str, object]) -> bytes:
     return _ELEMENTS.encode({"table": table, "set": name, "elements": nested})
 
 
-def _elements(payload: bytes, wanted: bytes = b"") -> list[Element]:
-    """The elements of a message; those whose bytes lack what is wanted are not decoded."""
+def parse_elements(payload: bytes, wanted: bytes = b"") -> list[Element]:
+    """The elements of a message; those whose bytes lack what is wanted are not decoded.
+
+    Raises MalformedMessage.
+    """
     found = []
     for raw in _ELEMENTS.decode(payload).get("elements", {}).get("items", ()):
         if wanted in raw:
@@ -363,14 +408,21 @@ def _elements(payload: bytes, wanted: bytes = b"") -> list[Element]:
             data = item.get("data", {})
             chain = data.get("verdict", {}).get("chain", "")
             comment = _comment(item.get("userdata", b""))
-            key = item["key"]["value"]
+            key = item.get("key", {}).get("value")
+            if key is None:
+                raise MalformedMessage("an element without a key")
             found.append(Element(key, comment, chain, data.get("value", b"")))
     return found
 
 
-def _rule(handle: int, userdata: bytes, code: bytes) -> Rule:
-    comment, chain = _comment(userdata), ""
-    for expression in _EXPRESSIONS.decode(code).get("items", ()):
+def parse_rule(found: bytes | dict[str, Any]) -> Rule:
+    """A rule of its attributes, decoded or not. Raises MalformedMessage."""
+    if isinstance(found, bytes):
+        found = _RULE.decode(found)
+    if "handle" not in found:
+        raise MalformedMessage("a rule without a handle")
+    comment, chain = _comment(found.get("userdata", b"")), ""
+    for expression in _EXPRESSIONS.decode(found.get("code", b"")).get("items", ()):
         name, data = expression.get("name"), expression.get("data", b"")
         if name == "immediate":
             target = _IMMEDIATE.decode(data).get("data", {}).get("verdict", {})
@@ -379,7 +431,7 @@ def _rule(handle: int, userdata: bytes, code: bytes) -> Rule:
             match = _MATCH.decode(data)
             if match.get("name") == "comment":
                 comment = match.get("info", "")
-    return Rule(handle, comment, chain)
+    return Rule(found["handle"], comment, chain)
 
 
 def _comment(userdata: bytes) -> str:

@@ -97,7 +97,7 @@ def apply(step: Firewall, kernel: Kernel) -> Undo | None:
         if backend == "iptables":
             from pycni.kernel.steps import firewall_iptables
 
-            done += firewall_iptables.apply(step, netfilter)
+            done += firewall_iptables.apply(step, netfilter, fresh=registered is not None)
         elif backend == "firewalld":
             done += _apply_firewalld(step)
     except (OSError, CNIError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from _socket import AF_INET, AF_INET6
 
-from pycni.kernel import iptables
+from pycni.kernel import iptables, iptables_nft, nfnetlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,14 +26,27 @@ _COMMENT = iptables.comment("CNI firewall plugin rules")
 _ADMIN_COMMENT = iptables.comment("CNI firewall plugin admin overrides")
 
 
-def apply(step: Firewall, netfilter: NetfilterSocket) -> list[Callable[[], None]]:
-    """Make the rules that are missing. Returns how to take back those for the addresses."""
+def apply(step: Firewall, netfilter: NetfilterSocket, *, fresh: bool) -> list[Callable[[], None]]:
+    """Make the rules that are missing. Returns how to take back those for the addresses.
+
+    fresh: there can be no rules for the addresses yet.
+    """
     done: list[Callable[[], None]] = []
     try:
-        for family, rules in _by_family(step.addresses).items():
+        for family, addresses in _by_family(step.addresses).items():
+            if fresh and _is_ready(step, netfilter, family):
+                netfilter.commit(
+                    [
+                        request
+                        for address in addresses
+                        for request in iptables_nft.add(TABLE, FORWARD, address)
+                    ]
+                )
+                done.append(_removal(addresses, netfilter))
+                continue
             chains = [FORWARD, step.admin_chain]
             present = iptables.present(netfilter, family, TABLE, chains)
-            own = iptables.missing(present, (), rules)
+            own = iptables.missing(present, (), _rules(addresses))
             lines = [*iptables.missing(present, chains, _shared(step)), *own]
             if lines:
                 iptables.restore(family, TABLE, lines)
@@ -46,15 +59,26 @@ def apply(step: Firewall, netfilter: NetfilterSocket) -> list[Callable[[], None]
     return done
 
 
+def _is_ready(step: Firewall, netfilter: NetfilterSocket, family: int) -> bool:
+    """Whether iptables-nft has all that the host's containers share."""
+    return (
+        iptables.is_nft(family)
+        and any(
+            rule.chain == FORWARD for rule in nfnetlink.rules(netfilter, family, TABLE, "FORWARD")
+        )
+        and nfnetlink.is_jumped_to(netfilter, family, TABLE, step.admin_chain)
+    )
+
+
 def check(step: Firewall) -> list[str]:
     """The rules that are missing, a sentence each."""
     differences: list[str] = []
-    for family, rules in _by_family(step.addresses).items():
+    for family, addresses in _by_family(step.addresses).items():
         present = {*iptables.save(family, TABLE), *iptables.legacy_lines(family, TABLE)}
         program = "iptables" if family == AF_INET else "ip6tables"
         differences += (
             f"{program}: table {TABLE} lacks the rule: -A{rule[2:]}"
-            for rule in (*_shared(step), *rules)
+            for rule in (*_shared(step), *_rules(addresses))
             if f"-A{rule[2:]}" not in present
         )
     return differences
@@ -62,8 +86,18 @@ def check(step: Firewall) -> list[str]:
 
 def remove(addresses: Collection[IPAddress], netfilter: NetfilterSocket) -> None:
     """Delete the rules for addresses; what is missing is no error."""
-    for family, rules in _by_family(addresses).items():
-        iptables.delete_rules(netfilter, family, TABLE, FORWARD, rules)
+    for family, found in _by_family(addresses).items():
+        left = [address for address in found if not _remove_by_netlink(address, netfilter)]
+        if iptables.has_legacy(family, TABLE):
+            left = found
+        iptables.delete_rules(netfilter, family, TABLE, FORWARD, _rules(left))
+
+
+def _remove_by_netlink(address: IPAddress, netfilter: NetfilterSocket) -> bool:
+    """Whether the rules for an address were there, in the form of iptables-nft, and now are not."""
+    requests = iptables_nft.delete(netfilter, TABLE, FORWARD, address)
+    netfilter.commit(requests)
+    return bool(requests)
 
 
 def _shared(step: Firewall) -> list[str]:
@@ -73,17 +107,26 @@ def _shared(step: Firewall) -> list[str]:
     ]
 
 
-def _by_family(addresses: Collection[IPAddress]) -> dict[int, list[str]]:
-    rules: dict[int, list[str]] = {}
+def _by_family(addresses: Collection[IPAddress]) -> dict[int, list[IPAddress]]:
+    found: dict[int, list[IPAddress]] = {}
     for address in addresses:
-        network = f"{address}/{address.bits}"
-        rules.setdefault(address.family, []).extend(
-            (
-                f"-A {FORWARD} -d {network} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-                f"-A {FORWARD} -s {network} -j ACCEPT",
-            )
+        found.setdefault(address.family, []).append(address)
+    return found
+
+
+def _rules(addresses: Collection[IPAddress]) -> list[str]:
+    return [
+        f"-A {FORWARD} {rule}"
+        for address in addresses
+        for rule in (
+            f"-d {address}/{address.bits} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+            f"-s {address}/{address.bits} -j ACCEPT",
         )
-    return rules
+    ]
+
+
+def _removal(addresses: Collection[IPAddress], netfilter: NetfilterSocket) -> Callable[[], None]:
+    return lambda: remove(addresses, netfilter)
 
 
 def _undo(family: int, lines: list[str]) -> Callable[[], None]:
