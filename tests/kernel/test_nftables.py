@@ -213,12 +213,12 @@ def test_elements_written(table: NetfilterSocket) -> None:
 
 
 def test_many_changes_in_one_transaction(table: NetfilterSocket) -> None:
-    table.commit([add(number) for number in range(1000)])
-    assert len(nfnetlink.elements(table, NFPROTO_INET, "t", "m")) == 1000
-    deletions = [nfnetlink.delete_element(NFPROTO_INET, "t", "m", key(n)) for n in range(1000)]
+    table.commit([add(number) for number in range(5000)])
+    assert len(nfnetlink.elements(table, NFPROTO_INET, "t", "m")) == 5000
+    deletions = [nfnetlink.delete_element(NFPROTO_INET, "t", "m", key(n)) for n in range(5000)]
     with pytest.raises(NetlinkError, match="delete 0a000005 from inet t m: No such file"):
         table.commit([*deletions, deletions[5]])
-    assert len(nfnetlink.elements(table, NFPROTO_INET, "t", "m")) == 1000
+    assert len(nfnetlink.elements(table, NFPROTO_INET, "t", "m")) == 5000
     table.commit(deletions)
     assert nfnetlink.elements(table, NFPROTO_INET, "t", "m") == []
 

@@ -11,7 +11,7 @@ steps that keep something in nftables.
 from __future__ import annotations
 
 import errno
-from _socket import AF_INET, AF_INET6
+from _socket import AF_INET, AF_INET6, SOL_SOCKET
 from struct import Struct
 
 from pycni.kernel.netlink import socket as netlink_socket
@@ -55,6 +55,9 @@ NFPROTO_IPV4 = AF_INET
 NFPROTO_BRIDGE = 7
 NFPROTO_IPV6 = AF_INET6
 FAMILIES = {NFPROTO_INET: "inet", NFPROTO_IPV4: "ip", NFPROTO_BRIDGE: "bridge", NFPROTO_IPV6: "ip6"}
+
+_SO_SNDBUFFORCE = 32  # asm-generic/socket.h
+_USUALLY_SENT = 64 * 1024  # bytes; a send buffer's default is 208 KiB, less where it was tuned
 
 _BATCH_BEGIN = 16
 _BATCH_END = 17
@@ -147,8 +150,11 @@ class NetfilterSocket(NetlinkSocket):
             flags = request.flags | NLM_F_REQUEST | (NLM_F_ACK if sequence == last else 0)
             parts.append(pack(request.kind, flags, sequence, self._port, request.body))
         parts.append(pack(_BATCH_END, NLM_F_REQUEST, last + 1, self._port, bounds))
+        transaction = b"".join(parts)
         try:
-            self._socket.sendto(b"".join(parts), (0, 0))
+            if len(transaction) > _USUALLY_SENT:
+                self._socket.setsockopt(SOL_SOCKET, _SO_SNDBUFFORCE, len(transaction))
+            self._socket.sendto(transaction, (0, 0))
         except OSError as error:
             raise NetlinkError(error.errno or errno.EIO, "not sent", requests[0].what) from None
         self._judge(requests, first)
