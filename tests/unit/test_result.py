@@ -446,7 +446,7 @@ def test_prev_result_that_cannot_be_read(prev_result: Any, code: int, message: s
 
 # --- any result --------------------------------------------------------------------------------
 
-TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=8)
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8)
 ADDRESSES = st.ip_addresses().map(
     lambda address: parse_address(str(getattr(address, "ipv4_mapped", None) or address))
 )

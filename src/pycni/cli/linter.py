@@ -11,11 +11,18 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from pycni.plugins import NAMES, load
-from pycni.runtime.config import LIST_KEYS, files, negotiate, parse_part, read_network, read_plugin
+from pycni.runtime.config import (
+    LIST_KEYS,
+    content,
+    files,
+    negotiate,
+    parse_part,
+    read_network,
+    read_plugin,
+)
 from pycni.runtime.errors import ConfigError, FaultInFile
 from pycni.runtime.positions import Positions, positions
 from pycni.sdk.chained import ChainedPlugin
@@ -48,7 +55,7 @@ _RESERVED = "cni.dev/"
 def lint_file(path: str) -> list[FaultInFile]:
     """All faults of a file, in the order of its lines. Raises nothing for what is in the file."""
     try:
-        text = Path(path).read_bytes().decode("utf-8", "replace")
+        text = content(path).decode("utf-8", "replace")
     except OSError as error:
         return [FaultInFile("", f"cannot be read: {error.strerror}", "", path)]
     is_list = path.endswith(".conflist")
@@ -81,7 +88,7 @@ def _lint_beside(document: Mapping[str, Any], path: str) -> Iterator[FaultInFile
     first = len(inlined) if isinstance(inlined, list) else 0
     inherited = {key: document[key] for key in ("name", "cniVersion") if key in document}
     for index, file in enumerate(files(os.path.join(os.path.dirname(path), name), (".conf",))):
-        text = Path(file).read_bytes().decode("utf-8", "replace")
+        text = content(file).decode("utf-8", "replace")
         told: tuple[FaultInFile, ...] = ()
         try:
             parse_part(text, file)

@@ -28,6 +28,8 @@ from pycni.spec.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from pycni.kernel.netlink.socket import NetlinkSocket
     from pycni.spec.ip import IPNetwork
 
@@ -147,7 +149,7 @@ def qdisc(netlink: NetlinkSocket, index: int, parent: int = ROOT) -> Qdisc | Non
         if error.errno in (errno.ENOENT, errno.EINVAL):  # none, or the one it was born with
             return None
         raise
-    found = _parse_qdisc(answers[0].payload) if answers else None
+    found = parse_qdisc(answers[0].payload) if answers else None
     return found if found is not None and found.handle else None
 
 
@@ -156,11 +158,8 @@ def class_bucket(netlink: NetlinkSocket, index: int, handle: int) -> TokenBucket
     body = _TCMSG.pack(AF_UNSPEC, index, 0, 0, 0)
     what = f"list classes of link {index}"
     for message in netlink.dump(Request(c.RTM_GETTCLASS, 0, body, what)):
-        _, _, found, _, _ = _header(message.payload)
-        if found == handle:
-            options = _HTB_OPTIONS.decode(_options(message.payload)[1])
-            parameters = options["parameters"]
-            return TokenBucket(options.get("rate", parameters[5]), 0, parameters[12])
+        if _header(message.payload)[2] == handle:
+            return parse_class(message.payload)
     return None
 
 
@@ -168,19 +167,8 @@ def filters(netlink: NetlinkSocket, index: int, parent: int) -> list[Filter]:
     """The filters of a link below a parent. Tables of u32 are among them, without redirection."""
     body = _TCMSG.pack(AF_UNSPEC, index, 0, parent, 0)
     what = f"list filters of link {index}"
-    found = []
-    for message in netlink.dump(Request(c.RTM_GETTFILTER, 0, body, what)):
-        _, _, handle, above, info = _header(message.payload)
-        kind, options = _options(message.payload)
-        classid = target = 0
-        if kind == "u32":
-            decoded = _U32_OPTIONS.decode(options)
-            classid = decoded.get("classid", 0)
-            for action in decoded.get("actions", {}).values():
-                if "mirred" in action.get("options", {}):
-                    target = action["options"]["mirred"][6]
-        found.append(Filter(kind, handle, above, info >> 16, classid, target))
-    return found
+    answers = netlink.dump(Request(c.RTM_GETTFILTER, 0, body, what))
+    return [parse_filter(message.payload) for message in answers]
 
 
 # --- changing ------------------------------------------------------------------------------------
@@ -316,15 +304,44 @@ def _add_u32(
     return Request(c.RTM_NEWTFILTER, flags, body, f"add filter to link {index}")
 
 
-def _parse_qdisc(payload: bytes) -> Qdisc:
+def parse_qdisc(payload: bytes) -> Qdisc:
+    """Read an RTM_NEWQDISC message. Raises MalformedMessage."""
     _, index, handle, parent, _ = _header(payload)
     kind, options = _options(payload)
     bucket = None
     if kind == "tbf":
         found = _TBF_OPTIONS.decode(options)
-        parameters = found["parameters"]
+        parameters = _parameters(found)
         bucket = TokenBucket(found.get("rate", parameters[5]), *parameters[12:14])
     return Qdisc(index, kind, handle, parent, bucket)
+
+
+def parse_class(payload: bytes) -> TokenBucket:
+    """Read the RTM_NEWTCLASS message of an htb class. Raises MalformedMessage."""
+    options = _HTB_OPTIONS.decode(_options(payload)[1])
+    parameters = _parameters(options)
+    return TokenBucket(options.get("rate", parameters[5]), 0, parameters[12])
+
+
+def parse_filter(payload: bytes) -> Filter:
+    """Read an RTM_NEWTFILTER message. Raises MalformedMessage."""
+    _, _, handle, parent, info = _header(payload)
+    kind, options = _options(payload)
+    classid = target = 0
+    if kind == "u32":
+        decoded = _U32_OPTIONS.decode(options)
+        classid = decoded.get("classid", 0)
+        for action in decoded.get("actions", {}).values():
+            if "mirred" in action.get("options", {}):
+                target = action["options"]["mirred"][6]
+    return Filter(kind, handle, parent, info >> 16, classid, target)
+
+
+def _parameters(options: dict[str, Any]) -> tuple[int, ...]:
+    if "parameters" not in options:
+        raise MalformedMessage("traffic control message without its parameters")
+    found: tuple[int, ...] = options["parameters"]
+    return found
 
 
 def _header(payload: bytes) -> tuple[int, int, int, int, int]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pycni.sdk.request import Request
 
 LINE = "-" * 22
+# O_NONBLOCK: a FIFO that nobody reads is an error, not a wait without end.
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
 
 Hooks = tuple[tuple[str, ...], ...]
 
@@ -75,7 +77,7 @@ def record(request: Request, command: str, path: str) -> None:
         LINE,
     )
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, _APPEND, 0o644)
         try:
             os.write(descriptor, "".join(f"{line}\n" for line in lines).encode())
         finally:

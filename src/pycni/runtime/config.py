@@ -7,14 +7,15 @@ needs itself. The rules are those of SPEC 1.1.0, "Network configuration format".
 
 from __future__ import annotations
 
+import errno
 import os
 
 from pycni.runtime.errors import ConfigError, FaultInFile
 from pycni.runtime.positions import positions
 from pycni.spec import versions
 from pycni.spec.errors import CNIError
-from pycni.spec.fields import Fault, Flag, Kind, ListOf, MapOf, Text, describe
-from pycni.spec.jsontext import JSONError, dumps, loads, lookup
+from pycni.spec.fields import MAX_FAULTS, Fault, Flag, Kind, ListOf, MapOf, Text, describe
+from pycni.spec.jsontext import MAX_SIZE, JSONError, dumps, loads, lookup
 from pycni.spec.names import check_plugin_type, is_name
 from pycni.spec.record import Record
 
@@ -185,6 +186,10 @@ def files(directory: str, extensions: Sequence[str]) -> list[str]:
             )
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # nor can there be one
+            return []
+        raise
 
 
 def negotiate(cni_version: str, cni_versions: Sequence[str], faults: list[Fault]) -> str:
@@ -264,6 +269,8 @@ def _plugins(document: Mapping[str, Any], faults: list[Fault]) -> tuple[PluginCo
         faults.append(Fault("plugins", problem, "expected a list of plugins"))
         return ()
     for index, plugin in enumerate(listed):
+        if len(faults) >= MAX_FAULTS:
+            break
         _check_plugin(plugin, f"plugins[{index}]", faults)
     return tuple(PluginConfig(plugin) for plugin in listed)
 
@@ -315,10 +322,17 @@ def _text(document: Mapping[str, Any], key: str, faults: list[Fault]) -> str:
     return "" if value is None else Text().decode(value, key, faults)
 
 
+def content(path: str) -> bytes:
+    """What a configuration file holds, as far as it would be read. Raises OSError."""
+    # O_NONBLOCK: a FIFO without a writer must not hide every network behind it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        return file.read(MAX_SIZE + 1)
+
+
 def _read(path: str, what: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return content(path)
     except OSError as error:
         reason = error.strerror or str(error)
         fault = FaultInFile("", f"cannot be read: {reason}", "expected a readable file", path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from pycni.runtime.config import NetworkConfig, files, read_network, read_plugin
+from pycni.runtime.config import NetworkConfig, content, files, read_network, read_plugin
 from pycni.runtime.errors import ConfigError, FaultInFile, NetworkNotFound
 from pycni.spec.jsontext import JSONError, loads, lookup
 
@@ -92,8 +92,7 @@ def _each(where: Sequence[str]) -> Iterator[tuple[str, NetworkConfig | ConfigErr
 def _names(path: str, name: str) -> bool:
     """Whether a file that cannot be used is nevertheless one of the network of this name."""
     try:
-        with open(path, "rb") as file:
-            document = loads(file.read())
+        document = loads(content(path))
     except (OSError, JSONError):
         return False
     return isinstance(document, dict) and lookup(document, "name") == name

@@ -11,7 +11,11 @@ from json import loads
 
 from pycni.spec.record import Record
 
-_SIGN = re.compile(r'[ \t\r\n]*("(?:[^"\\]|\\.)*"|[{}\[\],:]|[^ \t\r\n{}\[\],:"]+)')
+_MAX_TEXT = 1 << 20
+_MAX_PATH = 1000
+_CUT = "…"
+
+_SIGN = re.compile(r'[ \t\r\n]*("[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|[^ \t\r\n{}\[\],:"]+)')
 
 
 class Positions(Record):
@@ -39,7 +43,9 @@ class Positions(Record):
 
 
 def positions(text: str) -> Positions:
-    """Find the values of a JSON document."""
+    """Find the values of a JSON document; none in one of a size that nobody reads by lines."""
+    if len(text) > _MAX_TEXT:
+        return Positions({}, {})
     lines: dict[str, int] = {}
     repeated: dict[str, int] = {}
     signs = [(match.group(1), match.start(1)) for match in _SIGN.finditer(text)]
@@ -69,7 +75,9 @@ def positions(text: str) -> Positions:
             container = stack[-1][0]
             key = loads(sign, strict=False)
             path = f"{container}.{key}" if container else key
-            if path in lines:
+            if len(path) > _MAX_PATH:  # one such for each of a million keys is too much to keep
+                path = container[:_MAX_PATH] + _CUT
+            if path in lines and not path.endswith(_CUT):
                 repeated[path] = line
             lines[path] = line
             expects_key = False

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
+_SHOWN = 2000  # bytes of output that was to be an error object
+
+
 class PluginFailure(CNIError):
     """What a plugin's process failed with; stderr: what it wrote there, not part of the message."""
 
@@ -108,7 +111,7 @@ def failed(code: int, stdout: bytes, stderr: bytes) -> PluginFailure:
         if not isinstance(document, dict):
             raise JSONError("not an error object")
     except JSONError as error:
-        output = quote(str(stdout, "utf-8", "replace"))
+        output = quote(str(stdout[:_SHOWN], "utf-8", "replace"))
         return PluginFailure(
             UNKNOWN,
             f"netplugin failed but error parsing its diagnostic message {output}: {error}",

@@ -106,7 +106,7 @@ def log_of(request: Request, plugin_type: str = "") -> Log:
             words.append(f"{key}={_value(value)}")
     return Log(
         LEVELS.index(level),
-        path if isinstance(path, str) else "",
+        path if isinstance(path, str) and "\0" not in path else "",
         request.stderr,
         " ".join(words),
     )

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from typing import Any, ClassVar, Self
 
 
+MAX_FAULTS = 64  # so many of one document are told; whoever wants more has mended these first
+
 _HEX = frozenset("0123456789abcdefABCDEF")
 
 
@@ -78,6 +80,9 @@ class Text(Kind):
     def decode(self, value: Any, path: str, faults: list[Fault]) -> str:
         if not isinstance(value, str) or (self.choices and value not in self.choices):
             self.wrong(value, path, faults)
+            return ""
+        if "\0" in value:  # the kernel would cut it there
+            faults.append(Fault(path, "a NUL character is not valid", f"expected {self.expected}"))
             return ""
         return value
 
@@ -199,9 +204,13 @@ class ListOf(Kind):
         if not isinstance(value, list):
             self.wrong(value, path, faults)
             return ()
-        return tuple(
-            self.item.decode(item, f"{path}[{index}]", faults) for index, item in enumerate(value)
-        )
+        decoded = []
+        for index, item in enumerate(value):
+            if len(faults) >= MAX_FAULTS:
+                faults.append(_unread(f"{path}[{index}]"))
+                break
+            decoded.append(self.item.decode(item, f"{path}[{index}]", faults))
+        return tuple(decoded)
 
     def encode(self, value: Any) -> list[Any]:
         return [self.item.encode(item) for item in value]
@@ -221,11 +230,15 @@ class MapOf(Kind):
         if not isinstance(value, dict):
             self.wrong(value, path, faults)
             return {}
-        return {
-            key: self.item.decode(item, _join(path, key), faults)
-            for key, item in value.items()
-            if item is not None
-        }
+        decoded = {}
+        for key, item in value.items():
+            if item is None:
+                continue
+            if len(faults) >= MAX_FAULTS:
+                faults.append(_unread(_join(path, key)))
+                break
+            decoded[key] = self.item.decode(item, _join(path, key), faults)
+        return decoded
 
     def encode(self, value: Any) -> dict[str, Any]:
         return {key: self.item.encode(item) for key, item in value.items()}
@@ -401,6 +414,10 @@ def describe(value: Any) -> str:
         return "null"
     number = repr(value)
     return number if len(number) <= 64 else f"{number[:61]}..."
+
+
+def _unread(path: str) -> Fault:
+    return Fault(path, "what follows was not looked at: there are too many faults before it")
 
 
 def _join(path: str, key: str) -> str:

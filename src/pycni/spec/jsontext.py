@@ -67,8 +67,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) == len(pairs):
         return found
     repeating = _Repeating(found)
-    names = [name for name, _ in pairs]
-    repeating.repeated = tuple(name for name in found if names.count(name) > 1)
+    seen: set[str] = set()
+    repeated: dict[str, None] = {}
+    for name, _ in pairs:
+        if name in seen:
+            repeated[name] = None
+        seen.add(name)
+    repeating.repeated = tuple(repeated)
     return repeating
 
 
@@ -142,9 +147,9 @@ def _explain(text: str) -> JSONError:
 
 
 def _skip_space(text: str, position: int) -> int:
-    while position < len(text) and text[position] in _SPACE:
-        position += 1
-    return position
+    if position == len(text) or text[position] not in _SPACE:
+        return position
+    return len(text) - len(text[position:].lstrip(_SPACE))
 
 
 def _check_depth(value: Any) -> None:

@@ -32,6 +32,7 @@ MAX_LINE = 1 << 20  # bytes of a message
 
 _PATIENCE = 10  # seconds for the daemon to take notice
 _PAUSE = 0.01
+_LONGEST = 86400  # seconds to wait for an answer, whatever was said
 
 
 class NoDaemon(CNIError):
@@ -48,27 +49,34 @@ def ask(path: str, question: Mapping[str, Any], cancel: int | None = None) -> di
     try:
         connection.settimeout(_PATIENCE)
         _connect(connection, path)
-        lines = _Lines(connection, path, cancel)
+        lines = Lines(connection, path, cancel)
         try:
             connection.sendall(dumps({"pycni": PROTOCOL, **question}).encode() + b"\n")
         except OSError as error:
             raise _broken(path, str(error)) from None
-        notice = lines.next(_PATIENCE)
-        within = notice.get("within")
-        answer = lines.next(within) if isinstance(within, int | float) else notice
+        return read_answer(lines)
     finally:
         connection.close()
+
+
+def read_answer(lines: Lines) -> dict[str, Any]:
+    """The daemon's answer. Raises CNIError, also the one that it is."""
+    answer = lines.next(_PATIENCE)
+    within = answer.get("within")
+    if isinstance(within, int | float):
+        answer = lines.next(min(within, _LONGEST))
     failure = answer.get("error")
     if isinstance(failure, dict):
+        code = failure.get("code")
         raise CNIError(
-            int(failure.get("code", IO_FAILURE)),
+            code if isinstance(code, int) else IO_FAILURE,
             str(failure.get("msg", "")),
             str(failure.get("details", "")),
         )
     return answer
 
 
-class _Lines:
+class Lines:
     """The daemon's messages, as they come in on a connection."""
 
     def __init__(self, connection: socket, path: str, cancel: int | None) -> None:

@@ -149,13 +149,12 @@ def make_range_set(configs: Sequence[RangeConfig]) -> RangeSet:
         raise invalid_config(
             "mixed address families", "a range set is IPv4 or IPv6; make one for each family"
         )
-    for index, item in enumerate(ranges):
-        for other in ranges[index + 1 :]:
-            if item.overlaps(other):
-                raise invalid_config(
-                    f"subnets {item} and {other} overlap",
-                    "narrow one of them by rangeStart and rangeEnd",
-                )
+    common = _overlap(ranges)
+    if common is not None:
+        raise invalid_config(
+            f"subnets {ranges[common[0]]} and {ranges[common[1]]} overlap",
+            "narrow one of them by rangeStart and rangeEnd",
+        )
     return RangeSet(ranges)
 
 
@@ -167,14 +166,32 @@ def make_range_sets(sets: Sequence[Sequence[RangeConfig]]) -> tuple[RangeSet, ..
             made.append(make_range_set(configs))
         except CNIError as error:
             raise error.within(f"invalid range set {index}") from None
-    for index, item in enumerate(made):
-        for other, rest in enumerate(made[index + 1 :], index + 1):
-            if any(one.overlaps(two) for one in item.ranges for two in rest.ranges):
-                raise invalid_config(
-                    f"range set {index} overlaps with {other}",
-                    f"{item} and {rest} have addresses in common",
-                )
+    ranges = [(index, item) for index, range_set in enumerate(made) for item in range_set.ranges]
+    common = _overlap([item for _, item in ranges])
+    if common is not None:
+        index, other = (ranges[position][0] for position in common)
+        raise invalid_config(
+            f"range set {index} overlaps with {other}",
+            f"{made[index]} and {made[other]} have addresses in common",
+        )
     return tuple(made)
+
+
+def _overlap(ranges: Sequence[Range]) -> tuple[int, int] | None:
+    """The positions of two ranges that have an address in common; None if no two have."""
+    highest: int | None = None
+    for position in sorted(
+        range(len(ranges)), key=lambda index: (ranges[index].subnet.family, ranges[index].first)
+    ):
+        if highest is not None and ranges[position].overlaps(ranges[highest]):
+            return min(position, highest), max(position, highest)
+        if (
+            highest is None
+            or ranges[position].subnet.family != ranges[highest].subnet.family
+            or ranges[position].last > ranges[highest].last
+        ):
+            highest = position
+    return None
 
 
 def _bound(which: str, address: IPAddress, subnet: IPNetwork) -> int:
