@@ -125,7 +125,7 @@ class Daemon:
         except CNIError as error:
             _write(writer, {"error": error.to_json()})
             return
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             text = f"{type(error).__name__}: {error}"
             failure = CNIError(DECODING_FAILURE, f"the DHCP daemon cannot read a question: {text}")
             _write(writer, {"error": failure.to_json()})

@@ -168,8 +168,10 @@ class Store:
             if not name.endswith(_SUFFIX):
                 continue
             try:
-                yield Record.from_json(json.loads(read_file(path)))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                yield Record.from_json(json.loads(read_file(path, own=True)))
+            except OSError as error:
+                LOG.warning("%s is not a file to read a lease from: %s", path, error.strerror)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 LOG.warning("removed %s, which holds no lease to go on with: %s", path, error)
                 remove_file(path)
 

@@ -21,7 +21,7 @@ from pycni.spec.jsontext import JSONError, dumps, loads
 from pycni.spec.names import check_container_id, check_interface_name, check_network_name
 from pycni.spec.record import Record
 from pycni.spec.result import Result, decode_result, result_version
-from pycni.state.files import make_directories, read_file, remove_file, write_file
+from pycni.state.files import make_directories, read_file, remove_file, write_file, writer_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class ResultCache:
         """
         path = self.path(network, container_id, ifname)
         try:
-            data = read_file(path)
+            data = read_file(path, own=True)
         except OSError:
             return None
         if not data:
@@ -135,7 +135,9 @@ class ResultCache:
         """All that is remembered, or of one container or network, in the order of file names.
 
         Files that are older than the schema, or damaged, do not say whose they are; they are left
-        out. Raises CNIError (code 5) if the directory cannot be read.
+        out, as are those that tell of another attachment than their name does. What a crash left of
+        a file that was being written is removed. Raises CNIError (code 5) if the directory cannot
+        be read.
         """
         try:
             names = sorted(os.listdir(self._directory))
@@ -145,12 +147,16 @@ class ResultCache:
             raise _failure("read", self._directory, error) from None
         found = []
         for name in names:
+            writer = writer_of(name)
+            if writer is not None and not os.path.exists(f"/proc/{writer}"):
+                self._forget_remnant(name)
+                continue
             if container_id and f"-{container_id}-" not in name:
                 continue
             if network and not name.startswith(f"{network}-"):
                 continue
             try:
-                document = loads(read_file(os.path.join(self._directory, name)))
+                document = loads(read_file(os.path.join(self._directory, name), own=True))
             except (OSError, JSONError):
                 continue
             if not isinstance(document, dict) or document.get("kind") != KIND:
@@ -158,13 +164,26 @@ class ResultCache:
             entry = _decode(document)
             if (
                 entry is not None
-                and entry.network
-                and entry.ifname
+                and self._is_named(entry, name)
                 and container_id in ("", entry.container_id)
                 and network in ("", entry.network)
             ):
                 found.append(entry)
         return found
+
+    def _forget_remnant(self, name: str) -> None:
+        try:
+            remove_file(os.path.join(self._directory, name))
+        except OSError:
+            pass
+
+    def _is_named(self, entry: CachedAttachment, name: str) -> bool:
+        """Whether a file of this name is the attachment's that it tells of."""
+        try:
+            path = self.path(entry.network, entry.container_id, entry.ifname)
+        except CNIError:
+            return False
+        return os.path.basename(path) == name
 
 
 def _encode(entry: CachedAttachment) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from pycni.state.files import (
     read_file,
     remove_file,
     write_file,
+    writer_of,
 )
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Self
 
 _LIMIT = 1 << 20  # bytes of one document
 
@@ -33,20 +34,30 @@ class Documents:
         self._directory = directory
 
     def names(self) -> list[str]:
-        """The names of what is in the directory; none if there is no directory."""
+        """The names of what is in the directory; none if there is no directory.
+
+        What a crash left of a document that was being written is removed.
+        """
         try:
-            return sorted(os.listdir(self._directory))
+            with _Opened(self._directory) as directory:
+                return sorted(_without_remnants(directory.fd))
         except FileNotFoundError:
             return []
         except OSError as error:
             raise self._failure("read", "", error) from None
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """A document; None if there is none. One that is damaged reads as empty."""
+        """A document; None if there is none. One that is damaged reads as empty.
+
+        So does another user's: what is found here decides what root does next.
+        """
         try:
-            data = read_file(self._path(name), limit=_LIMIT)
+            with _Opened(self._directory) as directory:
+                data = read_file(name, directory.fd, _LIMIT, own=True)
         except FileNotFoundError:
             return None
+        except PermissionError:
+            return {}
         except OSError as error:
             raise self._failure("read", name, error) from None
         try:
@@ -59,7 +70,8 @@ class Documents:
         """Write a document whole, in the place of the one that may be there. Raises CNIError."""
         try:
             make_directories(self._directory, 0o700)
-            write_file(self._path(name), text.encode())
+            with _Opened(self._directory) as directory:
+                write_file(name, text.encode(), dir_fd=directory.fd)
         except OSError as error:
             raise self._failure("write", name, error) from None
 
@@ -67,11 +79,8 @@ class Documents:
         """Write a document whole if there is none of that name; whether that was so."""
         try:
             make_directories(self._directory, 0o700)
-            directory = open_directory(self._directory)
-            try:
-                create_file(name, text.encode(), dir_fd=directory, sync=True)
-            finally:
-                os.close(directory)
+            with _Opened(self._directory) as directory:
+                create_file(name, text.encode(), dir_fd=directory.fd, sync=True)
         except FileExistsError:
             return False
         except OSError as error:
@@ -81,16 +90,44 @@ class Documents:
     def remove(self, name: str) -> None:
         """Remove a document; that there is none is no error. Raises CNIError."""
         try:
-            remove_file(self._path(name))
+            with _Opened(self._directory) as directory:
+                remove_file(name, directory.fd)
+                _without_remnants(directory.fd)
+        except FileNotFoundError:
+            pass
         except OSError as error:
             raise self._failure("remove", name, error) from None
-
-    def _path(self, name: str) -> str:
-        return os.path.join(self._directory, name)
 
     def _failure(self, verb: str, name: str, error: OSError) -> CNIError:
         return CNIError(
             IO_FAILURE,
-            f"cannot {verb} {self._path(name)}: {error.strerror}",
+            f"cannot {verb} {os.path.join(self._directory, name)}: {error.strerror}",
             f'{self._directory} is the network\'s "dataDir"; root must be able to use it',
         )
+
+
+def _without_remnants(directory: int) -> list[str]:
+    """The names in a directory, without what is removed: files whose writer has died."""
+    names = []
+    for name in os.listdir(directory):
+        writer = writer_of(name)
+        if writer is None or os.path.exists(f"/proc/{writer}"):
+            names.append(name)
+        else:
+            remove_file(name, directory)
+    return names
+
+
+class _Opened:
+    """An open directory, for the length of a `with` block."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.fd = -1
+
+    def __enter__(self) -> Self:
+        self.fd = open_directory(self._path)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)

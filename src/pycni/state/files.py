@@ -33,6 +33,7 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT, errno.EXDEV)
 _CHUNK = 1 << 16
+_NEW = ".new"  # how temporary names end
 _LONGEST_PAUSE = 0.01  # seconds between two tries for a lock that has a deadline
 
 
@@ -96,7 +97,7 @@ def write_file(
     mode: less the umask. sync: have it on the disk before it takes the name, which costs a
     millisecond or more; without it a power failure may leave an empty file.
     """
-    temporary = f"{name}.{os.getpid()}-{os.urandom(4).hex()}.new"
+    temporary = _temporary(name)
     _write_new(temporary, data, mode, dir_fd, sync)
     try:
         os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
@@ -133,12 +134,27 @@ def create_file(
 
 
 def _create_by_name(name: str, data: bytes, mode: int, dir_fd: int, sync: bool) -> None:
-    temporary = f"{name}.{os.getpid()}-{os.urandom(4).hex()}.new"
+    temporary = _temporary(name)
     _write_new(temporary, data, mode, dir_fd, sync)
     try:
         os.link(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
     finally:
         os.unlink(temporary, dir_fd=dir_fd)
+
+
+def _temporary(name: str) -> str:
+    return f"{name}.{os.getpid()}-{os.urandom(4).hex()}{_NEW}"
+
+
+def writer_of(name: str) -> int | None:
+    """The process that was writing a file of this name, None if it is not a temporary one.
+
+    Where that process has ended, the file is what a crash of it left.
+    """
+    if not name.endswith(_NEW):
+        return None
+    pid, dash, random = name.removesuffix(_NEW).rpartition(".")[2].partition("-")
+    return int(pid) if pid.isdecimal() and dash and len(random) == 8 else None
 
 
 def remove_file(name: str, dir_fd: int | None = None) -> bool:
@@ -196,7 +212,12 @@ class Lock:
                 if turn is None:
                     raise self._busy()
                 try:
-                    self._acquire(give_up)
+                    try:
+                        self._acquire(give_up)
+                    except OSError as error:
+                        raise CNIError(
+                            IO_FAILURE, f"cannot lock {self._path}: {error.strerror}"
+                        ) from None
                     if self._still_names(opened):
                         self._turn = turn
                         return self

@@ -336,7 +336,10 @@ class LeaseStore:
                 descriptor = self._open_index_file()
             except OSError:
                 return self._rebuild()
-            self._index = LeaseIndex.load(descriptor, self._dir)
+            try:
+                self._index = LeaseIndex.load(descriptor, self._dir)
+            except OSError:
+                pass  # a FIFO, say
             if self._index is None:
                 os.close(descriptor)
                 return self._rebuild()
@@ -367,13 +370,16 @@ class LeaseStore:
 
     def _open_index_file(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        folder = os.path.join(self._data_dir, ".pycni")
-        path = os.path.join(folder, self._network + ".index")
+        path = os.path.join(self._data_dir, ".pycni")
         try:
-            return os.open(path, flags, 0o600)
+            folder = open_directory(path)
         except FileNotFoundError:
-            make_directories(folder, 0o700)
-            return os.open(path, flags, 0o600)
+            make_directories(path, 0o700)
+            folder = open_directory(path)
+        try:
+            return os.open(self._network + ".index", flags, 0o600, dir_fd=folder)
+        finally:
+            os.close(folder)
 
     def _failure(self, error: OSError) -> CNIError:
         return CNIError(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pycni.spec.fields import Fault
     from pycni.state.documents import Documents
 
+_TRIED = "pycni.tried"
 MAX_MTU = (1 << 31) - 1
 
 
@@ -121,7 +122,8 @@ class Backup:
         Where another attachment of the container was set up on top of ours, its file gets what
         there was before, for its own DEL.
         """
-        own = dict(saved.sysctl or {})
+        # The file is not the configuration: whoever could write it may not set others than ADD may.
+        own = {key: value for key, value in (saved.sysctl or {}).items() if _is_net_path(key)}
         if not own:
             return own
         ifname = self._request.ifname
@@ -137,6 +139,17 @@ class Backup:
                 self._documents.write(name, dumps(document, indent=1))
         return own
 
+    def keep_once(self) -> bool:
+        """Keep what is noted for another DEL; False if one has failed before.
+
+        What passes in a moment is then put right, and what does not holds nobody up for good.
+        """
+        document = self._documents.read(self._name) or {}
+        if document.get(_TRIED):
+            return False
+        self._documents.write(self._name, dumps({**document, _TRIED: True}, indent=1))
+        return True
+
     def remove(self) -> None:
         self._documents.remove(self._name)
 
@@ -151,13 +164,18 @@ def sysctl_key(key: str, ifname: str) -> str:
     if dot >= 0 and (slash < 0 or dot < slash):
         path = key.translate({ord("."): "/", ord("/"): "."})
     path = path.replace("IFNAME", ifname, 1)
-    parts = path.split("/")
-    if parts[0] != "net" or len(parts) < 3 or any(part in ("", ".", "..") for part in parts):
+    if not _is_net_path(path):
         raise invalid_config(
             f"invalid net sysctl key: {quote(key)}",
             "keys of the network namespace can be set, such as net.ipv4.conf.IFNAME.arp_filter",
         )
     return path
+
+
+def _is_net_path(path: str) -> bool:
+    """Whether this is the path of a parameter of network namespaces, below /proc/sys."""
+    parts = path.split("/")
+    return parts[0] == "net" and len(parts) > 2 and not {"", ".", ".."}.intersection(parts)
 
 
 def file_name(container_id: str, ifname: str) -> str:
