@@ -246,7 +246,7 @@ def test_lost_agent_is_an_error_after_it_began(tmp_path: Path, host: Host) -> No
         def begin_and_die() -> None:
             connection, _ = listener.accept()
             with connection:
-                protocol.receive_call(connection).close()
+                protocol.receive_call(connection, 5).close()
                 connection.sendall(protocol.BEGUN)
 
         thread = threading.Thread(target=begin_and_die)

@@ -11,6 +11,8 @@ from typing import Any
 # Upper bounds of the latency histogram, seconds.
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 LAST_ERRORS = 20
+LONGEST_ERROR = 2000  # characters
+COMMANDS = ("ADD", "CHECK", "DEL", "GC", "STATUS", "VERSION", "")
 
 
 class Series:
@@ -42,6 +44,8 @@ class Metrics:
 
     def end(self, plugin: str, command: str, seconds: float, error: str) -> None:
         """A call was answered; error is "" for a success."""
+        if command not in COMMANDS:  # each would be a series of its own, for ever
+            command = "other"
         with self._lock:
             self.running -= 1
             series = self._series.setdefault((plugin, command), Series())
@@ -52,7 +56,12 @@ class Metrics:
             if error:
                 series.failed += 1
                 self._errors.append(
-                    {"time": time.time(), "plugin": plugin, "command": command, "error": error}
+                    {
+                        "time": time.time(),
+                        "plugin": plugin,
+                        "command": command,
+                        "error": error[:LONGEST_ERROR],
+                    }
                 )
                 del self._errors[:-LAST_ERRORS]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import time
 from pathlib import Path
 
 from pycni.spec.record import Record
@@ -65,34 +66,45 @@ def encode_call(version: str, plugin: str, environ: Mapping[str, str]) -> bytes:
     return _HEADER.pack(PROTOCOL, len(body)) + body
 
 
-def receive_call(connection: socket.socket) -> Call:
-    """Read one call. Raises Refused if it is not one, OSError (timeout) if it does not arrive."""
+def receive_call(connection: socket.socket, within: float) -> Call:
+    """Read one call. Raises Refused if it is not one, OSError if it is not there in time.
+
+    within: seconds for all of it, however slowly it comes.
+    """
+    until = time.monotonic() + within
+    connection.settimeout(within)
     data, descriptors, flags, _ = socket.recv_fds(
-        connection, _HEADER.size + MAX_REQUEST, DESCRIPTORS
+        connection, _HEADER.size + MAX_REQUEST, DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
     )
     try:
         if flags & socket.MSG_CTRUNC:
             raise Refused("descriptors did not arrive")
-        return _read_call(connection, data, tuple(descriptors))
+        return _read_call(connection, data, tuple(descriptors), until)
     except BaseException:
         for descriptor in descriptors:
             os.close(descriptor)
         raise
 
 
-def _read_call(connection: socket.socket, data: bytes, descriptors: tuple[int, ...]) -> Call:
+def _read_call(
+    connection: socket.socket, data: bytes, descriptors: tuple[int, ...], until: float
+) -> Call:
     if len(data) < _HEADER.size:
         raise Refused("no request")
     protocol, size = _HEADER.unpack_from(data)
     if protocol != PROTOCOL or size > MAX_REQUEST:
-        raise Refused(f"a request of protocol {protocol}, {size} bytes")
-    body = data[_HEADER.size :]
+        raise Refused("a request of another protocol, or too long")
+    body = bytearray(data[_HEADER.size :])
     while len(body) < size:
+        left = until - time.monotonic()
+        if left <= 0:
+            raise Refused("a request that takes too long")
+        connection.settimeout(left)
         more = connection.recv(size - len(body))
         if not more:
             raise Refused("a request that was cut short")
         body += more
-    strings = [os.fsdecode(text) for text in body.split(b"\0")]
+    strings = [os.fsdecode(bytes(text)) for text in body.split(b"\0")]
     if len(body) != size or len(strings) < 3 or strings.pop():
         raise Refused("a malformed request")
     pairs = (text.partition("=") for text in strings[2:])

@@ -131,9 +131,8 @@ class Agent:
 
     def _serve(self, connection: socket.socket) -> None:
         """Serve one connection. Raises Refused or OSError while its call has not begun."""
-        connection.settimeout(REQUEST_SECONDS)
         self._check_peer(connection)
-        call = protocol.receive_call(connection)
+        call = protocol.receive_call(connection, REQUEST_SECONDS)
         try:
             if call.plugin == protocol.STATUS:
                 _answer(connection, 0, self._status(call))
@@ -147,6 +146,7 @@ class Agent:
             call.close()
 
     def _perform(self, connection: socket.socket, call: protocol.Call) -> None:
+        connection.settimeout(STDIN_SECONDS)
         connection.sendall(protocol.BEGUN)
         self.metrics.begin()
         begin = time.monotonic()
@@ -165,9 +165,7 @@ class Agent:
         error = outcome.stdout if outcome.code else ""
         self.metrics.end(call.plugin, command, time.monotonic() - begin, error)
         try:
-            if outcome.stderr:
-                os.write(stderr, outcome.stderr.encode())
-            connection.settimeout(STDIN_SECONDS)
+            _tell(stderr, outcome.stderr.encode(), time.monotonic() + REQUEST_SECONDS)
             protocol.send_answer(connection, outcome.code, outcome.stdout)
         except OSError:
             self.metrics.refuse("gone before its answer")
@@ -231,8 +229,21 @@ def run(path: Path = protocol.SOCKET, **limits: float | None) -> None:
 
 
 def _answer(connection: socket.socket, code: int, output: str) -> None:
+    connection.settimeout(REQUEST_SECONDS)
     connection.sendall(protocol.BEGUN)
     protocol.send_answer(connection, code, output)
+
+
+def _tell(stderr: int, text: bytes, deadline: float) -> None:
+    """Write to a caller's stderr, or give up: it may be anything, and nobody may ever read it."""
+    poll = select.poll()
+    poll.register(stderr, select.POLLOUT)
+    try:
+        while text and poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            # So much a pipe takes without waiting, once it can be written to.
+            text = text[os.write(stderr, text[: select.PIPE_BUF]) :]
+    except OSError:
+        pass  # the answer is what counts
 
 
 def _answers(path: Path) -> bool:
