@@ -949,6 +949,25 @@ def test_check_allows_what_later_plugins_may_do(attach: Attach) -> None:
     one.check()
 
 
+@pytest.mark.parametrize("keys", [{}, {"isGateway": True}], ids=["switch", "gateway"])
+@pytest.mark.parametrize("gateway", ["10.1.2.1", ""], ids=["routed", "alone"])
+def test_check_allows_a_later_plugin_s_address(
+    attach: Attach, gateway: str, keys: dict[str, Any]
+) -> None:
+    """Which is not masqueraded, since the bridge plugin did not give it."""
+    given = {"address": "10.1.2.9/24", **({"gateway": gateway} if gateway else {})}
+    ipam = {"type": "static", "addresses": [given]}
+    one = attach((), ipMasq=True, ipam=ipam, **keys)
+    one.config["ipam"] = ipam
+    one.add()
+    run_in(one.sandbox, ["ip", "address", "add", "10.77.0.1/24", "dev", "eth0"])
+    one.result["ips"].append({"address": "10.77.0.1/24", "interface": 2})
+    one.check()
+    run_in(None, ["nft", "flush", "map", "inet", "pycni", "masquerade4"])
+    assert "10.1.2.9 is not in map" in one.drift()
+    one.delete()
+
+
 def test_check_needs_the_previous_result(attach: Attach) -> None:
     one = attach()
     one.add()

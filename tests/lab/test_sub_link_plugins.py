@@ -178,7 +178,11 @@ def test_ipvlan_behind_another_plugin(attach: Attach, neighbour: Namespace) -> N
     assert one.sandbox is not None
     assert result == {
         **previous,
-        "interfaces": [{"name": "eth0", "mac": link(one)["address"], "sandbox": one.sandbox.path}],
+        "interfaces": [
+            {"name": "lan0"},
+            {"name": "eth0", "mac": link(one)["address"], "sandbox": one.sandbox.path},
+        ],
+        "ips": [{**V4, "interface": 1}],
     }
     run_in(one.sandbox, ["ping", "-c1", "-W3", "192.0.2.1"])
     one.check()

@@ -249,7 +249,11 @@ class BridgePlugin(InterfacePlugin):
             if not _goes_with_address(mac, network):
                 steps.append(Announced(SANDBOX, ifname))
         if config.ip_masq and config.ipam_type:
-            addresses = tuple(entry.address for entry in network.ips)
+            ips = network.ips
+            if request.command == "CHECK":
+                # What a later plugin added is not masqueraded. It comes last, without a gateway.
+                ips = own_addresses(network) or ips[:1]
+            addresses = tuple(entry.address for entry in ips)
             steps.append(Masquerade(request.owner, addresses, config.ip_masq_backend))
         # Last, since it is the one thing that cannot be taken back once others rely on it.
         families = {gateway.family for gateway in gateways}

@@ -20,6 +20,7 @@ from pycni.spec.errors import (
 )
 from pycni.spec.fields import Anything, MapOf, Text, field
 from pycni.spec.jsontext import dumps, lookup
+from pycni.spec.result import FAMILIES, merge
 from pycni.state.documents import Documents
 
 TYPE_CHECKING = False
@@ -84,9 +85,10 @@ class Flannel(Plugin):
 
     def add(self, request: Request) -> Result:
         config = self.config.decode(request.document)
+        previous = request.prev_result
         document = delegate_config(config, config.environment)
         ours, _ = find_delegate(request, config.delegate_type)
-        name = _save(config.documents, request, document)
+        name, before = _save(config.documents, request, document)
         try:
             result = delegate(request, config.delegate_type, "ADD", document)
         except CNIError:
@@ -94,13 +96,18 @@ class Flannel(Plugin):
                 # One of ours has taken back what it did; DEL would also take what was there before.
                 if ours is None:
                     delegate(request, config.delegate_type, "DEL", document)
-                config.documents.remove(name)
+                if before is not None and ours is not None:  # of an attachment that is still there
+                    config.documents.write(name, dumps(before, sort_keys=True))
+                else:
+                    config.documents.remove(name)
             except CNIError:
                 pass  # the runtime's DEL needs the file, and will tell
             raise
         if result is None:
             raise CNIError(INTERNAL, f"the delegate {config.delegate_type} gave no result")
-        return result
+        if previous is None or request.version in FAMILIES[0]:
+            return result
+        return merge(previous, result)
 
     def check(self, request: Request) -> None:
         config = self.config.decode(request.document)
@@ -197,17 +204,23 @@ def _without_flanneld(config: FlannelConfig) -> dict[str, Any]:
 # container has taken that.
 
 
-def _save(documents: Documents, request: Request, document: dict[str, Any]) -> str:
-    """Keep the delegate's configuration for the other operations; returns the file's name."""
+def _save(
+    documents: Documents, request: Request, document: dict[str, Any]
+) -> tuple[str, dict[str, Any] | None]:
+    """Keep the delegate's configuration for the other operations.
+
+    Returns the file's name, and what was in it before, None for nothing.
+    """
     text = dumps({**document, MARK: {"ifname": request.ifname}}, sort_keys=True)
     name = request.container_id
     if documents.create(name, text):
-        return name
+        return name, None
     taken = documents.read(name)
     if taken and not _is_ours(taken, request):
         name = f"{name}@{request.ifname}"
+        taken = documents.read(name)
     documents.write(name, text)
-    return name
+    return name, taken or None
 
 
 def _find(documents: Documents, request: Request) -> tuple[str, dict[str, Any]] | None:

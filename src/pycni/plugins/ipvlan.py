@@ -62,9 +62,9 @@ class IpvlanPlugin(InterfacePlugin):
         if config.master and not config.link_in_container:
             require_master(kernel, config.master)
 
-    def inherited(self, request: Request) -> Result:
+    def inherited(self, previous: Result) -> Result:
         """The addresses of the plugin before, whose interface is to be the master."""
-        return request.prev_result or Result()
+        return previous
 
     def plan(self, request: Request, config: IpvlanConfig, network: Result) -> Plan:
         ifname = request.ifname

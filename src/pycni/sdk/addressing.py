@@ -7,11 +7,11 @@ from _socket import AF_INET6
 from pycni.kernel.netlink.constants import RT_SCOPE_LINK
 from pycni.plan.steps import SANDBOX, Address, LinkUp, Route, Settled, Sysctl
 from pycni.spec.ip import IPAddress, host_network
+from pycni.spec.result import gateway_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.plan.steps import Step
-    from pycni.spec.ip import IPNetwork
     from pycni.spec.result import IPConfig, Result
     from pycni.spec.result import Route as ResultRoute
 
@@ -117,11 +117,3 @@ def settle(link: str, network: Result) -> list[Step]:
     if any(entry.address.family == AF_INET6 for entry in network.ips):
         return [Settled(SANDBOX, link)]
     return []
-
-
-def gateway_of(network: Result, dst: IPNetwork) -> IPAddress | None:
-    """The first gateway of the family of a route that names none."""
-    for entry in network.ips:
-        if entry.gateway is not None and entry.gateway.family == dst.family:
-            return entry.gateway
-    return None

@@ -10,10 +10,10 @@ from pycni.kernel import executor
 from pycni.plan.plan import Plan
 from pycni.plan.steps import SANDBOX
 from pycni.sdk.ipam import Allocation, needs_link
-from pycni.sdk.planned import PlannedPlugin
+from pycni.sdk.planned import PlannedPlugin, own_part
 from pycni.sdk.sandbox import open_sandbox
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError
-from pycni.spec.result import FAMILIES, Interface, Result
+from pycni.spec.result import FAMILIES, Interface, Result, merge
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,10 @@ class InterfacePlugin(PlannedPlugin):
 
     def add(self, request: Request) -> Result:
         config = self.resolve(self.config.decode(request.document))
-        inherited = Result() if request.ipam_type else self.inherited(request)
+        previous = request.prev_result
+        inherited = Result()
+        if previous is not None and not request.ipam_type:
+            inherited = self.inherited(previous)
         if not inherited.ips:
             self._require_ipam(request)
         with open_sandbox(request) as kernel, executor.Transaction(kernel) as interface:
@@ -42,7 +45,10 @@ class InterfacePlugin(PlannedPlugin):
             if needs_link(request):
                 made = self.plan(request, config, Result()).before_addresses()
                 interface.apply(made)
-            with Allocation(request) as addresses, executor.Transaction(kernel) as transaction:
+            with (
+                Allocation(request, fresh=bool(made.steps)) as addresses,
+                executor.Transaction(kernel) as transaction,
+            ):
                 known = addresses if request.ipam_type else inherited
                 network = override_dns(request, config, self.complete(config, known))
                 if made.steps:
@@ -50,27 +56,29 @@ class InterfacePlugin(PlannedPlugin):
                     network = network.replace(interfaces=(there,))
                 plan = self.plan(request, config, network)
                 transaction.apply(plan.without(made))
-                return report(kernel, request, plan, network)
+                result = report(kernel, request, plan, network)
+        # Before 0.3.0 there was no prevResult, and a result has no room for two interfaces.
+        if previous is None or request.version in FAMILIES[0]:
+            return result
+        if inherited.ips:  # they are this interface's now
+            previous = Result(interfaces=previous.interfaces)
+        return merge(previous, result)
 
-    def inherited(self, request: Request) -> Result:
-        """The addresses to use where the configuration names no address plugin: by default none."""
+    def inherited(self, previous: Result) -> Result:
+        """Of the result of the plugins before, the addresses to use where the configuration names
+        no address plugin: by default none."""
         return Result()
 
     def concern(self, request: Request, previous: Result) -> Result:
         """Of a previous result, the addresses of the attachment's own interface."""
-        own = [
-            index
-            for index, interface in enumerate(previous.interfaces)
-            if interface.name == request.ifname and interface.sandbox == request.netns
-        ]
-        if previous.interfaces and not own:
+        listed = [(interface.name, interface.sandbox) for interface in previous.interfaces]
+        if listed and (request.ifname, request.netns) not in listed:
             raise CNIError(
                 CHECK_FAILED,
                 f"Sandbox in prevResult doesn't match configured netns: {request.netns}",
                 f"prevResult lists no interface {request.ifname} in that sandbox",
             )
-        ips = [entry for entry in previous.ips if entry.interface is None or entry.interface in own]
-        return previous.replace(ips=tuple(ips))
+        return own_part(request, previous)
 
     def _require_ipam(self, request: Request) -> None:
         """Refuse, before any work, a configuration that cannot do without addresses."""

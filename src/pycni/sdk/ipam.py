@@ -18,17 +18,26 @@ class Allocation:
             ...
 
     `addresses` is the address plugin's result, an empty one where the configuration names no
-    address plugin. Raises CNIError, the address plugin's own.
+    address plugin. Raises CNIError, the address plugin's own. fresh: whether the interface was made
+    by this very call. An address plugin that fails is then called with DEL; without, it may have
+    failed because the attachment exists, whose addresses DEL would release.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, *, fresh: bool = False) -> None:
         self._request = request
+        self._fresh = fresh
 
     def __enter__(self) -> Result:
         plugin_type = self._request.ipam_type
         if not plugin_type:
             return Result()
-        result = delegate(self._request, plugin_type, "ADD")
+        try:
+            result = delegate(self._request, plugin_type, "ADD")
+        except CNIError as error:
+            if self._fresh and (failure := self._release()) is not None:
+                told = f'DEL of the address plugin "{plugin_type}" failed as well: {failure}'
+                error.details = f"{error.details}; {told}" if error.details else told
+            raise
         if result is None or not result.ips:
             self._release()
             raise CNIError(
@@ -42,11 +51,13 @@ class Allocation:
         if kind is not None:
             self._release()
 
-    def _release(self) -> None:
+    def _release(self) -> CNIError | None:
+        """Have the addresses released; returns what failed. The runtime's DEL will do it again."""
         try:
             delegate_ipam(self._request)
-        except CNIError:
-            pass  # the failure that led here is the one to tell; DEL will release again
+        except CNIError as error:
+            return error
+        return None
 
 
 def delegate_ipam(request: Request, command: str = "DEL") -> None:

@@ -14,6 +14,7 @@ from pycni.sdk.ipam import delegate_ipam, needs_link
 from pycni.sdk.plugin import Plugin
 from pycni.sdk.sandbox import find_sandbox, open_sandbox
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError, join_errors
+from pycni.spec.ip import default_network
 from pycni.spec.result import Result
 
 TYPE_CHECKING = False
@@ -143,13 +144,34 @@ def known_part(request: Request) -> Result:
         return Result()
     if previous is None:
         return Result()
-    own = [
-        index
-        for index, interface in enumerate(previous.interfaces)
-        if interface.name == request.ifname and interface.sandbox
-    ]
-    ips = [entry for entry in previous.ips if entry.interface is None or entry.interface in own]
-    return previous.replace(ips=tuple(ips))
+    return own_part(request, previous)
+
+
+def own_part(request: Request, previous: Result) -> Result:
+    """A previous result with the addresses of the attachment's own interface only.
+
+    Where it lists other interfaces of the sandbox, a route that leaves its gateway open may be
+    theirs: 0.0.0.0 says then that its gateway is not known.
+    """
+    own = []
+    alone = True
+    for index, interface in enumerate(previous.interfaces):
+        if interface.name == request.ifname and interface.sandbox:
+            own.append(index)
+        elif interface.sandbox:
+            alone = False
+    ips = tuple(entry for entry in previous.ips if entry.interface in own)
+    if not ips:
+        ips = tuple(entry for entry in previous.ips if entry.interface is None)
+    if alone:
+        return previous.replace(ips=ips)
+    routes = tuple(
+        route
+        if route.gw is not None
+        else route.replace(gw=default_network(route.dst.family).address)
+        for route in previous.routes
+    )
+    return previous.replace(ips=ips, routes=routes)
 
 
 def check_interfaces(kernel: Kernel, plan: Plan, previous: Result) -> list[str]:

@@ -76,6 +76,48 @@ class Result(Record):
     cni_version: str = ""
 
 
+def merge(previous: Result, own: Result) -> Result:
+    """The result of a chain so far: what the plugins before made, and after it what this one did.
+
+    Indices of `previous` stay as they are, those of `own` are shifted. A route of `own` that leaves
+    its gateway open is given it where the first one listed is now another's.
+    """
+    shift = len(previous.interfaces)
+    ips = tuple(
+        entry if entry.interface is None else entry.replace(interface=entry.interface + shift)
+        for entry in own.ips
+    )
+    routes = (
+        route.replace(gw=gateway_of(own, route.dst))
+        if route.gw is None and gateway_of(previous, route.dst) is not None
+        else route
+        for route in own.routes
+    )
+    return Result(
+        interfaces=(*previous.interfaces, *own.interfaces),
+        ips=(*previous.ips, *ips),
+        routes=(*previous.routes, *routes),
+        dns=DNS(
+            nameservers=_united(previous.dns.nameservers, own.dns.nameservers),
+            domain=previous.dns.domain or own.dns.domain,
+            search=_united(previous.dns.search, own.dns.search),
+            options=_united(previous.dns.options, own.dns.options),
+        ),
+    )
+
+
+def gateway_of(result: Result, dst: IPNetwork) -> IPAddress | None:
+    """The first gateway of the family of a route that names none."""
+    for entry in result.ips:
+        if entry.gateway is not None and entry.gateway.family == dst.family:
+            return entry.gateway
+    return None
+
+
+def _united(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
+    return (*first, *(item for item in second if item not in first))
+
+
 class _ModernResult(Config):
     interfaces: tuple[Interface, ...] = field(
         "interfaces", ListOf(Object(Interface)), (), doc="interfaces"

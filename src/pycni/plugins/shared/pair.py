@@ -13,10 +13,16 @@ if TYPE_CHECKING:
 def host_end(request: Request, network: Result, *others: str) -> str:
     """The name of the pair's host end: the one ADD reported, or the one that it will get.
 
-    others: host interfaces that a result lists besides.
+    It is the last interface of the host that a result lists before the sandbox's, without `others`:
+    what comes earlier is of plugins before, what comes later of plugins after.
     """
+    found = ""
     for interface in network.interfaces:
+        if interface.sandbox and interface.name == request.ifname:
+            break
         if not interface.sandbox and interface.name not in others:
-            return interface.name
+            found = interface.name
+    if found:
+        return found
     owner = request.owner
     return hashed_name("veth", f"{owner.network}/{owner.container_id}/{owner.ifname}", 15)

@@ -1,0 +1,98 @@
+"""An address plugin of someone else's that fails (SPEC 1.1.0, section 4, "execution procedure")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import Attachment, Host, Namespace, ip_json, snapshot
+
+Sandbox = Callable[[], Namespace]
+
+# Notes each command; does what the files beside it say.
+SCRIPT = """\
+#!/bin/sh
+here={folder}
+cat > /dev/null
+echo $CNI_COMMAND >> $here/calls
+if [ -f $here/fail.$CNI_COMMAND ]; then cat $here/fail.$CNI_COMMAND; exit 1; fi
+[ $CNI_COMMAND = ADD ] && echo '{{"cniVersion": "1.1.0", "ips": [{{"address": "10.9.0.2/24"}}]}}'
+exit 0
+"""
+
+
+class Lab:
+    """An attachment whose addresses come from a script in `folder`."""
+
+    def __init__(self, plugin_dir: Path, folder: Path, netns: Namespace, **keys: Any) -> None:
+        self.folder = folder
+        script = folder / "script-ipam"
+        script.write_text(SCRIPT.format(folder=folder))
+        script.chmod(0o755)
+        config = {"cniVersion": "1.1.0", "name": "net", "ipam": {"type": "script-ipam"}, **keys}
+        plugin = plugin_dir / config["type"]
+        self.one = Attachment(plugin, config, netns, "one", path=f"{plugin_dir}:{folder}")
+
+    def fail(self, command: str, code: int, message: str) -> None:
+        text = (
+            f'{{"cniVersion": "1.1.0", "code": {code}, "msg": "{message}", "details": "as told"}}'
+        )
+        (self.folder / f"fail.{command}").write_text(text)
+
+    def calls(self) -> list[str]:
+        """The commands since the last time."""
+        path = self.folder / "calls"
+        found = path.read_text().split() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return found
+
+
+@pytest.fixture(params=["bridge", "ptp", "tap"])
+def lab(
+    request: pytest.FixtureRequest, host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
+) -> Lab:
+    return Lab(plugin_dir, tmp_path, sandbox(), type=request.param)
+
+
+def test_it_is_called_with_del_and_its_own_error_is_told(lab: Lab) -> None:
+    lab.fail("ADD", 123, "no address today")
+    before = snapshot()
+    error = lab.one.refused()
+    assert lab.calls() == ["ADD", "DEL"]
+    assert (error["code"], error["msg"], error["details"]) == (123, "no address today", "as told")
+    links = [item for item in snapshot()["links"] if item["ifname"] != "cni0"]
+    assert links == before["links"]
+
+
+def test_a_del_that_fails_too_is_told_beside(lab: Lab) -> None:
+    lab.fail("ADD", 123, "no address today")
+    lab.fail("DEL", 5, "disk full")
+    error = lab.one.refused()
+    assert (error["code"], error["msg"]) == (123, "no address today")
+    assert error["details"].startswith("as told; ")
+    assert "disk full" in error["details"]
+
+
+def test_the_addresses_of_an_attachment_that_is_there_are_not_released(lab: Lab) -> None:
+    lab.one.add()
+    assert lab.calls() == ["ADD"]
+    lab.fail("ADD", 123, "duplicate")
+    lab.one.refused()
+    assert "DEL" not in lab.calls()
+    assert "eth0" in {item["ifname"] for item in ip_json("link", netns=lab.one.sandbox)}
+    lab.one.check()
+
+
+def test_a_device_without_an_interface_keeps_its_addresses(
+    host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
+) -> None:
+    """Whether an attachment of it is there cannot be seen, so its addresses are left alone."""
+    lab = Lab(plugin_dir, tmp_path, sandbox(), type="host-device", DPDKMode=True, device="dpdk0")
+    lab.one.add()
+    assert lab.calls() == ["ADD"]
+    lab.fail("ADD", 123, "duplicate")
+    assert lab.one.refused()["code"] == 123
+    assert lab.calls() == ["ADD"]
