@@ -17,8 +17,7 @@ from harness.conformance import PYCNI, outcomes, report
 from harness.host import snapshot
 
 OURS: dict[str, set[str]] = {
-    # The queues on the host's end of the veth go with the veth.
-    "bandwidth": {"del.undoes", "del.prev-result-empty"},
+    "bandwidth": set(),
     "bridge": set(),
     "debug": set(),
     "firewall": set(),

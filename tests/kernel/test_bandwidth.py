@@ -165,6 +165,7 @@ def test_add_check_delete(attach: Attach, version: str) -> None:
         one.check()
     one.delete()
     assert ifbs() == []
+    assert [qdisc["kind"] for qdisc in qdiscs("veth0")] == ["noqueue"]
     one.delete()
 
 
@@ -226,6 +227,34 @@ def test_ingress_qdisc_of_another_program(attach: Attach, kind: str) -> None:
     assert away(one).rate(after=BURST // 8) == pytest.approx(2 * RATE, rel=0.1)
     one.check()
     one.delete()
+    # An ingress qdisc without filters is of no use; others may keep a clsact for theirs.
+    left = ["noqueue"] if kind == "ingress" else ["noqueue", "clsact"]
+    assert [qdisc["kind"] for qdisc in qdiscs("veth0")] == left
+    assert run_in(None, ["tc", "filter", "show", "dev", "veth0", "ingress"]).stdout == ""
+
+
+@pytest.mark.parametrize("subnets", [[], ["192.0.2.0/24"]])
+def test_delete_leaves_the_interface_without_limits(attach: Attach, subnets: list[str]) -> None:
+    one = attach(**BOTH, unshapedSubnets=subnets)
+    one.add()
+    one.result = None
+    del one.config["prevResult"]
+    one.delete()
+    assert ifbs() == []
+    assert [qdisc["kind"] for qdisc in qdiscs("veth0")] == ["noqueue"]
+    one.delete()
+
+
+def test_delete_leaves_what_it_did_not_set(attach: Attach) -> None:
+    one = attach(egressRate=RATE, egressBurst=BURST)
+    one.add()
+    limit = ["rate", "1mbit", "burst", "10000", "latency", "25ms"]
+    run_in(None, ["tc", "qdisc", "add", "dev", "veth0", "root", "handle", "1:", "tbf", *limit])
+    match = ["prio", "7", "u32", "match", "u32", "0", "0", "flowid", "1:1"]
+    run_in(None, ["tc", "filter", "add", "dev", "veth0", "ingress", *match])
+    one.delete()
+    assert [qdisc["kind"] for qdisc in qdiscs("veth0")] == ["tbf", "ingress"]
+    assert "pref 7" in run_in(None, ["tc", "filter", "show", "dev", "veth0", "ingress"]).stdout
 
 
 def test_filters_of_another_program(attach: Attach) -> None:

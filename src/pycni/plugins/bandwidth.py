@@ -1,7 +1,7 @@
 """bandwidth: limits the rate of what the container receives (ingress) and sends (egress).
 
 The limits are token buckets on the host end of the container's veth. What the container sends is
-redirected to an ifb first, since only what a link sends can be queued; DEL removes the ifb.
+redirected to an ifb first, since only what a link sends can be queued. DEL takes all of it away.
 """
 
 from __future__ import annotations

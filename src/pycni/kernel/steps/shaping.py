@@ -69,10 +69,20 @@ def check(step: Shaping, kernel: Kernel) -> list[str]:
 
 
 def remove(step: Shaping, kernel: Kernel) -> None:
-    """Delete the ifb; disciplines and filters go with the host end."""
+    """Take the limits off the host end, where that is still there, and delete the ifb."""
+    host = kernel.host
     ifb = find_ifb(step.owner, kernel)
-    if ifb is not None:
-        _delete(kernel.host, ifb)
+    try:
+        outer = _peer(step, kernel) if kernel.sandbox is not None else None
+        if outer is not None:
+            found = tc.qdisc(host.netlink, outer.index)
+            if step.ingress is not None and found is not None and _is_limit(found):
+                host.request(tc.delete_qdisc(found))
+            if ifb is not None:
+                _stop_redirection(host, outer, ifb)
+    finally:
+        if ifb is not None:
+            _delete(host, ifb)
 
 
 def collect(kernel: Kernel, network: str, keep: frozenset[Attachment]) -> None:
@@ -116,8 +126,8 @@ def _host_end(step: Shaping, kernel: Kernel) -> Link:
             f"it is {inner.kind or 'a hardware interface'}",
             "traffic is limited on the host end of a veth: chain bandwidth to bridge or ptp",
         )
-    outer = kernel.host.find(inner.link)
-    if outer is None or outer.kind != "veth" or outer.link != inner.index:
+    outer = _peer(step, kernel)
+    if outer is None:
         raise CNIError(
             INVALID_CONFIG,
             f"veth peer with index {inner.link} is not in host ns",
@@ -131,6 +141,16 @@ def _host_end(step: Shaping, kernel: Kernel) -> Link:
             "interfaces, without a sandbox",
         )
     return outer
+
+
+def _peer(step: Shaping, kernel: Kernel) -> Link | None:
+    """The other end of the sandbox's veth, if it is on the host."""
+    inner = kernel.site("sandbox").find(step.link)
+    if inner is None or inner.kind != "veth" or not inner.link:
+        return None
+    outer = kernel.host.find(inner.link)
+    found = outer is not None and outer.kind == "veth" and outer.link == inner.index
+    return outer if found else None
 
 
 # --- limits --------------------------------------------------------------------------------------
@@ -167,6 +187,11 @@ def _lift(host: Site, link: Link) -> None:
     found = tc.qdisc(host.netlink, link.index)
     if found is not None:
         host.request(tc.delete_qdisc(found))
+
+
+def _is_limit(found: tc.Qdisc) -> bool:
+    """Whether a discipline is one that `_limit` sets, or the reference."""
+    return found.kind in ("tbf", "htb") and found.handle == 1 << 16
 
 
 def _limit_differences(step: Shaping, host: Site, link: Link, limit: Limit) -> list[str]:
@@ -245,6 +270,17 @@ def _redirect(host: Site, outer: Link, ifb: Link, undo: list[Undo]) -> None:
         )
     host.request(tc.redirect(outer.index, parent, ifb.index))
     undo.append(lambda: host.request(tc.delete_redirection(outer.index, parent)))
+
+
+def _stop_redirection(host: Site, outer: Link, ifb: Link) -> None:
+    """Take back `_redirect`. A qdisc that others may have filters in stays."""
+    parent = _ingress_parent(host, outer)
+    if parent is None:
+        return
+    if any(item.redirect == ifb.index for item in tc.filters(host.netlink, outer.index, parent)):
+        host.request(tc.delete_redirection(outer.index, parent))
+        if parent == tc.INGRESS_HANDLE and not tc.filters(host.netlink, outer.index, parent):
+            _remove_ingress(host, outer)
 
 
 def _remove_ingress(host: Site, outer: Link) -> None:
