@@ -1,87 +1,160 @@
-"""Interleaved rounds of one scenario, and what they give: medians of ratios."""
+"""Rounds in which every contender takes its turn, and what they give: medians of ratios."""
 
 from __future__ import annotations
 
 import statistics
-import subprocess
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
-from contenders import Attachment, Contender
+from contenders import Attachment, Contender, sandboxes
 from scenarios import Scenario
+
+from harness import inside
+
+OPERATIONS = ("ADD", "CHECK", "DEL")
+Values = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Times of one operation of one scenario: seconds by contender, a value a round."""
+    """One operation of one piece of work: values by contender, one a round.
 
-    scenario: str
+    unit: of the values; of rates, more is better.
+    """
+
+    work: str
     operation: str
-    times: dict[str, list[float]]
+    values: Values
+    unit: str = "s"
 
-    def milliseconds(self, contender: str) -> float:
-        """The contender's median time."""
-        return statistics.median(self.times[contender]) * 1e3
+    def median(self, contender: str) -> float:
+        """The contender's median value."""
+        return statistics.median(self.values[contender])
 
     def ratio(self, contender: str, reference: str) -> tuple[float, float, float]:
-        """Quartiles of the contender's time over the reference's, round by round."""
-        pairs = zip(self.times[contender], self.times[reference], strict=True)
-        lower, middle, upper = statistics.quantiles([ours / theirs for ours, theirs in pairs], n=4)
+        """Quartiles of the contender's value over the reference's, round by round."""
+        pairs = zip(self.values[contender], self.values[reference], strict=True)
+        ratios = [own / theirs for own, theirs in pairs]
+        if len(ratios) == 1:
+            ratios *= 2
+        lower, middle, upper = statistics.quantiles(ratios, n=4, method="inclusive")
         return lower, middle, upper
 
-    def to_json(self, reference: str) -> dict[str, Any]:
-        """The measurement for other programs; times in milliseconds."""
-        return {
-            "scenario": self.scenario,
-            "operation": self.operation,
-            "median_ms": {name: round(self.milliseconds(name), 3) for name in self.times},
-            "ratio_quartiles": {
-                name: [round(value, 4) for value in self.ratio(name, reference)]
-                for name in self.times
-                if name != reference
-            },
-        }
+
+@dataclass(frozen=True)
+class Table:
+    """Measurements that belong together; reference: the contender that ratios are taken to."""
+
+    title: str
+    reference: str
+    rows: list[Measurement] = field(default_factory=list)
+
+    @property
+    def contenders(self) -> list[str]:
+        """All that take part, the reference first."""
+        names = dict.fromkeys(name for row in self.rows for name in row.values)
+        return [self.reference, *(name for name in names if name != self.reference)]
 
 
-def measure(scenario: Scenario, contenders: Sequence[Contender], rounds: int) -> list[Measurement]:
-    """Attach and detach once a round by every contender; the first round warms up."""
-    times: dict[str, dict[str, list[float]]] = {
-        operation: {contender.name: [] for contender in contenders} for operation in ("ADD", "DEL")
-    }
-    for number in range(rounds + 1):
-        for turn in range(len(contenders)):
-            # Who comes first changes, so that nobody always pays for what others left to do.
-            contender = contenders[(number + turn) % len(contenders)]
-            config = scenario.configured(contender.name)
-            attachment = Attachment(f"bench-{number}-{turn}")
-            subprocess.run(["ip", "netns", "add", attachment.container_id], check=True)
-            for operation, values in times.items():
-                begin = time.perf_counter()
-                result = contender.call(operation, config, attachment)
-                elapsed = time.perf_counter() - begin
-                if operation == "ADD":
-                    config = {**config, "prevResult": result}
+def measure(
+    scenario: Scenario,
+    contenders: Sequence[Contender],
+    rounds: int,
+    work: str = "",
+    first: int = 0,
+    operations: Sequence[str] = OPERATIONS,
+) -> list[Measurement]:
+    """Attach, check and detach once a round by every contender; one round before that warms up.
+
+    work: what to call it; first: the number of the first container.
+    """
+    values: dict[str, Values] = {operation: {} for operation in operations}
+    with ExitStack() as stack:
+        places = {}
+        for contender in contenders:
+            name = f"box-{scenario.network}-{contender.name}".replace(" ", "-")
+            places[contender] = stack.enter_context(sandboxes(1, name))[0].netns
+        for number in range(rounds + 1):
+            for turn in range(len(contenders)):
+                # Who comes first changes, so that nobody always pays for what others left to do.
+                contender = contenders[(number + turn) % len(contenders)]
+                attachment = Attachment(f"{scenario.network}-{number}-{turn}", places[contender])
+                configs = scenario.configured(first + turn, contender.room.name)
+                spent = cycle(contender, configs, attachment, scenario.unchecked, operations)
                 if number > 0:
-                    values[contender.name].append(elapsed)
-            subprocess.run(["ip", "netns", "delete", attachment.container_id], check=True)
-    return [Measurement(scenario.name, operation, values) for operation, values in times.items()]
-
-
-def table(measurements: Sequence[Measurement], reference: str) -> str:
-    """The measurements as text: ratios with quartiles, and medians in milliseconds."""
-    names = [name for name in measurements[0].times if name != reference]
-    width = max(34, *(len(item.scenario) + len(item.operation) + 3 for item in measurements))
-    header = f"{'work':<{width}}{reference + ' ms':>14}"
-    header += "".join(f"{name:>24}" for name in names)
-    lines = [header, "-" * len(header)]
-    for item in measurements:
-        line = (
-            f"{item.scenario + ' ' + item.operation:<{width}}{item.milliseconds(reference):>14.2f}"
+                    for operation, elapsed in spent.items():
+                        values[operation].setdefault(contender.name, []).append(elapsed)
+    names = [contender.name for contender in contenders]
+    return [
+        Measurement(
+            work or scenario.name,
+            operation,
+            {name: found[name] for name in names if name in found},
         )
-        for name in names:
-            lower, middle, upper = item.ratio(name, reference)
-            line += f"{middle:>11.3f} [{lower:.2f}-{upper:.2f}]".rjust(24)
-        lines.append(line)
-    return "\n".join(lines)
+        for operation, found in values.items()
+    ]
+
+
+def measure_at_once(
+    scenario: Scenario, contenders: Sequence[Contender], count: int, rounds: int
+) -> list[Measurement]:
+    """Attach so many containers, whose ADDs begin together, then detach them; seconds for all."""
+    values: dict[str, Values] = {"ADD": {}, "DEL": {}}
+    with sandboxes(count, "at-once") as boxes:
+        for number in range(rounds + 1):
+            for turn in range(len(contenders)):
+                contender = contenders[(number + turn) % len(contenders)]
+                configs = [scenario.configured(i, contender.room.name)[0] for i in range(count)]
+                for operation, found in values.items():
+                    with inside(contender.room):
+                        work = list(zip(configs, boxes, strict=True))
+                        elapsed, results = contender.at_once(operation, work)
+                    configs = [
+                        {**config, "prevResult": result}
+                        for config, result in zip(configs, results, strict=True)
+                    ]
+                    if number > 0:
+                        found.setdefault(contender.name, []).append(elapsed)
+    return [
+        Measurement(f"{scenario.name}, {count} at once", operation, found)
+        for operation, found in values.items()
+    ]
+
+
+def cycle(
+    contender: Contender,
+    configs: Sequence[Mapping[str, Any]],
+    attachment: Attachment,
+    unchecked: Sequence[str] = (),
+    operations: Sequence[str] = OPERATIONS,
+) -> dict[str, float]:
+    """Attach a container, check it, detach it; the seconds by operation."""
+    spent: dict[str, float] = {}
+    with inside(contender.room):
+        result, spent["ADD"] = attach(contender, configs, attachment)
+        configs = [{**config, "prevResult": result} for config in configs]
+        if "CHECK" in operations and "CHECK" in contender.operations:
+            spent["CHECK"] = sum(
+                contender.call("CHECK", config, attachment)[1]
+                for config in configs
+                if config["type"] not in unchecked
+            )
+        spent["DEL"] = sum(
+            contender.call("DEL", config, attachment)[1] for config in reversed(configs)
+        )
+    return {operation: spent[operation] for operation in operations if operation in spent}
+
+
+def attach(
+    contender: Contender, configs: Sequence[Mapping[str, Any]], attachment: Attachment
+) -> tuple[Any, float]:
+    """ADD of a list: the last plugin's result, and seconds. The thread must be in the room."""
+    elapsed = 0.0
+    previous: dict[str, Any] = {}
+    for config in configs:
+        result, seconds = contender.call("ADD", {**config, **previous}, attachment)
+        previous = {"prevResult": result}
+        elapsed += seconds
+    return result, elapsed
