@@ -343,3 +343,14 @@ def test_wait_for_a_link_that_goes_away(netlink: NetlinkSocket) -> None:
             link.wait_running(netlink, "v0", time.monotonic() + 10)
         thread.join()
     assert caught.value.errno == errno.ENODEV
+
+
+def test_delete_together(netlink: NetlinkSocket) -> None:
+    for number in range(40):
+        netlink.request(link.veth(f"v{number}", f"w{number}"))
+    gone, *rest = [item for item in link.dump(netlink) if item.name.startswith("v")]
+    netlink.request(link.delete(gone))
+    link.delete_together(netlink, [gone, *rest[:-1]])
+    assert {item.name for item in link.dump(netlink)} == {"lo", "v39", "w39"}
+    link.delete_together(netlink, [gone])
+    link.delete_together(netlink, [])

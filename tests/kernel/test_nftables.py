@@ -281,3 +281,35 @@ def test_commit_without_rights(host: Host) -> None:
             os._exit(error.errno or 0)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == errno.EPERM
+
+
+# --- sockets -------------------------------------------------------------------------------------
+
+
+def test_an_idle_socket_serves_the_next(host: Host) -> None:
+    with namespace.current() as here, namespace.create() as other:
+        one = nfnetlink.borrow(here)
+        nfnetlink.give_back(one, here)
+        assert nfnetlink.borrow(here) is one
+        with other.enter():
+            inside = nfnetlink.borrow(other)
+        assert inside is not one
+        nfnetlink.give_back(inside, other)
+        assert inside.fileno() == -1
+        nfnetlink.give_back(one, here)
+        assert one.fileno() >= 0
+
+
+def test_no_idle_socket_keeps_a_namespace_that_the_process_has_left(host: Host) -> None:
+    with namespace.current() as here, namespace.create() as other:
+        one = nfnetlink.borrow(here)
+        nfnetlink.give_back(one, here)
+        with other.enter():
+            two = nfnetlink.borrow(other)
+            assert two is not one
+            nfnetlink.give_back(two, other)
+            assert one.fileno() == -1
+        three = nfnetlink.borrow(here)
+        assert three is not two
+        nfnetlink.give_back(three, here)
+        assert two.fileno() == -1

@@ -51,10 +51,10 @@ class Site:
     def netfilter(self) -> NetfilterSocket:
         """A netfilter netlink socket of this namespace, opened when first asked for."""
         if self._netfilter is None:
-            from pycni.kernel.nfnetlink import NetfilterSocket
+            from pycni.kernel.nfnetlink import borrow
 
             with self.enter():
-                self._netfilter = NetfilterSocket()
+                self._netfilter = borrow(self.namespace)
         return self._netfilter
 
     def link(self, name: str | int) -> Link:
@@ -91,7 +91,9 @@ class Site:
         if self._netlink is not None:
             self._netlink.close()
         if self._netfilter is not None:
-            self._netfilter.close()
+            from pycni.kernel.nfnetlink import give_back
+
+            give_back(self._netfilter, self.namespace)
         self.namespace.close()
 
 

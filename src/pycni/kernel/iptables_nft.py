@@ -16,6 +16,9 @@ from pycni.kernel.netlink.codec import BE32, BYTES, STRING, U64, Schema
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
     from pycni.kernel.netlink.codec import Request
     from pycni.kernel.nfnetlink import Expression, NetfilterSocket
     from pycni.spec.ip import IPAddress
@@ -48,19 +51,24 @@ def add(table: str, chain: str, address: IPAddress) -> list[Request]:
     ]
 
 
-def delete(netfilter: NetfilterSocket, table: str, chain: str, address: IPAddress) -> list[Request]:
-    """Delete the rules of `add`, as often as they are there; [] unless both are."""
-    wanted = [_essence(expressions) for expressions in _accepting(address)]
-    known: dict[int, int] = {}  # handle to which of the two it is
-    for handle, expressions in nfnetlink.expressions(
-        netfilter, address.family, table, chain, address.packed
-    ):
-        essence = _essence(expressions)
-        if essence in wanted:
-            known[handle] = wanted.index(essence)
-    if len(set(known.values())) < len(wanted):
-        return []
-    return [nfnetlink.delete_rule(address.family, table, chain, handle) for handle in known]
+def delete(
+    netfilter: NetfilterSocket, family: int, table: str, chain: str, addresses: Iterable[IPAddress]
+) -> tuple[list[Request], set[IPAddress]]:
+    """What deletes the rules of `add`, as often as they are there, and for whom both were there."""
+    wanted = {
+        address.packed: (address, [_essence(rule) for rule in _accepting(address)])
+        for address in addresses
+    }
+    only = next(iter(wanted)) if len(wanted) == 1 else b""  # spares decoding the others' rules
+    requests = []
+    found: dict[IPAddress, set[int]] = {}
+    for handle, rule in nfnetlink.expressions(netfilter, family, table, chain, only):
+        essence = _essence(rule)
+        address, forms = wanted.get(_compared(essence), (None, []))
+        if address is not None and essence in forms:
+            requests.append(nfnetlink.delete_rule(family, table, chain, handle))
+            found.setdefault(address, set()).add(forms.index(essence))
+    return requests, {address for address, forms in found.items() if len(forms) == 2}
 
 
 def _accepting(address: IPAddress) -> list[list[Expression]]:
@@ -84,7 +92,16 @@ def _compare(offset: int, key: bytes) -> list[Expression]:
     return [("payload", _PAYLOAD.encode(place)), ("cmp", _COMPARE.encode(equal))]
 
 
-def _essence(expressions: list[Expression]) -> list[tuple[str, object]]:
+def _compared(essence: list[tuple[str, Any]]) -> bytes:
+    """The address that a rule compares with, b"" if none."""
+    for name, said in essence:
+        if name == "cmp":
+            value: bytes = said.get("data", {}).get("value", b"")
+            return value
+    return b""
+
+
+def _essence(expressions: list[Expression]) -> list[tuple[str, Any]]:
     """What expressions say, whatever flags their attributes have; without the counters' values."""
     return [
         (name, _SCHEMAS[name].decode(data) if name in _SCHEMAS else None)

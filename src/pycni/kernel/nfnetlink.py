@@ -11,6 +11,7 @@ steps that keep something in nftables.
 from __future__ import annotations
 
 import errno
+import os
 from _socket import AF_INET, AF_INET6, SOL_SOCKET
 from struct import Struct
 
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from pycni.kernel.namespace import Namespace
+
+    _Home = tuple[int, int, int]  # process, and its namespace's device and inode
     Expression = tuple[str, bytes]  # name and attributes
 
 NETLINK_NETFILTER = 12
@@ -125,8 +129,9 @@ class Rule(Record):
 class NetfilterSocket(NetlinkSocket):
     """A netfilter netlink socket of the calling thread's network namespace.
 
-    After something was deleted, closing waits until the kernel has freed it (some 10 ms); who has
-    to wait for the kernel anyway, as for a link's end, closes afterwards.
+    After something was deleted, closing one waits until the kernel has freed it (some 10 ms), and
+    all of nftables with it. Hence `borrow` and `give_back`; and who has to wait for the kernel
+    anyway, as for a link's end, closes afterwards.
     """
 
     __slots__ = ()
@@ -199,6 +204,47 @@ class NetfilterSocket(NetlinkSocket):
             failure = NetlinkError(errno.EIO, "the kernel did not answer", requests[-1].what)
         if failure is not None:
             raise failure
+
+
+# Sockets that nobody uses, each with its process and namespace.
+_idle: list[tuple[_Home, NetfilterSocket]] = []
+_MOST_IDLE = 32
+
+
+def borrow(space: Namespace) -> NetfilterSocket:
+    """A socket in the calling thread's namespace, which is `space`: an idle one, or a new one."""
+    try:
+        home, netfilter = _idle.pop()
+    except IndexError:
+        return NetfilterSocket()
+    if home == (os.getpid(), space.device, space.inode):
+        return netfilter
+    _idle.append((home, netfilter))
+    return NetfilterSocket()
+
+
+def give_back(netfilter: NetfilterSocket, space: Namespace) -> None:
+    """Keep a borrowed socket for the next, or close it.
+
+    An open socket keeps its namespace alive. So only those are kept that are in the namespace of
+    this process itself, that is, of its main thread.
+    """
+    try:
+        status = os.stat("/proc/self/ns/net")
+    except OSError:  # the main thread has ended
+        netfilter.close()
+        return
+    home = (os.getpid(), status.st_dev, status.st_ino)
+    for item in [item for item in _idle if item[0] != home]:
+        try:
+            _idle.remove(item)
+        except ValueError:  # another thread took it
+            continue
+        item[1].close()
+    if home[1:] == (space.device, space.inode) and len(_idle) < _MOST_IDLE:
+        _idle.append((home, netfilter))
+    else:
+        netfilter.close()
 
 
 def supported(netfilter: NetfilterSocket) -> bool:

@@ -14,7 +14,7 @@ from pycni.spec.errors import INTERNAL, UNKNOWN, CNIError
 from pycni.spec.fields import Text, field
 from pycni.spec.jsontext import JSONError, dumps, loads, lookup
 from pycni.spec.result import FAMILIES, Result, decode_result, encode_result, parse_prev_result
-from pycni.state.files import read_file, write_file
+from pycni.state.files import Lock, read_file, write_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -161,9 +161,10 @@ def act(request: Request, stdin: bytes) -> Outcome:
     asked = {"Command": request.command, "CmdArgs": _arguments(request, stdin)}
     write_file(path, dumps({**debug, **asked}).encode(), 0o600, sync=False)
     if config.command_log:
-        log = read_file(config.command_log)
-        entries = loads(log) if log.strip() else []
-        write_file(config.command_log, dumps([*entries, asked]).encode(), 0o600, sync=False)
+        with Lock(config.command_log):  # a runtime may call several at once
+            log = read_file(config.command_log)
+            entries = loads(log) if log.strip() else []
+            write_file(config.command_log, dumps([*entries, asked]).encode(), 0o600, sync=False)
     stderr = _text(debug, "ReportStderr")
     error = _text(debug, "ReportError")
     if error:

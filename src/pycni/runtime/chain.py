@@ -88,15 +88,7 @@ class Chain(Record):
         self, stale: Sequence[Endpoint], living: set[tuple[str, str]], options: Options
     ) -> None:
         """GC: delete what is stale, then have the plugins look for themselves. Raises CNIError."""
-        errors: list[CNIError] = []
-        for endpoint in stale:
-            try:
-                self.delete(endpoint, options)
-            except Canceled:
-                raise
-            except CNIError as error:
-                which = f"{endpoint.container_id} {endpoint.ifname}"
-                errors.append(error.within(f"failed to delete stale attachment {which}"))
+        errors = self._delete_stale(stale, options) if stale else []
         if self.config.at_least(versions.SINCE["GC"]):
             keep = [{"containerID": name, "ifname": ifname} for name, ifname in sorted(living)]
             for plugin in self.config.plugins:
@@ -108,6 +100,26 @@ class Chain(Record):
                 )
         if errors:
             raise one_error(errors)
+
+    def _delete_stale(self, stale: Sequence[Endpoint], options: Options) -> list[CNIError]:
+        """Delete many at once, for the kernel lets each wait. Returns what failed."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        from pycni.runtime.many import WORKERS
+
+        def attempt(endpoint: Endpoint) -> CNIError | None:
+            try:
+                self.delete(endpoint, options)
+            except Canceled:
+                raise
+            except CNIError as error:
+                which = f"{endpoint.container_id} {endpoint.ifname}"
+                return error.within(f"failed to delete stale attachment {which}")
+            return None
+
+        # The pool's threads start in the network namespace of this one, the host to plugins.
+        with ThreadPoolExecutor(WORKERS, "pycni") as pool:
+            return [error for error in pool.map(attempt, stale) if error is not None]
 
     def document(
         self,

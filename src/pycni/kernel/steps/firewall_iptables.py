@@ -87,17 +87,12 @@ def check(step: Firewall) -> list[str]:
 def remove(addresses: Collection[IPAddress], netfilter: NetfilterSocket) -> None:
     """Delete the rules for addresses; what is missing is no error."""
     for family, found in _by_family(addresses).items():
-        left = [address for address in found if not _remove_by_netlink(address, netfilter)]
+        requests, done = iptables_nft.delete(netfilter, family, TABLE, FORWARD, found)
+        netfilter.commit(requests)
         if iptables.has_legacy(family, TABLE):
-            left = found
+            done = set()
+        left = [address for address in found if address not in done]
         iptables.delete_rules(netfilter, family, TABLE, FORWARD, _rules(left))
-
-
-def _remove_by_netlink(address: IPAddress, netfilter: NetfilterSocket) -> bool:
-    """Whether the rules for an address were there, in the form of iptables-nft, and now are not."""
-    requests = iptables_nft.delete(netfilter, TABLE, FORWARD, address)
-    netfilter.commit(requests)
-    return bool(requests)
 
 
 def _shared(step: Firewall) -> list[str]:

@@ -10,6 +10,7 @@ some, htb with one limited class takes the place of tbf.
 from __future__ import annotations
 
 import errno
+import time
 
 from pycni.kernel import link as links
 from pycni.kernel import tc
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 LIMITED = 0x30  # the class 1:30
 DIRECT = 0
+_TO_MARK = 0.05  # seconds: far more than an ADD takes to mark an ifb that it made
 FIRST_PRIORITY = 15  # of filters that assign classes
 
 
@@ -86,12 +88,26 @@ def remove(step: Shaping, kernel: Kernel) -> None:
 
 
 def collect(kernel: Kernel, network: str, keep: frozenset[Attachment]) -> None:
-    """Delete ifbs that are marked as this network's, of attachments not to be kept."""
+    """Delete ifbs that are marked as this network's, of attachments not to be kept.
+
+    So are those that a crash left before they were marked.
+    """
     kept = {Owner(network, item.container_id, item.ifname).tag for item in keep}
-    for found in links.dump(kernel.host.netlink):
-        tag = _tag(found)
-        if found.kind == "ifb" and tag.startswith(f"{network_tag(network)}-") and tag not in kept:
-            _delete(kernel.host, found)
+    prefix = network_tag(network) + "-"
+    found = [link for link in links.dump(kernel.host.netlink) if link.kind == "ifb"]
+    stale = [link for link in found if (tag := _tag(link)).startswith(prefix) and tag not in kept]
+    unmarked = {link.index for link in found if _is_unmarked(link)}
+    if unmarked:
+        time.sleep(_TO_MARK)
+        again = links.dump(kernel.host.netlink)
+        stale += [link for link in again if link.index in unmarked and _is_unmarked(link)]
+    links.delete_together(kernel.host.netlink, stale)
+
+
+def _is_unmarked(link: Link) -> bool:
+    """Whether it was made for bandwidth and not set up any further."""
+    made = link.kind == "ifb" and link.name.startswith("bwp")
+    return made and not link.alias and not link.is_up
 
 
 def find_ifb(owner: Owner, kernel: Kernel) -> Link | None:

@@ -71,10 +71,13 @@ def remove(step: VethPair, kernel: Kernel) -> None:
 def collect(kernel: Kernel, network: str, keep: frozenset[Attachment]) -> None:
     """Delete host ends that are marked as this network's, of attachments not to be kept."""
     kept = {Owner(network, item.container_id, item.ifname).tag for item in keep}
-    for found in links.dump(kernel.host.netlink):
-        tag = _tag(found)
-        if found.kind == "veth" and tag.startswith(network_tag(network) + "-") and tag not in kept:
-            _delete(found, kernel.host.request)
+    prefix = network_tag(network) + "-"
+    stale = [
+        found
+        for found in links.dump(kernel.host.netlink)
+        if found.kind == "veth" and (tag := _tag(found)).startswith(prefix) and tag not in kept
+    ]
+    links.delete_together(kernel.host.netlink, stale)
 
 
 def _create(step: VethPair, kernel: Kernel) -> Link:
