@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-unit test-kernel test-interop test-lab lint format bench clean \
+.PHONY: help setup demo test test-unit test-kernel test-interop test-lab lint format bench bench-docs clean \
 	install-system-packages
 
 python := .venv/bin/python
@@ -38,8 +38,12 @@ lint: .venv/.complete ## Check format, style, types and the import rules
 format: .venv/.complete ## Format the code and mend what ruff can mend
 	@$(python) -m ruff check --fix --quiet . ; $(python) -m ruff format .
 
-bench: setup ## Measure against the reference plugins, as ratios
-	@$(python) bench/run.py
+bench: setup ## Measure against the reference plugins, and those in PEER=DIR, as ratios
+	@$(python) bench/run.py $(if $(PEER),--peer $(PEER))
+
+bench-docs: setup ## The same with more rounds, into docs/benchmark.md
+	@$(python) -m pip install -qq --disable-pip-version-check --group bench
+	@$(python) bench/run.py --long --write-docs $(if $(PEER),--peer $(PEER))
 
 clean: ## Remove .venv and everything built or cached
 	rm -rf .venv .cache build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
