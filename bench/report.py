@@ -7,7 +7,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,14 @@ _UNITS = {
 
 def to_text(tables: Sequence[Table]) -> str:
     """For a terminal."""
-    return "\n\n".join(_text(table) for table in tables if table.rows)
+    parts = [_text(table) for table in tables if table.rows]
+    if found := verdicts(tables):
+        lines = [
+            f"{work:<32}{way:<12}at most {limit:<6}{middle:<8}{verdict}"
+            for work, way, limit, middle, verdict in found
+        ]
+        parts.append("\n".join(["what must hold", *lines]))
+    return "\n\n".join(parts)
 
 
 def to_json(tables: Sequence[Table], rounds: int) -> dict[str, Any]:
@@ -75,17 +82,19 @@ def write_page(page: Path, document: Any) -> None:
     page.write_text(re.sub(pattern, lambda _: figures, text, flags=re.DOTALL))
 
 
-def held(tables: Sequence[Table]) -> Iterator[tuple[str, str, float, float | None]]:
-    """Each target of issue 5: work, way, limit, and the median that was measured, if it was."""
+def verdicts(tables: Sequence[Table]) -> list[tuple[str, str, str, str, str]]:
+    """The targets that were measured: work, way, limit, what was found, and whether it holds."""
     rows = {
         (row.work, row.operation): (row, table.reference) for table in tables for row in table.rows
     }
+    found = []
     for work, operation, way, contender, limit in TARGETS:
-        row, reference = rows.get((work, operation), (None, ""))
-        found = None
-        if row is not None and contender in row.values:
-            found = row.ratio(contender, reference)[1]
-        yield f"{work}: {operation}", way, limit, found
+        if (work, operation) in rows:
+            row, reference = rows[work, operation]
+            _, middle, _ = row.ratio(contender, reference)
+            verdict = "held" if middle <= limit else "missed"
+            found.append((f"{work} {operation}", way, f"{limit:g}", _ratio(middle), verdict))
+    return found
 
 
 def _text(table: Table) -> str:
@@ -100,7 +109,8 @@ def _text(table: Table) -> str:
             cell = ""
             if name in row.values:
                 lower, middle, upper = row.ratio(name, table.reference)
-                cell = f"{_value(row, name)}  {middle:.3f} [{lower:.2f}-{upper:.2f}]"
+                spread = f"[{_ratio(lower)}-{_ratio(upper)}]"
+                cell = f"{_value(row, name)}  {_ratio(middle)} {spread}"
             line += f"{cell:>30}"
         lines.append(line.rstrip())
     return "\n".join(lines)
@@ -115,13 +125,10 @@ def _markdown(document: Any) -> str:
         f"{machine['reference']}; {document['rounds']} rounds."
     )
     lines = ["| work | | at most | measured | |", "| --- | --- | --- | --- | --- |"]
-    for work, way, limit, found in held(tables):
-        if found is not None:
-            verdict = "held" if found <= limit else "missed"
-            lines.append(f"| {work} | {way} | {limit:g} | {found:.3f} | {verdict} |")
+    lines += [f"| {' | '.join(line)} |" for line in verdicts(tables)]
     parts = [taken, "### Targets", "\n".join(lines)]
     for table in tables:
-        header = [table.title, table.reference, *table.contenders[1:]]
+        header = ["", *table.contenders]
         lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
         for row in table.rows:
             cells = [_name(row), _value(row, table.reference)]
@@ -130,10 +137,15 @@ def _markdown(document: Any) -> str:
                     cells.append("")
                     continue
                 lower, middle, upper = row.ratio(name, table.reference)
-                cells.append(f"{_value(row, name)}; **{middle:.2f}** ({lower:.2f}–{upper:.2f})")
+                spread = f"({_ratio(lower)}–{_ratio(upper)})"
+                cells.append(f"{_value(row, name)} **{_ratio(middle)}** {spread}")
             lines.append(f"| {' | '.join(cells)} |")
-        parts += [f"### {table.title}", "\n".join(lines)]
+        parts += [f"### {table.title[0].upper()}{table.title[1:]}", "\n".join(lines)]
     return "\n\n".join(parts)
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.1g}"
 
 
 def _value(row: Measurement, contender: str) -> str:

@@ -169,7 +169,9 @@ def _floor(peer: Path | None, rounds: int) -> list[Measurement]:
             stack.enter_context(present(1, BRIDGE, [helper]))  # the bridge
             contenders.append(Floor(name, host, inside=inside))
         contenders += stack.enter_context(everyone(peer))
-        return measure(BRIDGE, contenders, rounds, "bridge, kernel", operations=("ADD", "DEL"))
+        return measure(
+            BRIDGE, contenders, rounds, "bridge beside the kernel", operations=("ADD", "DEL")
+        )
 
 
 def _packets(count: int, peer: Path | None, rounds: int) -> list[Measurement]:
