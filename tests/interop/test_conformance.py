@@ -28,8 +28,7 @@ OURS: dict[str, set[str]] = {
     "macvlan": set(),
     "portmap": set(),
     "ptp": set(),
-    # It empties the main table for good.
-    "sbr": {"del.undoes"},
+    "sbr": set(),
     "static": set(),
     "tap": set(),
     "tuning": set(),

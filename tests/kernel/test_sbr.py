@@ -128,7 +128,7 @@ def test_replies_leave_by_the_interface_that_was_asked(attach: Attach, family: s
     assert reply_comes_by(family, default) == "veth0"
     one.check()
     one.delete()
-    # Its routes are not in the main table any more.
+    # Its routes are back in the main table, but it has no default route there.
     assert reply_comes_by(family, target) != "veth1"
 
 
@@ -326,6 +326,64 @@ def test_delete_after_the_interface(attach: Attach) -> None:
     run_in(one.sandbox, ["ip", "link", "del", "net1"])
     one.delete()
     assert rules(one.sandbox) == rules(one.sandbox, "-6") == []
+
+
+@pytest.mark.parametrize("hints", [False, True])
+@pytest.mark.parametrize("version", ["0.2.0", "1.1.0"])
+def test_delete_puts_the_routes_back(attach: Attach, version: str, hints: bool) -> None:
+    one = attach(version=version, addSourceHints=hints)
+    for family, gateway, network in (
+        ("-4", "10.1.1.1", "10.20.0.0/16"),
+        ("-6", "fd00:1::1", "2001:db8:20::/48"),
+    ):
+        add = ["ip", family, "route", "append"]
+        run_in(one.sandbox, [*add, "default", "via", gateway, "metric", "50"])
+        run_in(one.sandbox, [*add, network, "via", gateway, "proto", "static"])
+    defaults = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+    if version == "0.2.0":
+        for slot, route in zip(("ip4", "ip6"), defaults, strict=True):
+            one.config["prevResult"][slot]["routes"] = [route]
+    else:
+        one.config["prevResult"]["routes"] = defaults
+
+    def state() -> list[Any]:
+        return [
+            ip_json(family, kind, "show", *table, netns=one.sandbox)
+            for family in ("-4", "-6")
+            for kind, table in (("rule", []), ("route", ["table", "all"]))
+        ]
+
+    before = state()
+    one.add()
+    assert state() != before
+    one.delete()
+    assert by_content(state()) == by_content(before)
+    one.delete()
+    assert by_content(state()) == by_content(before)
+
+
+def by_content(state: list[Any]) -> list[Any]:
+    return [sorted(map(repr, part)) for part in state]
+
+
+def test_delete_leaves_a_default_route_of_its_own_out(attach: Attach) -> None:
+    """No plugin before had set one, as the previous result tells."""
+    one = attach()
+    before = routes(one.sandbox), routes(one.sandbox, family="-6")
+    one.add()
+    one.delete()
+    assert routes(one.sandbox) == before[0]
+    assert sorted(map(repr, routes(one.sandbox, family="-6"))) == sorted(map(repr, before[1]))
+
+
+def test_delete_puts_the_routes_behind_those_of_others(attach: Attach) -> None:
+    """An interface in the same subnet has kept its own meanwhile."""
+    one = attach()
+    run_in(one.sandbox, ["ip", "address", "add", "10.1.1.77/24", "dev", "eth0"])
+    one.add()
+    one.delete()
+    found = ip_json("route", "show", "10.1.1.0/24", netns=one.sandbox)
+    assert [route["dev"] for route in found] == ["eth0", "net1"]
 
 
 def test_delete_without_previous_result(attach: Attach) -> None:

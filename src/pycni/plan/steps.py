@@ -278,7 +278,8 @@ class SourceRouting(Step):
 
     Each address gets a free table with the interface's routes, and a rule that leads there; the
     routes leave the main table. hints: keep the subnets' routes there, with the address as source.
-    table: only add rules, which lead to this table.
+    table: only add rules, which lead to this table. defaults: families whose default route by this
+    interface was in the main table before, so that removing puts it back there with the others.
     """
 
     kind: ClassVar[str] = "source_routing"
@@ -287,6 +288,7 @@ class SourceRouting(Step):
     sources: tuple[Source, ...]
     hints: bool = False
     table: int | None = None
+    defaults: tuple[int, ...] = ()
 
 
 class VRFMember(Step):

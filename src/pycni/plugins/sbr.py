@@ -1,7 +1,7 @@
 """sbr: source-based routing. Replies leave by the interface that the request came to.
 
 Each address of the interface gets a routing table of its own and a rule that leads there, so a
-container with several networks answers in each of them.
+container with several networks answers in each of them. DEL moves the routes back.
 """
 
 from __future__ import annotations
@@ -98,8 +98,13 @@ class SBR(ChainedPlugin):
             Source(entry.address, static.get(entry.address.family, entry.gateway))
             for entry in network.ips
         )
+        defaults = tuple(route.dst.family for route in network.routes if route.dst.is_default)
         return Plan(
-            (SourceRouting(request.ifname, sources, config.add_source_hints, config.table),)
+            (
+                SourceRouting(
+                    request.ifname, sources, config.add_source_hints, config.table, defaults
+                ),
+            )
         )
 
 

@@ -4,7 +4,8 @@
     table 100: the interface's routes that belong to 10.1.0.5, and a default route
 
 The main table loses the interface's routes, so that what has no source yet leaves by another
-interface. Link-local ones stay: their packets name the interface anyway.
+interface. Link-local ones stay: their packets name the interface anyway. Removing moves the routes
+back.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import errno
 from pycni.kernel import address as addresses
 from pycni.kernel import route as routes
 from pycni.kernel import rule as rules
-from pycni.kernel.netlink.constants import RT_SCOPE_LINK, RT_SCOPE_UNIVERSE
+from pycni.kernel.netlink.constants import RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN
 from pycni.kernel.netlink.errors import NetlinkError
 from pycni.kernel.route import Route
 from pycni.kernel.rule import Rule
@@ -81,7 +82,7 @@ def check(step: SourceRouting, kernel: Kernel) -> list[str]:
 def remove(step: SourceRouting, kernel: Kernel) -> None:
     """Delete the rules for the step's addresses, and for those that the interface has.
 
-    The routes of their tables, which the kernel removes together with the interface, go too.
+    If that is still there, the routes of their tables go back into the main one.
     """
     site = kernel.sandbox
     if site is None:
@@ -90,6 +91,7 @@ def remove(step: SourceRouting, kernel: Kernel) -> None:
     sources = {source.address.address for source in step.sources}
     if link is not None:
         sources |= {found.network.address for found in addresses.dump(site.netlink, link.index)}
+    moved: list[Route] = []
     for address in sorted(sources):
         for rule in _rules_from(site, address):
             if step.table not in (None, rule.table):
@@ -99,6 +101,25 @@ def remove(step: SourceRouting, kernel: Kernel) -> None:
                 for route in routes.dump(site.netlink, address.family, table=rule.table):
                     if route.leaves_by(link.index):
                         _delete(site, routes.delete(route))
+                        moved.append(route)
+    if link is not None and moved:
+        _put_back(step, site, link.index, moved)
+
+
+def _put_back(step: SourceRouting, site: Site, index: int, moved: list[Route]) -> None:
+    """Have routes in the main table again: those to neighbours first, others go through them."""
+    for source in step.sources if step.hints else ():
+        subnet = source.address.network
+        _delete(site, routes.delete(Route(subnet, index, source=source.address.address)))
+    for route in sorted(moved, key=lambda route: bool(route.gateways)):
+        if route.dst.is_default and route.dst.family not in step.defaults:
+            continue
+        try:
+            # Behind those of interfaces that have not been away.
+            site.request(routes.append(route.replace(table=RT_TABLE_MAIN)))
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:  # it was in the tables of several addresses
+                raise
 
 
 class Changes:
