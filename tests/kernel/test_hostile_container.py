@@ -235,3 +235,28 @@ def test_namespace_that_vanishes(
         while there(host, tmp_path) != before and time.monotonic() < until:
             time.sleep(0.01)
         assert there(host, tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        ["link set eth0 alias up9"],
+        ["link set eth0 name other0"],
+        ["link set eth0 name other0", "link add eth0 type bridge"],
+    ],
+)
+def test_device_gets_its_own_name_back(
+    inside: list[str], host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
+) -> None:
+    """Not the one that the container would have it bear on the host; and whatever it is called."""
+    make_devices()
+    before = there(host, tmp_path)
+    space = sandbox()
+    config = configuration("host-device", tmp_path / "leases")
+    attachment = Attachment(plugin_dir / "host-device", config, space)
+    attachment.add()
+    for line in ["link set eth0 down", *inside]:
+        run_in(None, ["ip", "-n", space.name, *line.split()])
+    attachment.delete()
+    after = there(host, tmp_path)
+    assert (after["links"], after["addresses"]) == (before["links"], before["addresses"])

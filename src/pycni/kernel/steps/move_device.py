@@ -68,14 +68,15 @@ def check(step: MoveDevice, kernel: Kernel) -> list[str]:
 def remove(step: MoveDevice, kernel: Kernel) -> None:
     """Give the device back to the host under its own name, down."""
     if kernel.sandbox is not None:
-        found = kernel.sandbox.find(step.name)
+        found = _moved(step, kernel.sandbox)
         if found is not None:
-            # Without an alias it was somebody else who put it there.
-            if _own_name(found):
-                _give_back(found, kernel.sandbox, kernel.host)
+            # What the container made of the alias does not count where the name is known.
+            own = step.device.name or _own_name(found)
+            _give_back(found, own, kernel.sandbox, kernel.host)
+        if found is not None or kernel.sandbox.find(step.name) is not None:
             return
     for stray in _strays(step, kernel.host):
-        _give_back(stray, kernel.host, kernel.host)
+        _give_back(stray, _own_name(stray), kernel.host, kernel.host)
 
 
 class _Kept:
@@ -114,6 +115,18 @@ def _own_name(link: Link) -> str:
     return link.alias
 
 
+def _moved(step: MoveDevice, sandbox: Site) -> Link | None:
+    """The device in the sandbox, also if the container has renamed it.
+
+    Without an alias it was somebody else who put it there.
+    """
+    found = sandbox.find(step.name)
+    if found is not None and _own_name(found):
+        return found
+    renamed = (link for link in links.dump(sandbox.netlink) if _own_name(link) == step.device.name)
+    return next(renamed, None) if step.device.name else None
+
+
 def _strays(step: MoveDevice, host: Site) -> Iterator[Link]:
     """The device, if it came back by itself: on the host, with an alias that is not its name."""
     known = devices.find(host, step.device)
@@ -124,8 +137,7 @@ def _strays(step: MoveDevice, host: Site) -> Iterator[Link]:
             yield link
 
 
-def _give_back(found: Link, site: Site, host: Site) -> None:
-    own = _own_name(found)
+def _give_back(found: Link, own: str, site: Site, host: Site) -> None:
     holder = host.find(own)
     if holder is not None:
         raise CNIError(
