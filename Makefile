@@ -1,9 +1,10 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-unit test-kernel test-interop test-lab lint format bench bench-docs clean \
+.PHONY: help setup demo test test-unit test-kernel test-interop test-lab fuzz lint format bench bench-docs clean \
 	install-system-packages
 
 python := .venv/bin/python
+SECONDS ?= 60
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +16,7 @@ demo: setup ## Walk through a CNI attachment on the real kernel, step by step
 
 test: setup lint test-lab ## Lint and run every test
 	@$(python) -m pytest tests
+	@$(MAKE) --no-print-directory fuzz SECONDS=1
 
 test-unit: .venv/.complete ## Tests that need no privileges
 	@$(python) -m pytest tests/unit
@@ -28,6 +30,9 @@ test-interop: setup ## Tests against the programs of others (as root)
 test-lab: setup ## Tests that need a fuller kernel, in an emulator
 	@tools/system-packages lab
 	@PYCNI_LAB=1 tools/kernel-lab $(python) -m pytest tests/lab -p no:cacheprovider -q
+
+fuzz: .venv/.fuzz ## Fuzz what comes in from outside, SECONDS=60 for each place
+	@$(python) fuzz/run --seconds $(SECONDS)
 
 lint: .venv/.complete ## Check format, style, types and the import rules
 	@$(python) -m ruff format --check --quiet . || { echo "hint: make format"; false; }
@@ -58,4 +63,8 @@ install-system-packages: ## Install the Debian packages that are missing (as roo
 		"$$found" -m venv --clear .venv; }
 	@$(python) -m pip install -qq --disable-pip-version-check --upgrade 'pip>=25.1'
 	@$(python) -m pip install -qq --disable-pip-version-check --editable '.[cli,dhcp,firewalld]' --group dev
+	@touch $@
+
+.venv/.fuzz: .venv/.complete
+	@$(python) -m pip install -qq --disable-pip-version-check --group fuzz
 	@touch $@
