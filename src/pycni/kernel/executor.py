@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 
+from pycni.plan.plan import Plan
 from pycni.spec.errors import (
     ALREADY_EXISTS,
     INVALID_ENVIRONMENT,
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from typing import Self, TypeVar
 
     from pycni.kernel.context import Kernel
-    from pycni.plan.plan import Plan
     from pycni.plan.steps import Step
     from pycni.spec.config import Attachment
 
@@ -56,6 +56,8 @@ class Transaction:
             try:
                 undo = handler(step.kind).apply(step, self._kernel)
             except OSError as error:
+                if error.errno == errno.ENOBUFS and not step.follows_link:
+                    remove(Plan((step,)), self._kernel)  # the answer was lost: it may be there
                 raise translate(error) from error
             if undo is not None:
                 self._undo.append(undo)

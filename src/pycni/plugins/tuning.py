@@ -5,6 +5,8 @@ ADD notes what it found in a file of the reference's form, and DEL puts that bac
 
 from __future__ import annotations
 
+import errno
+
 from pycni.kernel import executor
 from pycni.plan.plan import Plan
 from pycni.plan.steps import SANDBOX, LinkSettings, Sysctl
@@ -14,7 +16,7 @@ from pycni.sdk.planned import require_prev_result
 from pycni.sdk.sandbox import find_sandbox, open_sandbox
 from pycni.spec.args import known_args
 from pycni.spec.config import NetConf
-from pycni.spec.errors import INVALID_CONFIG, UNAVAILABLE, CNIError, invalid_config
+from pycni.spec.errors import INVALID_CONFIG, UNAVAILABLE, CNIError, invalid_config, join_errors
 from pycni.spec.fields import (
     Config,
     MACAddress,
@@ -139,12 +141,16 @@ class Tuning(ChainedPlugin):
             find_sandbox(request) as kernel,
             Backup(config.documents, request) as backup,
         ):
+            failures = []
             if kernel.sandbox is not None:
                 for step in backup.restoration(config.wanted("")):
                     try:
                         executor.handler(step.kind).apply(step, kernel)
-                    except OSError:
-                        continue  # the interface has gone, or will in a moment
+                    except OSError as error:
+                        if error.errno not in (errno.ENODEV, errno.ENOENT):  # the interface is gone
+                            failures.append(executor.translate(error))
+            if failures and backup.keep_once():
+                raise join_errors(failures)
             backup.remove()
 
     def gc(self, request: Request, keep: frozenset[Attachment]) -> None:

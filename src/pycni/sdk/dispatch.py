@@ -127,12 +127,17 @@ def failure(error: CNIError, version: str = versions.CURRENT) -> Outcome:
 
 
 def internal_error(error: Exception) -> CNIError:
-    """A fault of our own, told without a traceback but with the place it comes from."""
+    """A fault of our own, told without a traceback but with the place it comes from.
+
+    So is what the system refuses where it hardly ever does, such as entering a namespace.
+    """
     where = "?"
     trace = error.__traceback__
     while trace is not None:
         where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
         trace = trace.tb_next
+    if isinstance(error, OSError):
+        return CNIError(IO_FAILURE, str(error), f"the system refused it at {where}")
     return CNIError(
         INTERNAL,
         f"internal error: {type(error).__name__}: {error}",

@@ -94,14 +94,19 @@ def _create(step: Bridge, kernel: Kernel) -> tuple[Link, bool]:
     It is made with an address of its own: without, it would take that of its lowest port, and its
     address would change as containers come and go.
     """
+    mac = random_mac()
     request = links.bridge(
-        step.name, mac=random_mac(), mtu=step.mtu, vlan_filtering=step.vlan_filtering or None
+        step.name, mac=mac, mtu=step.mtu, vlan_filtering=step.vlan_filtering or None
     )
     try:
         return links.create(kernel.host.netlink, request), True
     except NetlinkError as error:
         if error.errno == errno.EEXIST:  # another ADD was first
             return kernel.host.link(step.name), False
+        if error.errno == errno.ENOBUFS:  # the answer was lost: it may be there
+            found = kernel.host.find(step.name)
+            if found is not None:
+                return found, found.mac == mac
         raise
 
 

@@ -1,0 +1,99 @@
+"""Every plugin with a configuration that makes it do most of what it can, for fault injection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.host import run_in
+from harness.worlds import Case, World
+
+_DEFAULT = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+_HOST_LOCAL = {
+    "type": "host-local",
+    "ranges": [[{"subnet": "10.8.0.0/24"}], [{"subnet": "fd00:8::/64"}]],
+    "dataDir": "FOLDER/leases",
+}
+_STATIC = {
+    "type": "static",
+    "addresses": [
+        {"address": "10.8.0.5/24", "gateway": "10.8.0.1"},
+        {"address": "fd00:8::5/64", "gateway": "fd00:8::1"},
+    ],
+    "routes": _DEFAULT,
+}
+_BRIDGE: dict[str, Any] = {
+    "bridge": "br0",
+    "isDefaultGateway": True,
+    "ipMasq": True,
+    "hairpinMode": True,
+    "ipam": _HOST_LOCAL,
+}
+
+
+def _ports(first: int) -> dict[str, Any]:
+    return {
+        "runtimeConfig": {
+            "portMappings": [
+                {"hostPort": first, "containerPort": 80, "protocol": "tcp"},
+                {"hostPort": first + 1, "containerPort": 81, "protocol": "udp"},
+            ]
+        }
+    }
+
+
+_RATES = {"ingressRate": 8_000_000, "ingressBurst": 800_000,
+          "egressRate": 16_000_000, "egressBurst": 800_000}  # fmt: skip
+
+
+def _lan(world: World) -> None:
+    """A network on the host's interface lan0."""
+    peer = world.sandbox()
+    run_in(None, ["ip", "link", "add", "lan0", "address", "02:00:00:00:00:10", "type", "veth",
+                  "peer", "eth0", "netns", peer.name])  # fmt: skip
+    run_in(None, ["ip", "link", "set", "lan0", "up"])
+    run_in(peer, ["ip", "link", "set", "eth0", "up"])
+
+
+def _flanneld(world: World) -> None:
+    (world.folder / "subnet.env").write_text(
+        "FLANNEL_NETWORK=10.240.0.0/16\nFLANNEL_SUBNET=10.240.5.1/24\n"
+        "FLANNEL_IPV6_NETWORK=fd00:240::/56\nFLANNEL_IPV6_SUBNET=fd00:240:0:5::1/64\n"
+        "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
+    )
+
+
+CASES = (
+    Case("bridge", "bridge", {**_BRIDGE, "macspoofchk": True}),
+    Case("bridge, iptables", "bridge", {**_BRIDGE, "ipMasqBackend": "iptables"}),
+    Case("ptp", "ptp", {"ipMasq": True, "ipam": {**_HOST_LOCAL, "routes": _DEFAULT}}),
+    Case("macvlan", "macvlan", {"master": "lan0", "ipam": _HOST_LOCAL}, _lan),
+    Case("tap", "tap", {"mtu": 1400, "ipam": _HOST_LOCAL}),
+    Case("host-device", "host-device", {"device": "lan0", "ipam": _STATIC}, _lan, alone=True),
+    Case("loopback", "loopback"),
+    Case("flannel", "flannel",
+         {"subnetFile": "FOLDER/subnet.env", "dataDir": "FOLDER/flannel",
+          "ipam": {"dataDir": "FOLDER/leases"}},
+         _flanneld),
+    Case("host-local", "host-local", {"ipam": _HOST_LOCAL}),
+    Case("portmap", "portmap", _ports(8080), chained=True, neighbour=_ports(9080)),
+    Case("portmap, iptables", "portmap", {**_ports(8080), "backend": "iptables"},
+         chained=True, neighbour=_ports(9080)),
+    Case("firewall", "firewall", {"backend": "nftables", "ingressPolicy": "same-bridge"},
+         chained=True),
+    Case("firewall, iptables", "firewall", {"backend": "iptables"}, chained=True),
+    Case("bandwidth", "bandwidth", _RATES, chained=True, spends=True),
+    Case("tuning", "tuning",
+         {"dataDir": "FOLDER/tuning", "mac": "02:00:00:00:00:77", "mtu": 1400, "promisc": True,
+          "allmulti": True, "txQLen": 77,
+          "sysctl": {"net.ipv4.conf.all.arp_filter": "1",
+                     "net.ipv4.conf.IFNAME.log_martians": "1"}},
+         chained=True),
+    Case("sbr", "sbr", {}, chained=True, spends=True),
+)  # fmt: skip
+# These need a fuller kernel.
+LAB_CASES = (
+    Case("vlan", "vlan", {"master": "lan0", "vlanId": 5, "ipam": _STATIC}, _lan, alone=True),
+    Case("ipvlan", "ipvlan", {"master": "lan0", "ipam": _HOST_LOCAL}, _lan),
+    Case("dummy", "dummy", {"ipam": _HOST_LOCAL}),
+    Case("vrf", "vrf", {"vrfname": "blue"}, chained=True),
+)

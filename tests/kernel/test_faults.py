@@ -1,0 +1,31 @@
+"""Every plugin and operation, disturbed at every change it makes: by an error, and by a kill.
+
+Here by one error for each change, in turn; with PYCNI_FAULTS=full, as in `make soak`, by all.
+tests/harness/injection.py says what must hold.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness import Host
+from harness.fault_cases import CASES
+from harness.injection import FULL, OPERATIONS, trials
+from harness.worlds import Case
+
+# What changes nothing on its own, or nothing but what another case does as well.
+NOTHING = {("loopback", "GC"), ("host-device", "GC"), ("portmap", "CHECK"), ("firewall", "CHECK")}
+
+
+@pytest.mark.timeout(7200 if FULL else 120)
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_one_disturbance(
+    case: Case, operation: str, host: Host, plugin_dir: Path, tmp_path: Path
+) -> None:
+    found = list(trials(case, operation, plugin_dir, tmp_path))
+    assert found
+    wrong = [str(trial) for trial in found if trial.wrong]
+    assert not wrong, f"{len(wrong)} of {len(found)}:\n" + "\n".join(wrong)
