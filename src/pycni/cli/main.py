@@ -22,6 +22,7 @@ COMMANDS = {
     "gc": ("pycni.cli.network:gc", "Remove what is left of attachments that are gone"),
     "status": ("pycni.cli.network:status", "Ask the plugins whether they can attach now"),
     "version": ("pycni.cli.network:version", "Show which versions a network's plugins speak"),
+    "ipam": ("pycni.cli.ipam:ipam", "Free addresses of containers that are gone"),
     "lint": ("pycni.cli.lint:lint", "Find all that is wrong with network configurations"),
     "init": ("pycni.cli.init:init", "Write a network configuration"),
     "plugins": ("pycni.cli.plugins:plugins", "Show the plugins that there are"),

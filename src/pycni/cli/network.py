@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from pycni.spec.result import Result, print_result
 from pycni.state.cache import ROOT
 
 Command = Callable[..., Any]
+Key = tuple[str, str]
 
 
 def _options(*decorators: Any) -> Callable[[Command], Command]:
@@ -221,8 +222,7 @@ def gc(
         )
     if nothing and (keep or keep_file):
         raise click.UsageError("--none says that nothing is alive; drop it, or what is to be kept")
-    lines = [*keep, *(keep_file or ())]
-    living = [_key(line.strip()) for line in lines if line.strip() and line.strip()[0] != "#"]
+    living = living_attachments(keep, keep_file)
     with Progress() as progress:
         network = _network(progress, **given)
         stale = network.gc(living, dry_run=dry_run, timeout=given["timeout"])
@@ -401,7 +401,13 @@ def _args(given: tuple[str, ...]) -> list[tuple[str, str]]:
     return list(pairs.items())
 
 
-def _key(text: str) -> tuple[str, str]:
+def living_attachments(keep: Iterable[str], keep_file: Iterable[str] | None) -> list[Key]:
+    """What --keep and --keep-file name, as (container id, interface). Raises CNIError."""
+    lines = [line.strip() for line in (*keep, *(keep_file or ()))]
+    return [_key(line) for line in lines if line and line[0] != "#"]
+
+
+def _key(text: str) -> Key:
     container_id, slash, ifname = text.partition("/")
     if not (container_id and slash and ifname):
         raise CNIError(
