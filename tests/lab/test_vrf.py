@@ -116,6 +116,10 @@ def test_routes_and_addresses_move_along(attach: Attach, keep: str) -> None:
     one.delete()
     assert vrfs(one.sandbox) == {}
     assert "master" not in link(one)
+    assert addresses(one) == {"10.1.1.2", "fd00:1::2"}
+    assert routes(one.sandbox, "net1", "main") == before
+    for address in ("fd00:1::1", "10.1.1.1"):
+        run_in(one.sandbox, ["ping", "-c1", "-W5", address])
     one.delete()
 
 

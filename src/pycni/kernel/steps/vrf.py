@@ -1,7 +1,7 @@
 """An interface's membership in a VRF of the sandbox (`plan.steps.VRFMember`).
 
-Joining sets the interface down and up again: the kernel drops its routes, and IPv6 addresses unless
-told to keep them. Both are put back, the routes in the VRF's table.
+Joining sets the interface down and up again, and so does leaving: the kernel drops its routes, and
+IPv6 addresses unless told to keep them. Both are put back, the routes in the table that holds then.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def apply(step: VRFMember, kernel: Kernel) -> Undo:
                 f"interface {step.link} has already a master set: {master.name if master else '?'}",
                 "an interface can be in one VRF, bridge or bond only",
             )
-        load = Load(site, link)
+        load = Load(site, link, RT_TABLE_MAIN)
         vrf, made = _find_or_create(step, site)
 
         def undo() -> None:
@@ -88,7 +88,7 @@ def check(step: VRFMember, kernel: Kernel) -> list[str]:
 
 
 def remove(step: VRFMember, kernel: Kernel) -> None:
-    """Release the interface; the last one to go takes the VRF with it."""
+    """Release the interface, with its routes; the last one to go takes the VRF with it."""
     site = kernel.sandbox
     if site is None or not step.vrf:
         return
@@ -97,9 +97,11 @@ def remove(step: VRFMember, kernel: Kernel) -> None:
         if vrf is None or vrf.kind != "vrf":
             return
         link = site.find(step.link)
-        if link is not None and link.master == vrf.index:
-            site.request(links.update(link, master=0))
-        _remove_unused(site, vrf)
+        try:
+            if link is not None and link.master == vrf.index:
+                Load(site, link, vrf.vrf_table or 0).move(master=0, table=RT_TABLE_MAIN)
+        finally:
+            _remove_unused(site, vrf)
 
 
 def _find_or_create(step: VRFMember, site: Site) -> tuple[Link, bool]:
@@ -126,9 +128,9 @@ def _find_or_create(step: VRFMember, site: Site) -> tuple[Link, bool]:
 
 
 class Load:
-    """What an interface carries and would lose on the way to another master."""
+    """What an interface carries, routes in a table, and would lose on the way to another master."""
 
-    def __init__(self, site: Site, link: Link) -> None:
+    def __init__(self, site: Site, link: Link, table: int) -> None:
         self._site = site
         self._link = link
         self._addresses = [
@@ -138,7 +140,7 @@ class Load:
         ]
         self._routes = [
             route
-            for route in routes.dump(site.netlink)
+            for route in routes.dump(site.netlink, table=table)
             # The kernel makes those of addresses itself.
             if route.protocol != RTPROT_KERNEL and route.leaves_by(link.index)
         ]
