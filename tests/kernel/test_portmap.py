@@ -683,6 +683,24 @@ def test_rules_do_not_grow_with_the_containers(machines: Machines) -> None:
     assert ask(machines.client, HOST[4], 8080).startswith("one ")
 
 
+def test_chains_of_earlier_subnets_do_not_pile_up(machines: Machines) -> None:
+    one = machines.container("one")
+    portmap = portmap_for(machines, one, mapping(8080, 80), backend="nftables")
+    portmap.add()
+    for prefix in range(25, 31):
+        result = {"cniVersion": "1.0.0", "ips": [{"address": f"10.15.20.2/{prefix}"}]}
+        each = Attachment(one.plugin, one.config, one.sandbox, f"c{prefix}", result=result)
+        other = portmap_for(machines, each, mapping(9000, 81), backend="nftables")
+        other.add()
+        other.delete()
+    names = {entry["chain"]["name"] for entry in nft_list() if "chain" in entry}
+    assert {name for name in names if name.startswith("port-map-from-10")} == {
+        "port-map-from-10.15.20.0/24",
+        "port-map-from-10.15.20.0/30",
+    }
+    portmap.check()
+
+
 def test_the_socket_that_is_open_is_used(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,8 +35,10 @@ class Chain(Record):
 
 def set_up(
     netfilter: NetfilterSocket, declarations: Iterable[str], chains: Collection[Chain]
-) -> None:
+) -> bool:
     """Make the chains that are not whole, after what they refer to. Raises NftError.
+
+    Returns whether there were any.
 
     declarations: the sets, maps and further chains, such as `map NAME { type ...; }`.
     """
@@ -46,7 +48,7 @@ def set_up(
         if (_lacking(netfilter, chain) if chain.rules else not _exists(netfilter, chain))
     ]
     if not broken:
-        return
+        return False
     from pycni.kernel import nftables
 
     commands = [f"add table inet {TABLE}"]
@@ -65,6 +67,7 @@ def set_up(
             for comment, rule in chain.rules.items()
         )
     nftables.run("\n".join(commands))
+    return True
 
 
 def differences(netfilter: NetfilterSocket, chains: Iterable[Chain], harm: str) -> list[str]:
@@ -82,13 +85,19 @@ def differences(netfilter: NetfilterSocket, chains: Iterable[Chain], harm: str) 
     return found
 
 
-def delete_unused(netfilter: NetfilterSocket, prefix: str, maps: Iterable[str]) -> None:
-    """Delete the chains with a prefix that no element of these maps goes to."""
+def delete_unused(
+    netfilter: NetfilterSocket, prefix: str, maps: Iterable[str], keep: str = ""
+) -> None:
+    """Delete the chains with a prefix, but for `keep`, that no element of these maps goes to.
+
+    An ADD that finds its chain gone makes it again, see `NetfilterSocket.update`.
+    """
     used = {
         item.chain
         for name in maps
         for item in nfnetlink.elements(netfilter, NFPROTO_INET, TABLE, name)
     }
+    used.add(keep)
     for chain in nfnetlink.chains(netfilter, NFPROTO_INET, TABLE):
         if chain.startswith(prefix) and chain not in used:
             try:

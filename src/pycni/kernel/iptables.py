@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import errno
 import os
+from _socket import AF_INET, AF_INET6
 
 from pycni.kernel import nfnetlink, process
 from pycni.kernel.nfnetlink import NFPROTO_IPV4
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from pycni.kernel.netlink.codec import Request
     from pycni.kernel.nfnetlink import NetfilterSocket
@@ -152,6 +153,17 @@ def remove_legacy(family: int, table: str, chains: Sequence[str]) -> None:
         jumps = [f"-D{line[2:]}" for line in lines if jump_of(line) in present]
         gone = [line for chain in present for line in (f"-F {chain}", f"-X {chain}")]
         restore(family, table, jumps + gone, variant)
+
+
+def collect_legacy(table: str, chains_of: Callable[[Iterable[str]], Collection[str]]) -> None:
+    """Delete chains of both families, with the jumps to them, where `iptables-legacy` keeps them.
+
+    chains_of: chooses them, by the comments of the rules that there are.
+    """
+    for family in (AF_INET, AF_INET6):
+        chains = chains_of(map(comment_of, legacy_lines(family, table)))
+        if chains:
+            remove_legacy(family, table, sorted(chains))
 
 
 def legacy_lines(family: int, table: str) -> list[str]:

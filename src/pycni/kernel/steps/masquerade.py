@@ -203,6 +203,13 @@ def _apply_nftables(step: Masquerade, netfilter: NetfilterSocket) -> Callable[[]
     except OSError:
         _discard(netfilter, chains)
         raise
+    if chains:
+        # Those of earlier subnets go when a new one comes, so that they do not pile up on a host
+        # whose runtime has no GC. DEL leaves its own to the next container of the subnet.
+        try:
+            _collect_subnets(netfilter)
+        except OSError:
+            pass  # the next one will, or GC
     return undo if made else None
 
 
@@ -314,17 +321,9 @@ def _inet(chain: str) -> str:
 
 def _collect_subnets(netfilter: NetfilterSocket) -> None:
     """Delete the chains of subnets that no address refers to."""
-    used = {POSTROUTING}
-    for name in MAPS.values():
-        used.update(item.chain for item in nfnetlink.elements(netfilter, NFPROTO_INET, TABLE, name))
-    for chain in nfnetlink.chains(netfilter, NFPROTO_INET, TABLE):
-        if chain.startswith(PREFIX) and chain not in used:
-            try:
-                netfilter.commit([nfnetlink.delete_chain(NFPROTO_INET, TABLE, chain)])
-            except OSError as error:
-                # An address came, or another collection was faster.
-                if error.errno not in (errno.EBUSY, errno.ENOENT):
-                    raise
+    from pycni.kernel import constant_rules
+
+    constant_rules.delete_unused(netfilter, PREFIX, MAPS.values(), keep=POSTROUTING)
 
 
 # --- the reference's nftables table --------------------------------------------------------------

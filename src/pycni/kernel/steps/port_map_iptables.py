@@ -135,11 +135,7 @@ def stale(network: str, keep: Collection[str], netfilter: NetfilterSocket) -> li
 
 def collect_legacy(network: str, keep: Collection[str]) -> None:
     """Delete the network's chains of containers that are not kept (iptables-legacy)."""
-    for family in FAMILIES:
-        lines = iptables.legacy_lines(family, TABLE)
-        chains = _chains_of(map(iptables.comment_of, lines), network, keep)
-        if chains:
-            iptables.remove_legacy(family, TABLE, sorted(chains))
+    iptables.collect_legacy(TABLE, lambda comments: _chains_of(comments, network, keep))
 
 
 def _shared(step: PortMap) -> tuple[list[str], list[str]]:

@@ -150,7 +150,11 @@ def _source_chain(step: PortMap, network: IPNetwork) -> Chain:
 
 
 def chains(step: PortMap) -> list[Chain]:
-    sources = [_source_chain(step, network) for network in step.addresses if step.snat]
+    sources = [
+        _source_chain(step, network)
+        for network in step.addresses
+        if step.snat and applicable(step, network.family)
+    ]
     return [*_CHAINS, *(chain for n, chain in enumerate(sources) if chain not in sources[:n])]
 
 

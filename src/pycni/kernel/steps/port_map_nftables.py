@@ -57,9 +57,11 @@ _PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 def apply(step: PortMap, netfilter: NetfilterSocket) -> Callable[[], None] | None:
     """Make what is missing. Raises CNIError if a port is another container's."""
     made: list[Entry] = []
+    fresh = False
 
     def missing() -> list[Request]:
-        constant_rules.set_up(netfilter, DECLARATIONS, chains(step))
+        nonlocal fresh
+        fresh = constant_rules.set_up(netfilter, DECLARATIONS, chains(step)) or fresh
         requests: list[Request] = []
         made.clear()
         for entry in entries(step):
@@ -90,6 +92,12 @@ def apply(step: PortMap, netfilter: NetfilterSocket) -> Callable[[], None] | Non
     except BaseException:
         undo()
         raise
+    if fresh:
+        # As with the chains of `masquerade`: the ones of earlier subnets go when one is new.
+        try:
+            delete_unused(netfilter)
+        except OSError:
+            pass  # the next one will, or GC
     return undo if made or changed else None
 
 
