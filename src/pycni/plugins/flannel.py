@@ -27,6 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, ClassVar
 
+    from pycni.plan.difference import Difference
     from pycni.plugins.shared.subnet_env import SubnetEnv
     from pycni.sdk.request import Request
     from pycni.spec.fields import Fault
@@ -110,6 +111,21 @@ class Flannel(Plugin):
         return merge(previous, result)
 
     def check(self, request: Request) -> None:
+        document = self._kept(request)
+        delegate(request, _type_of(document), "CHECK", document)
+
+    def repair(
+        self, request: Request, *, dry_run: bool = False, remake: bool = True
+    ) -> list[Difference]:
+        document = self._kept(request)
+        plugin, _ = find_delegate(request, _type_of(document))
+        if plugin is None:
+            return super().repair(request, dry_run=dry_run, remake=remake)
+        inner = request.replace(document=document)
+        return plugin.repair(inner, dry_run=dry_run, remake=remake)
+
+    def _kept(self, request: Request) -> dict[str, Any]:
+        """The delegate's configuration that ADD kept, with the previous result."""
         config = self.config.decode(request.document)
         found = _find(config.documents, request)
         if found is None:
@@ -118,8 +134,7 @@ class Flannel(Plugin):
                 f"no delegate's configuration is kept for {request.container_id}",
                 'ADD keeps it in the network\'s "dataDir"; delete the attachment and add it again',
             )
-        document = {**found[1], "prevResult": lookup(request.document, "prevResult")}
-        delegate(request, _type_of(document), "CHECK", document)
+        return {**found[1], "prevResult": lookup(request.document, "prevResult")}
 
     def delete(self, request: Request) -> None:
         config = self._read(request)

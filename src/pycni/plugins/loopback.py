@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import ClassVar
 
+    from pycni.plan.difference import Difference
     from pycni.sdk.request import Request
     from pycni.spec.ip import IPAddress
 
@@ -69,6 +70,14 @@ class Loopback(Plugin):
                     f"address {entry.address} is missing on interface lo",
                     f"prevResult lists it, and it was taken from lo of {request.netns} after ADD",
                 )
+
+    def repair(
+        self, request: Request, *, dry_run: bool = False, remake: bool = True
+    ) -> list[Difference]:
+        from pycni.sdk.repair import check_only
+
+        add = request.replace(command="ADD")
+        return check_only(self, request, dry_run=dry_run, mend=lambda: self.add(add))
 
     def delete(self, request: Request) -> None:
         with find_sandbox(request) as kernel:

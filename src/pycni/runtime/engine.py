@@ -97,14 +97,7 @@ class Engine:
         request: what to do; where plugins are and their environment are added here. Raises
         CNIError.
         """
-        cancel = options.get("cancel")
-        request = request.replace(
-            path=self.directories,
-            environ=environment(options),
-            cancel=None if cancel is None else cancel.fileno(),
-        )
-        if self.in_process:
-            request = request.replace(resolve=self._resolve)
+        request = self.equipped(request, options)
         if found.plugin is not None:
             return _perform(found.plugin, request)
         output = execute(
@@ -117,6 +110,22 @@ class Engine:
         if request.command != "ADD":
             return None
         return in_version(read_answer(output, request.version), request.version)
+
+    def own(self, found: Found) -> Plugin | None:
+        """The object of a plugin that can be had in this process, whatever the engine's kind."""
+        if found.plugin is not None or not found.path:
+            return found.plugin
+        return _ours(found.path)
+
+    def equipped(self, request: Request, options: Options) -> Request:
+        """A request with where plugins are, and their environment."""
+        cancel = options.get("cancel")
+        request = request.replace(
+            path=self.directories,
+            environ=environment(options),
+            cancel=None if cancel is None else cancel.fileno(),
+        )
+        return request.replace(resolve=self._resolve) if self.in_process else request
 
     def versions(self, found: Found, options: Options) -> tuple[str, ...]:
         """The versions of the specification that a plugin speaks. Raises CNIError."""

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pycni.runtime.endpoint import Args
     from pycni.runtime.errors import ConfigError
     from pycni.runtime.many import Outcome
+    from pycni.runtime.repair import Repaired
     from pycni.sdk.plugin import Plugin
     from pycni.spec.config import Attachment
     from pycni.spec.result import Result
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
     Path = str | os.PathLike[str]
 
-_turns = Turns()
+TURNS = Turns()
 
 
 class Network:
@@ -166,7 +167,7 @@ class Network:
             )
         check_capabilities(endpoint.capabilities or {})
         endpoint = endpoint.replace(args=pairs(endpoint.args))
-        with _turns.container(endpoint.container_id):
+        with TURNS.container(endpoint.container_id):
             return self._chain.add(endpoint, options)
 
     def delete(
@@ -192,7 +193,7 @@ class Network:
     def delete_endpoint(self, endpoint: Endpoint, **options: Unpack[Options]) -> None:
         """`delete`, with its arguments in one object."""
         endpoint.check()
-        with _turns.container(endpoint.container_id):
+        with TURNS.container(endpoint.container_id):
             self._chain.delete(endpoint, options)
 
     def check(
@@ -222,7 +223,7 @@ class Network:
                 "does not support the CHECK command",
                 f'CHECK came with {versions.SINCE["CHECK"]}: raise the network\'s "cniVersion"',
             )
-        with _turns.container(container_id):
+        with TURNS.container(container_id):
             try:
                 cached = self._chain.cached(endpoint)
             except CNIError as error:
@@ -239,6 +240,36 @@ class Network:
             for plugin in self.config.plugins:
                 document = self._chain.document(plugin, previous, endpoint.capabilities)
                 self._chain.call(plugin, "CHECK", document, options, endpoint)
+
+    def repair(
+        self,
+        container_id: str = "",
+        ifname: str = "",
+        *,
+        dry_run: bool = False,
+        remake: bool = True,
+        **options: Unpack[Options],
+    ) -> list[Repaired]:
+        """Put back what others took from the network's attachments, and leave alone what is sound.
+
+        For all of them, or one container's. Each is repaired with the configuration that it was
+        attached with. Addresses stay what they are. dry_run: only tell what is missing; remake:
+        make even an interface again that is gone. Returns what became of each attachment; see
+        `pycni.runtime.repair`. Of a plugin that is not pycni's own only CHECK can be asked, and
+        what that finds cannot be mended.
+        """
+        from pycni.runtime.repair import Repair
+
+        repair = Repair(
+            self._engine,
+            self._cache,
+            TURNS,
+            self.config,
+            self._chain.on_call,
+            dry_run,
+            remake,
+        )
+        return repair.run(options, self.name, container_id, ifname)
 
     def attached(
         self,
@@ -304,7 +335,7 @@ class Network:
         living = {_key(item) for item in keep}
         if self.config.disable_gc:
             return []
-        with _turns.everything():
+        with TURNS.everything():
             stale = [
                 endpoint
                 for endpoint in self.attachments()

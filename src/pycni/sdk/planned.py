@@ -2,7 +2,7 @@
 
 Such a plugin says one thing only, in `plan`: what should exist for an attachment, as data. All
 operations follow from it. ADD makes it, CHECK compares it, DEL removes it, GC removes what steps
-left behind that outlive an interface.
+left behind that outlive an interface, repair makes again what is missing of it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, ClassVar
 
+    from pycni.plan.difference import Difference
     from pycni.sdk.request import Request
     from pycni.spec.config import Attachment
     from pycni.spec.fields import Fault
@@ -81,8 +82,15 @@ class PlannedPlugin(Plugin):
                 CHECK_FAILED,
                 "; ".join(differences),
                 f"the attachment of {request.container_id} is not as ADD left it; "
-                "delete and add it again",
+                f"pycni repair {request.network} puts it back, or delete and add it again",
             )
+
+    def repair(
+        self, request: Request, *, dry_run: bool = False, remake: bool = True
+    ) -> list[Difference]:
+        from pycni.sdk.repair import repair_planned
+
+        return repair_planned(self, request, dry_run=dry_run, remake=remake)
 
     def delete(self, request: Request) -> None:
         faults: list[Fault] = []

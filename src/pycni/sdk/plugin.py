@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import ClassVar
 
+    from pycni.plan.difference import Difference
     from pycni.sdk.dispatch import Outcome
     from pycni.sdk.request import Request
     from pycni.spec.config import Attachment
@@ -59,3 +60,17 @@ class Plugin:
 
     def status(self, request: Request) -> None:
         """Raise a CNIError (code 50 or 51) if an ADD could not be served now."""
+
+    def repair(
+        self, request: Request, *, dry_run: bool = False, remake: bool = True
+    ) -> list[Difference]:
+        """Put back what is missing of an attachment, and leave alone what is as ADD left it.
+
+        request: as for CHECK; dry_run: only look; remake: make even the container's interface
+        again. Not an operation of the specification, so it is only asked for in process. A plugin
+        that does not say how can only tell what its CHECK finds. Raises CNIError where nothing of
+        the attachment can be repaired.
+        """
+        from pycni.sdk.repair import check_only
+
+        return check_only(self, request, dry_run=dry_run)

@@ -1,0 +1,272 @@
+"""Repair: put back what others took from attachments that the cache has.
+
+A reload of a firewall, `nft flush ruleset`, `iptables -F`, a bridge deleted by hand: what a living
+container needs is gone, and no operation of the specification brings it back. Each attachment is
+repaired with the configuration that it was made with, by its plugins in order, oldest attachment
+first. Plugins of others can only be asked by CHECK. Called by `Network.repair` and `repair_all`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pycni.kernel import namespace
+from pycni.runtime import config as configs
+from pycni.runtime import find
+from pycni.runtime.chain import Chain, as_endpoint
+from pycni.runtime.endpoint import cni_args, pairs
+from pycni.runtime.engine import Engine, in_version
+from pycni.sdk.request import Request
+from pycni.spec import versions
+from pycni.spec.errors import CNIError
+from pycni.spec.record import Record
+from pycni.state.cache import ROOT, ResultCache
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from pycni.runtime.call import Options, Turns
+    from pycni.runtime.config import PluginConfig
+    from pycni.runtime.endpoint import Endpoint
+    from pycni.spec.result import Result
+    from pycni.state.cache import CachedAttachment
+
+    Path = str | os.PathLike[str]
+
+MISSING = "missing"
+MENDED = "mended"
+FAILED = "failed"
+
+NO_NAMESPACE = "its network namespace is gone; DEL or GC removes what is left"
+
+
+class Finding(Record):
+    """A part of an attachment that is not as ADD left it.
+
+    plugin: whose it is; what: a sentence, CHECK's; state: "missing" (dry run), "mended" or
+    "failed"; reason: why it could not be put back, and what can be done.
+    """
+
+    plugin: str
+    what: str
+    state: str
+    reason: str = ""
+
+
+class Repaired(Record):
+    """What became of one attachment. skipped: why it was left alone, "" if it was not."""
+
+    network: str
+    endpoint: Endpoint
+    findings: tuple[Finding, ...] = ()
+    skipped: str = ""
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing was missing."""
+        return not self.findings
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is missing now, as far as could be told."""
+        return all(finding.state == MENDED for finding in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `pycni repair -o json` prints it."""
+        return {
+            "network": self.network,
+            "containerID": self.endpoint.container_id,
+            "ifname": self.endpoint.ifname,
+            "netns": self.endpoint.path,
+            "skipped": self.skipped,
+            "findings": [
+                {name: getattr(finding, name) for name in finding._fields}
+                for finding in self.findings
+            ],
+        }
+
+
+class Repair(Record):
+    """What all attachments are repaired with.
+
+    fallback: the network's configuration, for what was attached by a runtime that noted none.
+    remake: whether a container's interface that is gone is made again.
+    """
+
+    engine: Engine
+    cache: ResultCache
+    turns: Turns
+    fallback: configs.NetworkConfig | None = None
+    on_call: Callable[[str, str], None] | None = None
+    dry_run: bool = False
+    remake: bool = True
+
+    def run(
+        self, options: Options, network: str = "", container_id: str = "", ifname: str = ""
+    ) -> list[Repaired]:
+        """Repair what the cache has, or what it has of a network, container, interface."""
+        known = [
+            cached
+            for cached in self.cache.attachments(container_id, network)
+            if ifname in ("", cached.ifname)
+        ]
+        known.sort(key=self._age)
+        return [self._attachment(cached, options) for cached in known]
+
+    def _age(self, cached: CachedAttachment) -> int:
+        try:
+            path = self.cache.path(cached.network, cached.container_id, cached.ifname)
+            return os.stat(path).st_mtime_ns
+        except OSError:
+            return 0
+
+    def _attachment(self, cached: CachedAttachment, options: Options) -> Repaired:
+        cancel = options.get("cancel")
+        if cancel is not None:
+            cancel.check()
+        report = Repaired(cached.network, as_endpoint(cached))
+        skipped = _absent(cached.netns)
+        if skipped:
+            return report.replace(skipped=skipped)
+        findings: list[Finding] = []
+        try:
+            config = self._config(cached)
+            result = cached.decoded_result()
+            if result is not None:
+                result = in_version(result, config.version)
+        except CNIError as error:
+            return report.replace(findings=(_failed("", error),))
+        chain = Chain(config, self.engine, self.cache, self.on_call)
+        with self.turns.container(cached.container_id):
+            if chain.cached(report.endpoint) is None:
+                return report.replace(skipped="it was detached meanwhile")
+            for plugin in config.plugins:
+                try:
+                    findings += self._plugin(chain, plugin, report.endpoint, result, options)
+                except CNIError as error:
+                    findings.append(_failed(plugin.type, error))
+                    break  # what this one says is true of the others' part as well
+            mended = any(finding.state == MENDED for finding in findings)
+            if mended and chain.cached(report.endpoint) is None:
+                # Another process detached it meanwhile, and what was put back is in nobody's books.
+                chain.delete(report.endpoint, options)
+                return report.replace(skipped="it was detached meanwhile")
+        return report.replace(findings=tuple(findings))
+
+    def _config(self, cached: CachedAttachment) -> configs.NetworkConfig:
+        if cached.config:
+            return configs.parse_network(cached.config)
+        if self.fallback is None:
+            raise CNIError(
+                0,
+                "the cache has no configuration of the attachment",
+                "the runtime that made it noted none; delete the attachment and add it again",
+            )
+        return self.fallback
+
+    def _plugin(
+        self,
+        chain: Chain,
+        plugin: PluginConfig,
+        endpoint: Endpoint,
+        result: Result | None,
+        options: Options,
+    ) -> list[Finding]:
+        document = chain.document(plugin, result, endpoint.capabilities)
+        found = self.engine.find(plugin.type)
+        ours = self.engine.own(found)
+        if ours is None:
+            return _asked(chain, plugin, document, endpoint, options)
+        if self.on_call is not None:
+            self.on_call("repair", plugin.type)
+        request = Request(
+            "CHECK",
+            document,
+            container_id=endpoint.container_id,
+            netns=endpoint.path,
+            ifname=endpoint.ifname,
+            args=cni_args(pairs(endpoint.args)),
+        )
+        request = self.engine.equipped(request, options)
+        try:
+            differences = ours.repair(request, dry_run=self.dry_run, remake=self.remake)
+        except CNIError:
+            raise
+        except Exception as error:
+            from pycni.sdk.dispatch import internal_error
+
+            raise internal_error(error) from error
+        return [Finding(plugin.type, item.what, item.state, item.reason) for item in differences]
+
+
+def repair_all(
+    *,
+    cache_dir: Path = ROOT,
+    plugin_dirs: Path | Sequence[Path] = (),
+    engine: str = "auto",
+    network: str = "",
+    container_id: str = "",
+    ifname: str = "",
+    on_call: Callable[[str, str], None] | None = None,
+    dry_run: bool = False,
+    remake: bool = True,
+    options: Options | None = None,
+) -> list[Repaired]:
+    """Repair the attachments of all networks that the cache has, or those of one.
+
+    Needs no configuration but what the cache noted. The rest is as in `Network.repair`.
+    """
+    from pycni.runtime.network import TURNS
+
+    repair = Repair(
+        Engine(tuple(find.directories(plugin_dirs)), engine),
+        ResultCache(os.fspath(cache_dir)),
+        TURNS,
+        on_call=on_call,
+        dry_run=dry_run,
+        remake=remake,
+    )
+    return repair.run(options or {}, network, container_id, ifname)
+
+
+def _absent(path: str) -> str:
+    """Why a namespace's path leads to no container (any more), "" if it may."""
+    if not path:
+        return "the runtime noted no network namespace"
+    try:
+        with namespace.open_path(path) as found, namespace.current() as host:
+            if (found.device, found.inode) == (host.device, host.inode):
+                return f"{path} is the host's own network namespace by now"
+    except (namespace.NamespaceNotFound, namespace.NotANamespace):
+        return NO_NAMESPACE
+    except OSError:
+        return ""  # told when it is opened again
+    return ""
+
+
+def _failed(plugin: str, error: CNIError) -> Finding:
+    return Finding(plugin, error.message or str(error), FAILED, error.details)
+
+
+def _asked(
+    chain: Chain,
+    plugin: PluginConfig,
+    document: dict[str, Any],
+    endpoint: Endpoint,
+    options: Options,
+) -> list[Finding]:
+    """What the CHECK of a plugin that is not pycni's says."""
+    config = chain.config
+    if config.disable_check or not config.at_least(versions.SINCE["CHECK"]):
+        return []
+    try:
+        chain.call(plugin, "CHECK", document, options, endpoint)
+    except CNIError as error:
+        reason = (
+            f"{plugin.type} is not pycni's, and has no operation to repair: "
+            "delete the attachment and add it again"
+        )
+        return [Finding(plugin.type, error.message or str(error), FAILED, reason)]
+    return []

@@ -1,0 +1,114 @@
+"""Repair, from the side of a plugin: put back what is missing of an attachment, and nothing else.
+
+Not an operation of the specification: there is no CNI_COMMAND for it, so it is done in process, by
+`Plugin.repair`, which loads this when it is called. No address is allocated, released or changed.
+"""
+
+from __future__ import annotations
+
+from pycni.kernel import executor, mends
+from pycni.kernel.repair import is_absent, repair
+from pycni.plan.difference import FAILED, MENDED, Difference
+from pycni.plan.steps import HOST, SANDBOX, VethPair
+from pycni.sdk.ipam import delegate_ipam
+from pycni.sdk.planned import require_prev_result
+from pycni.sdk.sandbox import open_sandbox
+from pycni.spec import versions
+from pycni.spec.errors import CHECK_FAILED, CNIError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pycni.kernel.context import Kernel
+    from pycni.plan.plan import Plan
+    from pycni.sdk.planned import PlannedPlugin
+    from pycni.sdk.plugin import Plugin
+    from pycni.sdk.request import Request
+    from pycni.spec.result import Result
+
+AGAIN = "delete the attachment and add it again"
+
+
+def repair_planned(
+    plugin: PlannedPlugin, request: Request, *, dry_run: bool, remake: bool
+) -> list[Difference]:
+    """Repair what a plan declares. Raises CNIError where the attachment is better left alone.
+
+    That is: its address is not its own any more, its interface cannot be put back, or the
+    namespace is another container's by now.
+    """
+    request = request.replace(command="CHECK")
+    config = plugin.resolve(plugin.config.decode(request.document))
+    previous = require_prev_result(request, plugin.unchained)
+    if versions.at_least(request.version, versions.SINCE["CHECK"]):
+        try:
+            delegate_ipam(request, "CHECK")
+        except CNIError as error:
+            raise CNIError(
+                error.code,
+                str(error),
+                f"its address may be another container's by now, so nothing is put back: {AGAIN}",
+            ) from error
+    network = plugin.complete(config, plugin.concern(request, previous))
+    with open_sandbox(request) as kernel:
+        plan = plugin.plan(request, config, network)
+        _require_living(plan, kernel, request, remake)
+        try:
+            return repair(plan, kernel, _macs(request, previous), dry_run=dry_run)
+        except OSError as error:
+            raise executor.translate(error) from error
+
+
+def check_only(
+    plugin: Plugin,
+    request: Request,
+    *,
+    dry_run: bool = False,
+    mend: Callable[[], object] | None = None,
+) -> list[Difference]:
+    """Repair by what `mend` does if CHECK finds something; without, only tell."""
+    request = request.replace(command="CHECK")
+    if not versions.at_least(request.version, versions.SINCE["CHECK"]):
+        return []
+    try:
+        plugin.check(request)
+    except CNIError as error:
+        what = str(error)
+    else:
+        return []
+    if dry_run:
+        return [Difference(what)]
+    if mend is None:
+        return [Difference(what, FAILED, f"{plugin.type} cannot be repaired: {AGAIN}")]
+    try:
+        mend()
+        plugin.check(request)
+    except CNIError as error:
+        return [Difference(what, FAILED, f"{error}; {AGAIN}")]
+    return [Difference(what, MENDED)]
+
+
+def _macs(request: Request, previous: Result) -> dict[tuple[str, str], str]:
+    macs: dict[tuple[str, str], str] = {}
+    for interface in previous.interfaces:
+        if interface.sandbox in ("", request.netns):
+            where = SANDBOX if interface.sandbox else HOST
+            macs[where, interface.name] = interface.mac
+    return macs
+
+
+def _require_living(plan: Plan, kernel: Kernel, request: Request, remake: bool) -> None:
+    """Raise a CNIError unless the sandbox is still the attachment's."""
+    for step in plan.steps:
+        if isinstance(step, VethPair):
+            mends.require_own(step, kernel)
+        if not is_absent(step, kernel):
+            continue
+        if not remake:
+            why = "it may be on its way out, so nothing is put back; `pycni repair` does, if asked"
+        elif request.netns.startswith("/proc/"):
+            why = f"{request.netns} may be another container's by now; {AGAIN}"
+        else:
+            continue
+        raise CNIError(CHECK_FAILED, f"interface {request.ifname} is missing in the sandbox", why)
