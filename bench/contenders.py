@@ -225,15 +225,15 @@ def ours(host: Namespace, *ways: str, note: str = "") -> Iterator[list[Contender
 
 
 @contextmanager
-def everyone(peer: Path | None) -> Iterator[list[Contender]]:
-    """The reference, another directory's plugins if one is given, and pycni in all ways."""
+def everyone(peer: Path | None, *ways: str) -> Iterator[list[Contender]]:
+    """The reference, a peer if its directory is given, and pycni in these or all ways."""
     with ExitStack() as stack:
         found: list[Contender] = [
             Processes(name, stack.enter_context(room(name)), directory)
             for name, directory in (("reference", REFERENCE), ("peer", peer))
             if directory is not None
         ]
-        found += stack.enter_context(ours(stack.enter_context(room("pycni"))))
+        found += stack.enter_context(ours(stack.enter_context(room("pycni")), *ways))
         yield found
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import native
-from contenders import IN_PROCESS, Contender, ours, room, sandboxes
+from contenders import IN_PROCESS, Contender, everyone, ours, room, sandboxes
 from measure import Measurement, attach
+from pods import present
 from scenarios import Config, Scenario, bridge, portmap
 
 from harness import Namespace, inside
@@ -21,19 +23,26 @@ SUBNET = "10.202.0.0/16"
 KINDS = {"stream": "bit/s", "trips": "trips/s", "connects": "connections/s"}
 
 
-def _pod(_: int) -> list[Config]:
-    network = bridge(4, ipMasq=True)
-    network["bridge"] = "br1"
-    network["ipam"] = {**network["ipam"], "ranges": [[{"subnet": SUBNET}]]}
-    return [network, portmap(HOST_PORT), {"type": "firewall"}]
+NFTABLES = "nftables"
 
 
-def _plain(_: int) -> list[Config]:
-    return [{**_pod(0)[0], "ipMasq": False}]
+def _pods(firewall: Config | None, subnet: str = "") -> Scenario:
+    """Pods, or with a subnet, which is behind a bridge of its own, the one that packets go to."""
+
+    def plugins(number: int) -> list[Config]:
+        network = bridge(4, ipMasq=True)
+        ports = portmap(10_000 + 2 * number, 10_001 + 2 * number)
+        if subnet:
+            ranges = [[{"subnet": subnet}]]
+            ipam = {**network["ipam"], "ranges": ranges}
+            network = {**network, "bridge": "br1", "ipam": ipam}
+            ports = portmap(HOST_PORT)
+        return [network, ports, *([firewall] if firewall else [])]
+
+    return Scenario("packets" if subnet else "pod", plugins)
 
 
-POD = Scenario("packets", _pod)
-PLAIN = Scenario("packets", _plain)
+PLAIN = Scenario("packets", lambda _: [{**_pods(None, SUBNET).plugins(0)[0], "ipMasq": False}])
 
 
 @dataclass(frozen=True)
@@ -59,14 +68,28 @@ class Line:
 
 
 def packets(
-    contenders: Sequence[Contender], note: str, rounds: int, milliseconds: int = 300
+    count: int, firewall: bool, peer: Path | None, rounds: int, milliseconds: int = 200
 ) -> Iterator[Measurement]:
-    """Rates of the newest pod on each contender's host, and of one on a host without rules."""
+    """Rates of the newest pod on each contender's host, and of one on a host without rules.
+
+    firewall: whether pods have that plugin too, which takes iptables where it has the choice; then
+    another of ours has it take nftables.
+    """
     with ExitStack() as stack:
+        lines = []
+        plugin = {"type": "firewall"} if firewall else None
+        hosts = [(one, plugin) for one in stack.enter_context(everyone(peer, IN_PROCESS))]
+        if firewall:
+            (named,) = stack.enter_context(ours(stack.enter_context(room(NFTABLES)), IN_PROCESS))
+            named.name = NFTABLES
+            hosts.append((named, {"type": "firewall", "backend": NFTABLES}))
+        for contender, plugin in hosts:
+            stack.enter_context(present(count, _pods(plugin), [contender]))
+            lines.append(stack.enter_context(_line(contender, _pods(plugin, SUBNET))))
         (bare,) = stack.enter_context(ours(stack.enter_context(room("bare")), IN_PROCESS))
         bare.name = "no rules"
-        lines = [stack.enter_context(_line(contender, POD)) for contender in contenders]
         lines.append(stack.enter_context(_line(bare, PLAIN)))
+        work = f"{count:,} pods{' with firewall' if firewall else ''}"
         for outwards, way in ((True, "from a pod"), (False, "to a port")):
             for kind, unit in KINDS.items():
                 values: dict[str, list[float]] = {line.name: [] for line in lines}
@@ -74,7 +97,7 @@ def packets(
                     for turn in range(len(lines)):
                         line = lines[(number + turn) % len(lines)]
                         values[line.name].append(line.rate(kind, outwards, milliseconds))
-                yield Measurement(f"{way}{note}", kind, values, unit)
+                yield Measurement(f"{work}, {way}", kind, values, unit)
 
 
 @contextmanager

@@ -136,7 +136,11 @@ def _sections(options: argparse.Namespace) -> list[Section]:
         Section(
             "packets",
             "reference",
-            [Job(f"{n:,} pods", partial(_packets, n, peer, few)) for n in (0, 1_000)],
+            [
+                Job("0 pods", partial(packets, 0, False, peer, few)),
+                Job("1,000 pods", partial(packets, 1_000, False, peer, few)),
+                Job("1,000 pods with firewall", partial(packets, 1_000, True, peer, few)),
+            ],
         ),
         Section("a list", "reference", [Job("runtime", partial(runtime.measure_list, rounds))]),
         Section("many", "in turn", [Job("runtime", partial(runtime.measure_many, 200, 2))]),
@@ -172,12 +176,6 @@ def _floor(peer: Path | None, rounds: int) -> list[Measurement]:
         return measure(
             BRIDGE, contenders, rounds, "bridge beside the kernel", operations=("ADD", "DEL")
         )
-
-
-def _packets(count: int, peer: Path | None, rounds: int) -> list[Measurement]:
-    with everyone(peer) as contenders, present(count, POD, contenders):
-        one_way = [contender for contender in contenders if contender.name not in ("cold", "agent")]
-        return list(packets(one_way, f", {count:,} pods", rounds))
 
 
 def _parse_options() -> argparse.Namespace:
