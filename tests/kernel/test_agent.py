@@ -9,7 +9,6 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,57 +19,10 @@ from typing import Any
 import pytest
 
 from harness import Host, Namespace, PluginRun, ip_json, nft_list, run_in, run_plugin
+from harness.agent import PYCNI, AgentProcess
 from pycni.agent import protocol, server
 from pycni.cli.install import LAUNCHER, install
 from pycni.spec.errors import TRY_AGAIN_LATER, CNIError
-
-PYCNI = Path(sys.executable).parent / "pycni"
-
-
-class AgentProcess:
-    """An agent of the test's own, and the plugin directory whose launchers know it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.socket = folder / "agent" / "agent.sock"
-        self.plugins = folder / "bin"
-        self.process: subprocess.Popen[str] | None = None
-        install(self.plugins, socket=self.socket)
-
-    def start(self, *options: str) -> None:
-        self.process = subprocess.Popen(
-            [PYCNI, "agent", "--socket", self.socket, *options],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        while not self.answers():
-            assert self.process.poll() is None, self.process.communicate()[1]
-            time.sleep(0.01)
-
-    def answers(self) -> bool:
-        try:
-            server.ask(self.socket)
-        except OSError:
-            return False
-        return True
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.communicate()
-
-    def stop(self) -> str:
-        """End it as systemd does; what it wrote to stderr."""
-        assert self.process is not None
-        self.process.terminate()
-        return self.process.communicate(timeout=20)[1]
-
-    def calls(self) -> dict[tuple[str, str], int]:
-        state = json.loads(server.ask(self.socket))
-        return {(row["plugin"], row["command"]): row["count"] for row in state["calls"]}
-
-    def refused(self) -> dict[str, int]:
-        found: dict[str, int] = json.loads(server.ask(self.socket))["refused"]
-        return found
 
 
 @pytest.fixture
