@@ -242,3 +242,153 @@ def test_flushed_rules_come_back(
 def ports(number: int) -> dict[str, Any]:
     mapping = {"hostPort": 8080 + number, "containerPort": 80, "protocol": "tcp"}
     return {"portMappings": [mapping]}
+
+
+# --- single things that are missing ------------------------------------------------------------
+
+
+def host_end(lab: Lab, name: str = "one") -> str:
+    """The host's end of a container's veth."""
+    (inner,) = ip_json("link", "show", "eth0", netns=lab.sandboxes[name])
+    return next(
+        link["ifname"] for link in ip_json("link", "show") if link["ifindex"] == inner["link_index"]
+    )
+
+
+def ifb() -> str:
+    return next(
+        link["ifname"] for link in ip_json("link", "show") if link["ifname"].startswith("bwp")
+    )
+
+
+# What is done to host or container ({box}), by `ip` unless it says otherwise; the plugins that
+# repair it; words of what CHECK finds.
+BREAKAGES = {
+    "link down": ("-n {box} link set eth0 down", "bridge", "interface eth0 is down"),
+    "host end down": ("link set {veth} down", "bridge", "host interface {veth} is down"),
+    "bridge down": ("link set cni0 down", "bridge", "bridge cni0 is down"),
+    "bridge gone": ("link delete cni0", "bridge portmap", "bridge cni0 is missing"),
+    "unplugged": ("link set {veth} nomaster", "bridge", "is not plugged into bridge cni0"),
+    "pair gone": ("link delete {veth}", "bridge tuning bandwidth", "eth0 is missing"),
+    "renamed away": ("-n {box} link delete eth0", "bridge tuning bandwidth", "eth0 is missing"),
+    "another MAC": (
+        "-n {box} link set eth0 address 02:00:00:00:00:99",
+        "bridge",
+        "has the MAC address 02:00:00:00:00:99",
+    ),
+    "no address": (
+        "-n {box} -4 address flush dev eth0",
+        "bridge",
+        "address {four}/16 is missing on interface eth0",
+    ),
+    "no IPv6 address": (
+        "-n {box} address delete {six}/64 dev eth0",
+        "bridge",
+        "address {six}/64 is missing on interface eth0",
+    ),
+    "no default route": (
+        "-n {box} route delete default",
+        "bridge",
+        "route 0.0.0.0/0 via 10.1.0.1 is missing",
+    ),
+    "no route at all": (
+        "-n {box} route flush table main",
+        "bridge",
+        "route 0.0.0.0/0 via 10.1.0.1",
+    ),
+    "no gateway": ("address flush dev cni0", "bridge", "gateway address 10.1.0.1/16 is missing"),
+    "no forwarding": (
+        "sysctl -w net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0",
+        "bridge",
+        "net/ipv4/ip_forward is 0",
+    ),
+    "no localhost": (
+        "sysctl -w net.ipv4.conf.cni0.route_localnet=0",
+        "portmap",
+        "route_localnet is 0",
+    ),
+    "tuned back": (
+        "ip netns exec {box} sysctl -w net.ipv4.conf.eth0.rp_filter=0",
+        "tuning",
+        "rp_filter is 0, expected 2",
+    ),
+    "another MTU": ("-n {box} link set eth0 mtu 1400", "tuning", "MTU of eth0 is 1400"),
+    "no ingress limit": (
+        "tc qdisc delete dev {veth} root",
+        "bandwidth",
+        "nothing limits what {veth} sends",
+    ),
+    "no egress limit": ("tc qdisc delete dev {ifb} root", "bandwidth", "limits what {ifb} sends"),
+    "no redirection": (
+        "tc qdisc delete dev {veth} ingress",
+        "bandwidth",
+        "what {veth} receives is not redirected",
+    ),
+    "no ifb": ("link delete {ifb}", "bandwidth", "{ifb} is missing: no egress limit"),
+    "no spoof guard": (
+        "nft delete table bridge pycni",
+        "bridge",
+        "chain bridge pycni spoof-guard-prerouting lacks the rule",
+    ),
+    "no element": ("nft flush map inet pycni port-map4", "portmap", "is not in map inet pycni"),
+    "no chain's rule": (
+        "nft flush chain inet pycni firewall-forward",
+        "firewall",
+        "chain inet pycni firewall-forward is empty",
+    ),
+}
+PROGRAMS = ("sysctl", "tc", "nft", "ip")
+
+
+@pytest.mark.parametrize("name", BREAKAGES)
+def test_a_missing_part_comes_back(lab: Lab, name: str) -> None:
+    command, plugins, words = BREAKAGES[name]
+    tuning = {
+        "type": "tuning",
+        "dataDir": str(lab.folder / "tuning"),
+        "mtu": 1450,
+        "sysctl": {"net.ipv4.conf.IFNAME.rp_filter": "2"},
+    }
+    network = lab.network(
+        portmap("nftables"), firewall("nftables"), tuning, bandwidth(), macspoofchk=True
+    )
+    own = lab.add(network, "one", capabilities=PORTS)
+    names = {
+        "box": lab.sandboxes["one"].name,
+        "veth": host_end(lab),
+        "ifb": ifb(),
+        "four": own[4],
+        "six": own[6],
+    }
+    must_be_sound(network)
+    links, rules = link_state(lab), ruleset()
+
+    words_of = command.format(**names).split()
+    program = [] if words_of[0] in PROGRAMS else ["ip"]
+    run_in(None, [*program, *words_of])
+    assert words.format(**names) in str(drift(network, "one"))
+    reports = must_be_mended(network)
+    assert {plugin for plugin, _ in findings(reports)} == set(plugins.split()), told(reports)
+
+    assert ask(lab.machines.client, HOST[4], 8080) == f"one {CLIENT[4]}"
+    assert ask(lab.machines.client, HOST[6], 8080) == f"one {CLIENT[6]}"
+    assert ask(None, "127.0.0.1", 8080) == "one 10.1.0.1"
+    assert lab.reaches("one") == MASQUERADED
+    assert link_state(lab) == links
+    assert ruleset() == rules
+    network.delete("one")
+
+
+def link_state(lab: Lab, name: str = "one") -> dict[str, Any]:
+    """MAC addresses, MTUs and addresses of host and container, by interface."""
+    found = {}
+    for box in (None, lab.sandboxes[name]):
+        for link in ip_json("address", "show", netns=box):
+            own = [
+                (item["local"], item["prefixlen"])
+                for item in link["addr_info"]
+                if item["scope"] == "global"
+            ]
+            macs = link["address"] if not link["ifname"].startswith("bwp") else ""
+            found[f"{box} {link['ifname']}"] = (macs, link["mtu"], sorted(own), link["operstate"])
+    return found

@@ -38,6 +38,36 @@ def _options(*decorators: Any) -> Callable[[Command], Command]:
     return apply
 
 
+plugin_dir_option = click.option(
+    "--plugin-dir",
+    "plugin_dirs",
+    multiple=True,
+    type=click.Path(),
+    envvar="CNI_PATH",
+    show_envvar=True,
+    help="Where plugins are; may be repeated. Without any, pycni's own plugins are used, in "
+    "this process.",
+)
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["auto", "exec"]),
+    default="auto",
+    show_default=True,
+    help="auto: plugins that are pycni's own run in this process; exec: none does.",
+)
+cache_option = click.option(
+    "--cache-dir",
+    default=ROOT,
+    show_default=True,
+    help="Where attachments are noted.",
+)
+timeout_option = click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="End a plugin's process that takes longer.",
+)
+
 _network_options = _options(
     click.argument("network", metavar="NETWORK"),
     click.option(
@@ -48,35 +78,10 @@ _network_options = _options(
         show_envvar=True,
         help="Where network configurations are; several with ':' between them.",
     ),
-    click.option(
-        "--plugin-dir",
-        "plugin_dirs",
-        multiple=True,
-        type=click.Path(),
-        envvar="CNI_PATH",
-        show_envvar=True,
-        help="Where plugins are; may be repeated. Without any, pycni's own plugins are used, in "
-        "this process.",
-    ),
-    click.option(
-        "--engine",
-        type=click.Choice(["auto", "exec"]),
-        default="auto",
-        show_default=True,
-        help="auto: plugins that are pycni's own run in this process; exec: none does.",
-    ),
-    click.option(
-        "--cache-dir",
-        default=ROOT,
-        show_default=True,
-        help="Where attachments are noted.",
-    ),
-    click.option(
-        "--timeout",
-        type=click.FloatRange(0, min_open=True),
-        metavar="SECONDS",
-        help="End a plugin's process that takes longer.",
-    ),
+    plugin_dir_option,
+    engine_option,
+    cache_option,
+    timeout_option,
 )
 
 _attachment_options = _options(

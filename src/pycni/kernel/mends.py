@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import errno
+from _socket import AF_INET6
 
 from pycni.kernel import address as addresses
-from pycni.kernel import iptables, nfnetlink
+from pycni.kernel import iptables, nfnetlink, sysctl
 from pycni.kernel import link as links
 from pycni.kernel import route as routes
 from pycni.kernel.constant_rules import TABLE
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from pycni.kernel import tc
     from pycni.kernel.context import Kernel, Site
     from pycni.kernel.link import Link
     from pycni.plan import steps
@@ -144,6 +146,22 @@ def _vrf(step: steps.VRFMember, kernel: Kernel) -> None:
         site.request(links.update(found, up=True))
     if found is None or site.link(step.link).master != found.index:
         handler(step.kind).apply(step, kernel)
+
+
+def _gateway_address(step: steps.GatewayAddress, kernel: Kernel) -> None:
+    handler(step.kind).apply(step, kernel)
+    host = kernel.host
+    link = host.link(step.link)
+    found = addresses.dump(host.netlink, link.index, AF_INET6)
+    if any(not item.is_ipv4 for item in step.addresses) and not any(
+        item.network.address.is_link_local for item in found
+    ):
+        # Whoever flushed the addresses took this one too, without which nobody finds neighbours.
+        # The kernel makes it when the way of making it is set to another than it was.
+        key = f"net/ipv6/conf/{step.link}/addr_gen_mode"
+        with host.enter():
+            mode = sysctl.write(key, "1")
+            sysctl.write(key, mode if mode != "1" else "0")
 
 
 # --- routes --------------------------------------------------------------------------------------
@@ -263,8 +281,10 @@ def _shaping(step: steps.Shaping, kernel: Kernel) -> None:
     shape._redirect(host, outer, ifb, [])
 
 
-def _leads_nowhere(item: Any, host: Site) -> bool:
-    return bool(item.redirect) and host.find(item.redirect) is None
+def _leads_nowhere(found: tc.Filter, host: Site) -> bool:
+    """Whether a filter is one of ours whose ifb has gone: its target is 0 then."""
+    ours = found.kind == "u32" and found.priority == 1 and found.classid == 1 << 16 | 1
+    return ours and (not found.redirect or host.find(found.redirect) is None)
 
 
 # --- rules ---------------------------------------------------------------------------------------
@@ -327,6 +347,7 @@ def _masquerade(step: steps.Masquerade, kernel: Kernel) -> None:
 MENDS: Mapping[str, Callable[[Any, Kernel], None]] = {
     "bridge": _bridge,
     "vlan_gateway": _vlan_gateway,
+    "gateway_address": _gateway_address,
     "veth": _veth,
     "sub_link": _sub_link,
     "tap": _tap,
