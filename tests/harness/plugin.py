@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,16 +31,21 @@ def run_plugin(
     path: str | os.PathLike[str],
     command: str,
     config: dict[str, Any] | str | bytes,
+    *,
+    prefix: Sequence[str] = (),
+    timeout: float | None = None,
     **env: str | None,
 ) -> PluginRun:
     """Call the plugin at `path` with a config on stdin.
 
     `env` are variables of the protocol, such as `CNI_NETNS=sandbox.path`; None takes one away.
     By default the container is `pycni-test`, the interface `eth0` and CNI_PATH the plugin's own
-    folder. A config given as text or bytes is passed as it is.
+    folder. A config given as text or bytes is passed as it is. prefix: a program, with its
+    arguments, that runs it; timeout: seconds, after which subprocess.TimeoutExpired is raised.
     """
     done = subprocess.run(
-        [os.fspath(path)],
+        [*prefix, os.fspath(path)],
+        timeout=timeout,
         input=_stdin(config),
         env=_environ(command, {"CNI_PATH": os.path.dirname(path), **env}),
         capture_output=True,

@@ -66,11 +66,23 @@ class Case:
 class World:
     """A host's network namespace, which the thread is in, with a sandbox for one attachment.
 
-    shared: another container is attached first, so that what is shared is there already.
+    shared: another container is attached first, so that what is shared is there already; call,
+    version: how plugins are called, and the configuration's version.
     """
 
-    def __init__(self, case: Case, plugins: Path, folder: Path, *, shared: bool) -> None:
+    def __init__(
+        self,
+        case: Case,
+        plugins: Path,
+        folder: Path,
+        *,
+        shared: bool,
+        call: Callable[..., PluginRun] = call_plugin,
+        version: str = "1.1.0",
+    ) -> None:
         self.case = case
+        self._call = call
+        self._version = version
         self.folder = folder / f"world-{next(_numbers)}"
         self.shared = shared and not case.alone
         self._plugins = plugins
@@ -108,7 +120,7 @@ class World:
 
     def attachment(self, container: str) -> Attachment:
         config: Config = {
-            "cniVersion": "1.1.0",
+            "cniVersion": self._version,
             "name": "net",
             "type": self.case.plugin,
             **_placed(self.case.keys, self.folder),
@@ -118,7 +130,7 @@ class World:
         if self.case.chained:
             config["prevResult"] = self._on_bridge(sandbox, container)
         return Attachment(
-            self._plugins / self.case.plugin, config, sandbox, container, call=call_plugin
+            self._plugins / self.case.plugin, config, sandbox, container, call=self._call
         )
 
     def _on_bridge(self, sandbox: Namespace, container: str) -> Any:
@@ -139,7 +151,7 @@ class World:
         ips = [
             (address, way.partition("/")[0]) for address, way in zip(own, _GATEWAYS, strict=True)
         ]
-        result = previous_result("1.1.0", sandbox, *ips, host_name=name)
+        result = previous_result(self._version, sandbox, *ips, host_name=name)
         result["interfaces"].insert(0, {"name": "br0", "mac": "02:00:00:00:00:08"})
         for ip in result["ips"]:
             ip["interface"] = 2
@@ -170,6 +182,9 @@ class World:
         if self.case.spends:
             qdiscs = seen["host"]["qdiscs"]
             seen["host"]["qdiscs"] = [one for one in qdiscs if one["dev"] not in self.tied]
+            for link in seen["host"]["links"]:
+                if link["ifname"] in self.tied:
+                    del link["qdisc"]
         return seen
 
     def settled(self) -> Snapshot:
@@ -276,7 +291,7 @@ def _look(where: str | None) -> dict[str, Any]:
     routes6, rules6 = _ask(["ip", "-6", "-j", "-batch", "-"], "route show table all\nrule show\n")
     seen: dict[str, Any] = {
         "links": links,
-        "addresses": addresses,
+        "addresses": [{key: link[key] for key in ("ifname", "addr_info")} for link in addresses],
         "routes": routes + routes6,
         "rules": rules + rules6,
         "qdiscs": _ask(["tc", "-j", "qdisc", "show"])[0],

@@ -11,6 +11,7 @@ import _thread
 import errno
 import os
 import sys
+import time
 from fcntl import F_DUPFD_CLOEXEC, LOCK_EX, fcntl, flock, ioctl
 
 from pycni.kernel.netlink.constants import NETLINK_ROUTE
@@ -30,6 +31,7 @@ OWN = "/proc/thread-self/ns/net"
 
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
+_PAUSES = (0.0, 0.001, 0.01, 0.1, 0.5)  # seconds between tries to return from a namespace
 _EX_OSERR = 71  # sysexits.h
 
 
@@ -123,8 +125,8 @@ class Entered:
     def __exit__(self, *_: object) -> None:
         try:
             setns(self._home, CLONE_NEWNET)
-        except OSError as error:
-            _end_process(error)
+        except OSError:
+            _go_home(self._home)
         os.close(self._home)
 
 
@@ -245,8 +247,19 @@ def _share_mounts(directory: str) -> None:
         os.close(fd)
 
 
-def _end_process(error: OSError) -> None:
-    """A thread that cannot leave a namespace would serve its next request on the wrong network."""
+def _go_home(home: int) -> None:
+    """Return from a namespace after a first refusal: memory that was short comes back.
+
+    A thread that cannot leave would serve its next request on the wrong network: the process ends.
+    """
+    for pause in _PAUSES:
+        time.sleep(pause)
+        try:
+            setns(home, CLONE_NEWNET)
+        except OSError as refused:
+            error = refused
+        else:
+            return
     sys.stderr.write(f"pycni: cannot return to the thread's network namespace: {error}; exiting\n")
     sys.stderr.flush()
     os._exit(_EX_OSERR)
