@@ -20,6 +20,7 @@ OURS: dict[str, set[str]] = {
     "bandwidth": set(),
     "bridge": set(),
     "debug": set(),
+    "dhcp": set(),
     "firewall": set(),
     "flannel": set(),
     "host-device": set(),
@@ -45,10 +46,12 @@ MASQUERADE = {
     "check.rules-missing",
 }
 REFERENCE = {
-    "bandwidth": REFERENCE_PATH | {"del.undoes", "del.prev-result-empty", "check.queues-missing"},
+    "bandwidth": REFERENCE_PATH
+    | {"del.undoes", "del.prev-result-empty", "check.queues-missing", "lifecycle.concurrent"},
     "bridge": REFERENCE_COMMON
     | MASQUERADE
     | {"add.prev-result", "add.second-interface", "delegation.add-error"},
+    "dhcp": REFERENCE_PATH,
     "firewall": REFERENCE_PATH | {"del.prev-result-empty"},
     "host-device": REFERENCE_COMMON
     | {
@@ -232,6 +235,36 @@ def test_a_plugin_that_passes_prev_result_on(tmp_path: Path) -> None:
     _, failed, passed = tried(tmp_path, _PASS, "chained")
     assert {"add.prev-result", "add.prev-result-dns", "del.undoes", "gc.silent"} <= set(passed)
     assert "result.shape" not in failed
+
+
+@pytest.mark.usefixtures("host")
+def test_what_each_container_needs_is_made_before_its_add(tmp_path: Path) -> None:
+    plugin = write_plugin(tmp_path, _PASS)
+    config = tmp_path / "net.conf"
+    config.write_text(json.dumps({"name": "n", "type": "faulty"}))
+    noted = tmp_path / "noted"
+    made = f"echo $PLUGIN $NETNS $IFNAME $N >> {noted}; ip -n $NETNS link show dev lo"
+    argv = ["--config", str(config), "--kind", "chained", "--only", "add.succeeds"]
+    _, document = report(plugin, *argv, "--container-setup", made)
+    assert set(outcomes(document, "passed")) == {"add.succeeds"}
+    assert noted.read_text() == f"{plugin} c1 eth0 1\n"
+    _, document = report(plugin, *argv, "--container-setup", "echo no cable >&2; exit 3")
+    assert "no cable" in outcomes(document, "skipped")["add.succeeds"]
+
+
+def test_what_a_setup_leaves_in_the_background_ends_with_the_check(
+    host: object, tmp_path: Path
+) -> None:
+    plugin = write_plugin(tmp_path, _PASS)
+    config = tmp_path / "net.conf"
+    config.write_text(json.dumps({"name": "n", "type": "faulty"}))
+    noted = tmp_path / "noted"
+    left = f"sleep 1000 > /dev/null 2>&1 & echo $! >> {noted}"
+    argv = ["--config", str(config), "--kind", "chained", "--only", "add."]
+    report(plugin, *argv, "--setup", left)
+    started = noted.read_text().split()
+    assert len(started) > 1
+    assert [pid for pid in started if Path(f"/proc/{pid}").exists()] == []
 
 
 # --- reports -------------------------------------------------------------------------------------

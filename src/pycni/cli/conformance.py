@@ -46,7 +46,15 @@ _STYLES = {"passed": "green", "failed": "red", "skipped": "yellow"}
     "--setup",
     multiple=True,
     metavar="COMMAND",
-    help="A shell command that prepares the host, such as 'ip link add ...'; may be repeated.",
+    help="A shell command that prepares the host, such as 'ip link add ...'; may be repeated. "
+    "$PLUGIN is the executable. What it starts in the background must not keep its output open.",
+)
+@click.option(
+    "--container-setup",
+    multiple=True,
+    metavar="COMMAND",
+    help="A shell command that prepares each container, with $NETNS, the name of its namespace, "
+    "$IFNAME, and its number $N; may be repeated.",
 )
 @click.option(
     "--only",
@@ -69,6 +77,7 @@ def conformance(
     kind: str | None,
     plugin_dirs: tuple[str, ...],
     setup: tuple[str, ...],
+    container_setup: tuple[str, ...],
     only: tuple[str, ...],
     strict: bool,
     jobs: int,
@@ -83,7 +92,12 @@ def conformance(
         config = None if config_file is None else _read(config_file)
         subject = runner.prepare(
             load_subject(
-                executable, config=config, kind=kind or "", directories=plugin_dirs, setup=setup
+                executable,
+                config=config,
+                kind=kind or "",
+                directories=plugin_dirs,
+                setup=setup,
+                container_setup=container_setup,
             )
         )
     except (SubjectError, HostError) as error:

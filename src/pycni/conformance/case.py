@@ -21,7 +21,7 @@ class Case:
         self.subject = subject
         delegate.install()
         for command in subject.setup:
-            host.run(["sh", "-ec", command])
+            host.shell(command, PLUGIN=str(subject.path))
 
     @property
     def kind(self) -> str:
@@ -64,6 +64,9 @@ class Case:
         )
         if sharing is None:
             namespace.create_named(netns).close()
+            variables = {"NETNS": netns, "IFNAME": ifname, "N": str(number)}
+            for command in self.subject.container_setup:
+                host.shell(command, PLUGIN=str(self.subject.path), **variables)
         delegate.give(attachment.container, ifname, number, document["cniVersion"])
         if self.kind == CHAINED:
             attachment.previous = _chained_interface(attachment, number)

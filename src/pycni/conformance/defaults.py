@@ -21,6 +21,7 @@ class Known:
     kind: str
     config: Mapping[str, Any]
     setup: tuple[str, ...] = ()
+    container_setup: tuple[str, ...] = ()
     ifname: str = "eth0"
     makes_link: bool = True
     exhausted: Mapping[str, Any] | None = None
@@ -44,6 +45,31 @@ _DEVICES = _EACH.format("ip link add dev$n type veth peer name wire$n && ip link
 _FLANNEL = (
     "mkdir -p /run/flannel && printf 'FLANNEL_NETWORK=10.200.0.0/16\nFLANNEL_SUBNET=10.200.3.1/24\n"
     "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n' > /run/flannel/subnet.env"
+)
+
+# A network with a server, and the daemon of the plugin under test.
+_DHCP = (
+    "ip link add lan type bridge && ip address add 10.210.0.1/16 dev lan && ip link set lan up",
+    """
+    dnsmasq -k -C /dev/null -u root --port=0 --interface=lan --bind-interfaces --no-ping \\
+        --pid-file= --log-facility=- --dhcp-leasefile=/run/conformance/dnsmasq \\
+        --dhcp-range=10.210.1.1,10.210.1.200,255.255.0.0,1h > /dev/null 2>&1 &
+    mkdir -p /run/cni
+    "$PLUGIN" daemon > /dev/null 2>&1 &
+    for wait in $(seq 200); do
+        [ -S /run/cni/dhcp.sock ] && exit
+        sleep 0.05
+    done
+    echo "$PLUGIN daemon does not listen" >&2
+    exit 1
+    """,
+)
+_DHCP_CONTAINER = (
+    """
+    ip link add port$N type veth peer name $IFNAME netns $NETNS
+    ip link set port$N master lan up
+    ip -n $NETNS link set $IFNAME up
+    """,
 )
 
 KNOWN: dict[str, Known] = {
@@ -77,6 +103,7 @@ KNOWN: dict[str, Known] = {
         },
     ),
     "static": Known(IPAM, {"ipam": _STATIC}),
+    "dhcp": Known(IPAM, {"ipam": {"type": "dhcp"}}, _DHCP, _DHCP_CONTAINER),
     "tuning": Known(
         CHAINED, {"sysctl": {"net.core.somaxconn": "500"}, "mtu": 1400, "promisc": True}
     ),

@@ -62,6 +62,22 @@ def run(argv: Sequence[str], *, check: bool = True) -> str:
     return done.stdout
 
 
+def shell(command: str, **variables: str) -> None:
+    """Run a shell command. Raises HostError if it fails.
+
+    What it leaves in the background must have let go of stdout and stderr; it ends with the check.
+    """
+    done = subprocess.run(
+        ["sh", "-ec", command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **variables},
+    )
+    if done.returncode != 0:
+        raise HostError(f"sh -ec {command}: {(done.stderr or done.stdout).strip()}")
+
+
 def ip(*args: str, netns: str = "", check: bool = True) -> list[dict[str, Any]]:
     """What `ip -j ARGS` prints, in a named namespace if one is given."""
     where = ["-n", netns] if netns else []

@@ -25,6 +25,7 @@ from pycni.conformance.requirement import (
     Requirement,
 )
 from pycni.conformance.subject import Subject, SubjectError, call
+from pycni.kernel.libc import become_subreaper
 from pycni.spec.versions import at_least
 
 SECONDS = 180.0  # for one check
@@ -120,15 +121,16 @@ class _Worker:
 
     def end(self) -> None:
         """Kill the process, and the programs that it runs."""
-        os.killpg(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        _end_group(self.pid)
         os.close(self.pipe)
 
     def finish(self) -> tuple[Outcome, str]:
         if self.overdue:
             self.end()
             return "failed", f"not finished after {SECONDS:g} seconds"
-        _, status = os.waitpid(self.pid, 0)
+        # What it left in the background goes with it. Not reaped yet, its number is still its own.
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        status = _end_group(self.pid)
         os.close(self.pipe)
         try:
             outcome, text = json.loads(self.text)
@@ -138,7 +140,21 @@ class _Worker:
         return outcome, text
 
 
+def _end_group(leader: int) -> int:
+    """Kill the processes of a group and wait for them; returns the leader's status."""
+    os.killpg(leader, signal.SIGKILL)
+    status = 0
+    while True:
+        try:
+            pid, found = os.waitpid(-leader, 0)
+        except ChildProcessError:
+            return status
+        if pid == leader:
+            status = found
+
+
 def _start(work: Callable[[], tuple[str, str]], requirement: Requirement | None = None) -> _Worker:
+    become_subreaper()  # of what setups leave in the background
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -69,8 +69,10 @@ class Subject:
 
     path: its executable; kind: what it is (see `requirement`); config: its configuration, in which
     "{n}" in a string stands for the number of the container, and a whole string "{8000+n}" for that
-    sum; setup: shell commands that prepare the host; directories: CNI_PATH; versions: those that
-    the plugin claims, as `runner.prepare` finds out; ifname: what a first interface is called;
+    sum; setup: shell commands that prepare the host, with the path as $PLUGIN; container_setup: the
+    same for a container, with the name of its namespace as $NETNS, $IFNAME, and its number as $N;
+    directories: CNI_PATH; versions: those that the plugin claims, as `runner.prepare` finds out;
+    ifname: what a first interface is called;
     makes_link: whether ADD makes the interface of that name, so that it must not be there before;
     exhausted: a configuration with one address to give.
     """
@@ -79,6 +81,7 @@ class Subject:
     kind: str
     config: Mapping[str, Any]
     setup: tuple[str, ...] = ()
+    container_setup: tuple[str, ...] = ()
     directories: tuple[str, ...] = ()
     versions: tuple[str, ...] = ()
     ifname: str = "eth0"
@@ -131,6 +134,7 @@ def load_subject(
     kind: str = "",
     directories: tuple[str, ...] = (),
     setup: tuple[str, ...] = (),
+    container_setup: tuple[str, ...] = (),
 ) -> Subject:
     """A plugin by its executable. Raises SubjectError.
 
@@ -149,6 +153,7 @@ def load_subject(
                 f"--config (there are some for {', '.join(sorted(defaults.KNOWN))})"
             )
         config, setup = known.config, (*known.setup, *setup)
+        container_setup = (*known.container_setup, *container_setup)
     else:
         config = _own_part(config, path.name)
     if not kind:
@@ -159,6 +164,7 @@ def load_subject(
         kind,
         config,
         setup,
+        container_setup,
         folders,
         ifname=known.ifname if known else "eth0",
         makes_link=known.makes_link if known else kind == INTERFACE,

@@ -1,7 +1,7 @@
-"""System calls the standard library lacks: mount, umount2, before 3.12 setns and unshare.
+"""System calls the standard library lacks: mount, umount2, prctl, before 3.12 setns and unshare.
 
 `_ctypes` is the C module below `ctypes`; `ctypes` itself would add 3 ms to every start of a
-plugin. Used by `namespace`.
+plugin. Used by `namespace` and the conformance kit.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_SHARED = 1 << 20
 MNT_DETACH = 2
+
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
@@ -50,6 +52,11 @@ def mount(source: str, target: str, kind: str, flags: int) -> None:
 def unmount(target: str, flags: int = MNT_DETACH) -> None:
     """umount2(2)."""
     _call("umount2", os.fsencode(target), flags)
+
+
+def become_subreaper() -> None:
+    """Have the orphans among this process's descendants become its children, for good."""
+    _call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _call(name: str, *arguments: bytes | int | None) -> None:

@@ -51,8 +51,8 @@ def removes_stale(case: Case) -> None:
     case.warm_up()
     keep = case.attachment(1)
     keep.add()
-    before = host.snapshot()
     lost = case.attachment(2)
+    before = host.snapshot()
     lost.add()
     lost.remove_netns()
     leftovers = _leftovers(before, 1.0)
@@ -103,19 +103,17 @@ def keeps_other_networks(case: Case) -> None:
 )  # fmt: skip
 def by_interface(case: Case) -> None:
     case.warm_up()
+    lost, other, again = (case.attachment(number) for number in (2, 3, 4))
     before = host.snapshot()
-    lost = case.attachment(2)
     lost.add()
     lost.remove_netns()
     require(_leftovers(before, 1.0), "nothing outlives the container's namespace")
-    other = case.attachment(3)
     other.container, other.ifname = lost.container, "net9"
     answer = case.gc(other)
     require(answer.ok, f"{answer}, see gc.succeeds")
     require(case.gc().ok, "see gc.succeeds")
     require(not _leftovers(before, 1.0), "GC removes nothing at all, see gc.removes-stale")
     # Again, with only the listing in question.
-    again = case.attachment(4)
     again.add()
     again.remove_netns()
     other.container = again.container
