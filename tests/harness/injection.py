@@ -163,7 +163,8 @@ def _add(tried: Trials, case: Case, position: int, full: bool) -> Iterator[Trial
         if wrong and run.code:
             wrong += f"; ADD said: {_said(run)}"
         yield _trial(case, "ADD", number, watch.disturbed, tried.after(wrong))
-    for cleaner in ("DEL", "GC") if full else ("DEL" if position % 4 else "GC",):
+    cleaners = ("DEL", "GC") if full else ("DEL" if position % 4 else "GC",)
+    for cleaner in cleaners if tried.world.shared or case.alone else ("DEL",):
         died = killed(lambda: tried.world.one.run("ADD"), position)
         yield _trial(case, "ADD", cleaner, _at(position, died), _clean(tried, cleaner))
 

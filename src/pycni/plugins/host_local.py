@@ -137,7 +137,7 @@ class HostLocal(Plugin):
         dns = _read_resolv_conf(ipam.resolv_conf) if ipam.resolv_conf else DNS()
         attachment = request.owner.attachment
         with LeaseStore(
-            ipam.data_dir or DATA_DIR, request.network, create=True, note=_note
+            ipam.data_dir or DATA_DIR, request.network, create=True, note=_note, in_use=_is_set
         ) as leases:
             allocator = _Allocator(leases, config.range_sets(), attachment)
             try:
@@ -370,7 +370,14 @@ def _data_dir(document: Mapping[str, Any]) -> str:
 
 
 def _existing_leases(request: Request) -> LeaseStore:
-    return LeaseStore(_data_dir(request.document), request.network, note=_note)
+    return LeaseStore(_data_dir(request.document), request.network, note=_note, in_use=_is_set)
+
+
+def _is_set(address: IPAddress) -> bool:
+    """Whether an address is set in any network namespace of this host."""
+    from pycni.kernel import census  # hardly ever needed
+
+    return address in census.addresses()
 
 
 def _read_resolv_conf(path: str) -> DNS:

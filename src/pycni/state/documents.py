@@ -63,8 +63,12 @@ class Documents:
         try:
             document = loads(data)
         except JSONError:
+            document = None
+        if not isinstance(document, dict):
+            path = os.path.join(self._directory, name)
+            os.write(2, f"{path} is damaged, and not used\n".encode())
             return {}
-        return document if isinstance(document, dict) else {}
+        return document
 
     def write(self, name: str, text: str) -> None:
         """Write a document whole, in the place of the one that may be there. Raises CNIError."""

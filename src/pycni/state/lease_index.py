@@ -19,6 +19,7 @@ changes within one tick of the kernel's clock cannot look the same. Hence: same 
 (device and inode), modification time equal to the noted stamp: nothing has been made or removed
 since. While changes are under way the header holds no stamp, so a crash leaves an index that is not
 believed. The boot id is compared because after a power failure some pages may be old.
+Header and buckets carry checksums: what was damaged on the disk is not believed either.
 What the rule cannot see is a name made or removed without the lock during our own change. Such a
 removal leaves an address that looks taken, so the store reads the directory before it says that a
 range is full; such a creation is stopped by the file system when the address is reserved.
@@ -41,11 +42,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_MAGIC = b"pycniLI1"
+_MAGIC = b"pycniLI2"
 _PAGE = 4096
 _RECORD = 32
 _KEY = 16
-_HEAD = 32  # bytes at the start of a bucket: how many records follow
+_HEAD = 32  # bytes at the start of a bucket: how many records follow, and their checksum
 _CAPACITY = (_PAGE - _HEAD) // _RECORD
 _LOAD = 48  # records a bucket has on average before another is added
 _MAX_SPLITS = 64  # more than that in a row: too many records of one key, the index gives up
@@ -55,12 +56,17 @@ _FULL = (1 << _FAN) - 1
 
 # magic, boot id, device, inode, stamp, buckets, records
 _HEADER = Struct("<8s36sQQqQQ")
+_CHECKSUM = 8  # bytes, behind the header and from the eighth byte of a bucket on
 _NO_STAMP = 0
 _MAX_LEVEL = 19  # of the tree: 128 bits of an address, 7 of them a level
 
 
 class BadIndex(Exception):
     """The index is damaged or cannot hold more; the directory must be read instead."""
+
+
+class DamagedIndex(BadIndex):
+    """Something else than this module has written to the index, or the disk has failed."""
 
 
 class LeaseIndex:
@@ -77,10 +83,20 @@ class LeaseIndex:
 
     @classmethod
     def load(cls, descriptor: int, directory: int) -> LeaseIndex | None:
-        """The index on a file, if it may be believed for this directory (both open files)."""
-        header = os.pread(descriptor, _HEADER.size, 0)
-        if len(header) < _HEADER.size:
+        """The index on a file, if it may be believed for this directory (both open files).
+
+        Raises DamagedIndex.
+        """
+        header = os.pread(descriptor, _HEADER.size + _CHECKSUM, 0)
+        if len(header) < _HEADER.size + _CHECKSUM:
             return None
+        if not header.startswith(_MAGIC):
+            if header.strip(b"\0") and not header.startswith(_MAGIC[:-1]):
+                raise DamagedIndex("it does not begin as an index does")
+            return None
+        header, checksum = header[: _HEADER.size], header[_HEADER.size :]
+        if checksum != _checksum(header):
+            raise DamagedIndex("its header is damaged")
         magic, boot, device, inode, stamp, buckets, records = _HEADER.unpack(header)
         now = os.fstat(directory)
         if (
@@ -167,7 +183,7 @@ class LeaseIndex:
         header = _HEADER.pack(
             _MAGIC, self._boot, device, inode, stamp, self._buckets, self._records
         )
-        os.pwrite(self._file, header, 0)
+        os.pwrite(self._file, header + _checksum(header), 0)
 
     # --- the tree of bitmaps -------------------------------------------------------------------
 
@@ -267,8 +283,11 @@ class LeaseIndex:
     def _read(self, bucket: int) -> bytes:
         page = os.pread(self._file, _PAGE, _PAGE * (bucket + 1))
         if len(page) != _PAGE or page[0] > _CAPACITY:
-            raise BadIndex("a page is damaged")
-        return page[_HEAD : _HEAD + page[0] * _RECORD]
+            raise DamagedIndex("a page is damaged")
+        records = page[_HEAD : _HEAD + page[0] * _RECORD]
+        if page[_CHECKSUM : 2 * _CHECKSUM] != _checksum(records):
+            raise DamagedIndex("a page is damaged")
+        return records
 
     def _write(self, bucket: int, records: bytes) -> None:
         os.pwrite(self._file, _page(records), _PAGE * (bucket + 1))
@@ -360,7 +379,13 @@ def _matches(records: bytes, prefix: bytes) -> Iterator[int]:
 
 
 def _page(records: bytes) -> bytes:
-    return (bytes((len(records) // _RECORD,)).ljust(_HEAD, b"\0") + records).ljust(_PAGE, b"\0")
+    count = bytes((len(records) // _RECORD,)).ljust(_CHECKSUM, b"\0")
+    head = (count + _checksum(records)).ljust(_HEAD, b"\0")
+    return (head + records).ljust(_PAGE, b"\0")
+
+
+def _checksum(data: bytes) -> bytes:
+    return _digest(data)[:_CHECKSUM]
 
 
 def _pack(address: IPAddress) -> bytes:

@@ -13,7 +13,8 @@ reference walks; no network's name begins with a dot.
 
 A lease file appears with its content or not at all. The reference creates and then writes, so a
 crash of it leaves an empty file that blocks an address for ever. Under the lock nobody is between
-the two, so an empty file seen there is such a remnant, and is removed when the directory is read.
+the two, so an empty file seen there is such a remnant, and is removed when the directory is read
+(unless the address is in use: then the disk has lost what was in it).
 (To keep an address from being handed out, write any text into a file of its name.) Lease files are
 not synced: containers do not outlive a power failure, and a lease that does is read as a remnant.
 
@@ -37,7 +38,7 @@ from pycni.state.files import (
     read_file,
     remove_file,
 )
-from pycni.state.lease_index import BadIndex, LeaseIndex, MemoryIndex, holder_key
+from pycni.state.lease_index import BadIndex, DamagedIndex, LeaseIndex, MemoryIndex, holder_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,12 +70,17 @@ def _silent(_text: str) -> None:
     return None
 
 
+def _unused(_address: IPAddress) -> bool:
+    return False
+
+
 class LeaseStore:
     """The leases of one network, locked for the length of a `with` block.
 
     data_dir, network: the directory is made if `create` is set; without it, a directory that is not
     there is one without leases, and stays away. timeout: seconds to wait for the lock. note: gets a
-    line of text when something was put right that nobody asked for. Raises CNIError: code 5 for
+    line of text when something was put right that nobody asked for. in_use: whether an address is
+    in use whatever the files say, asked before an empty one is removed. Raises CNIError: code 5 for
     what the file system refuses, code 11 when the lock stays taken.
     """
 
@@ -86,6 +92,7 @@ class LeaseStore:
         create: bool = False,
         timeout: float | None = LOCK_TIMEOUT,
         note: Callable[[str], None] = _silent,
+        in_use: Callable[[IPAddress], bool] = _unused,
     ) -> None:
         check_network_name(network)
         self.path = os.path.join(data_dir, network)
@@ -94,6 +101,7 @@ class LeaseStore:
         self._create = create
         self._timeout = timeout
         self._note = note
+        self._in_use = in_use
         self._dir = -1
         self._lock: Lock | None = None
         self._index: LeaseIndex | MemoryIndex | None = None
@@ -180,8 +188,8 @@ class LeaseStore:
             return first if first <= last else None
         try:
             return self._opened().next_free(family, first, last)
-        except (BadIndex, OSError):
-            return self._rebuild().next_free(family, first, last)
+        except (BadIndex, OSError) as error:
+            return self._mend(error).next_free(family, first, last)
 
     def recheck(self) -> bool:
         """Make the index anew from the directory; False if it is already known to be right."""
@@ -208,8 +216,8 @@ class LeaseStore:
             return False
         try:
             self._opened().add(holder_key(content), address)
-        except (BadIndex, OSError):
-            self._rebuild()
+        except (BadIndex, OSError) as error:
+            self._mend(error)
         self._write_last_reserved(address, range_set)
         return True
 
@@ -230,8 +238,8 @@ class LeaseStore:
             released.append(address)
             try:
                 self._opened().remove(holder_key(content), address)
-            except (BadIndex, OSError):
-                self._rebuild()
+            except (BadIndex, OSError) as error:
+                self._mend(error)
         if errors:
             raise errors[0]
         return released
@@ -281,7 +289,13 @@ class LeaseStore:
                 continue
             content = self._content_of(name)
             if content is not None and not content.strip(b"\0"):
-                if remove_file(name, self._dir):
+                if self._in_use(address):
+                    self._note(
+                        f"{self.path}/{name} is empty, but the address is set in a network "
+                        "namespace of this host: it stays taken; remove the file to free it"
+                    )
+                    yield address, None
+                elif remove_file(name, self._dir):
                     self._note(
                         f"removed {self.path}/{name}: an empty file, left by a crash while the "
                         "address was being reserved"
@@ -309,8 +323,8 @@ class LeaseStore:
             return []
         try:
             noted = self._opened().addresses(holder_key(content))
-        except (BadIndex, OSError):
-            noted = self._rebuild().addresses(holder_key(content))
+        except (BadIndex, OSError) as error:
+            noted = self._mend(error).addresses(holder_key(content))
         return [address for address in noted if self._content_of(str(address)) == content]
 
     def _write_last_reserved(self, address: IPAddress, range_set: int) -> None:
@@ -338,12 +352,19 @@ class LeaseStore:
                 return self._rebuild()
             try:
                 self._index = LeaseIndex.load(descriptor, self._dir)
-            except OSError:
-                pass  # a FIFO, say
+            except (BadIndex, OSError) as error:  # OSError: a FIFO, say
+                os.close(descriptor)
+                return self._mend(error)
             if self._index is None:
                 os.close(descriptor)
                 return self._rebuild()
         return self._index
+
+    def _mend(self, error: Exception) -> LeaseIndex | MemoryIndex:
+        """Make the index anew after it has failed."""
+        if isinstance(error, DamagedIndex):
+            self._note(f"the index of {self.path} was damaged ({error}), and is made anew")
+        return self._rebuild()
 
     def _rebuild(self) -> LeaseIndex | MemoryIndex:
         """Read the directory into a new index; from memory if no file can be had for it."""
