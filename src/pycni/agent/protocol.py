@@ -31,6 +31,7 @@ DESCRIPTORS = 3
 
 _HEADER = struct.Struct("=II")
 _ANSWER = struct.Struct("=II")
+_RIGHTS = socket.CMSG_LEN(DESCRIPTORS * struct.calcsize("i"))
 
 
 class Refused(Exception):
@@ -73,9 +74,16 @@ def receive_call(connection: socket.socket, within: float) -> Call:
     """
     until = time.monotonic() + within
     connection.settimeout(within)
-    data, descriptors, flags, _ = socket.recv_fds(
-        connection, _HEADER.size + MAX_REQUEST, DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+    # Not socket.recv_fds, which ignores its flags: another call's program would inherit these.
+    data, controls, flags, _ = connection.recvmsg(
+        _HEADER.size + MAX_REQUEST, _RIGHTS, socket.MSG_CMSG_CLOEXEC
     )
+    descriptors = [
+        descriptor
+        for level, kind, rights in controls
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+        for (descriptor,) in struct.iter_unpack("i", rights)
+    ]
     try:
         if flags & socket.MSG_CTRUNC:
             raise Refused("descriptors did not arrive")

@@ -25,6 +25,7 @@ from pycni import __version__, plugins
 from pycni.agent import protocol, systemd
 from pycni.agent.metrics import Metrics
 from pycni.sdk.dispatch import VERSION_SECONDS, serve
+from pycni.sdk.execute import tell
 from pycni.spec.errors import IO_FAILURE, CNIError
 from pycni.spec.jsontext import MAX_SIZE
 
@@ -165,7 +166,7 @@ class Agent:
         error = outcome.stdout if outcome.code else ""
         self.metrics.end(call.plugin, command, time.monotonic() - begin, error)
         try:
-            _tell(stderr, outcome.stderr.encode(), time.monotonic() + REQUEST_SECONDS)
+            tell(stderr, outcome.stderr.encode())
             protocol.send_answer(connection, outcome.code, outcome.stdout)
         except OSError:
             self.metrics.refuse("gone before its answer")
@@ -232,18 +233,6 @@ def _answer(connection: socket.socket, code: int, output: str) -> None:
     connection.settimeout(REQUEST_SECONDS)
     connection.sendall(protocol.BEGUN)
     protocol.send_answer(connection, code, output)
-
-
-def _tell(stderr: int, text: bytes, deadline: float) -> None:
-    """Write to a caller's stderr, or give up: it may be anything, and nobody may ever read it."""
-    poll = select.poll()
-    poll.register(stderr, select.POLLOUT)
-    try:
-        while text and poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            # So much a pipe takes without waiting, once it can be written to.
-            text = text[os.write(stderr, text[: select.PIPE_BUF]) :]
-    except OSError:
-        pass  # the answer is what counts
 
 
 def _answers(path: Path) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from pycni.kernel import namespace, process
+from pycni.sdk.execute import tell
 from pycni.sdk.plugin import Plugin
 from pycni.spec.config import NetConf
 from pycni.spec.errors import IO_FAILURE, CNIError
@@ -98,7 +99,7 @@ def run_hooks(request: Request, hooks: Hooks) -> None:
         else:
             space = namespace.open_path(request.netns)
     except OSError as error:
-        os.write(request.stderr, f"hooks are not run: {error}\n".encode())
+        tell(request.stderr, f"hooks are not run: {error}\n".encode())
         return
     with space, space.enter():
         for hook in hooks:
@@ -113,11 +114,11 @@ def _run(request: Request, hook: tuple[str, ...]) -> None:
     try:
         code, stdout, stderr = process.run([program, *hook[1:]], env=request.environ)
     except OSError as error:
-        os.write(request.stderr, f"ERR: {' '.join(hook)}: {error}\n".encode())
+        tell(request.stderr, f"ERR: {' '.join(hook)}: {error}\n".encode())
         return
-    os.write(request.stderr, b"OUTPUT: " + stdout + stderr)
+    tell(request.stderr, b"OUTPUT: " + stdout + stderr)
     if code:
-        os.write(request.stderr, f"ERR: {' '.join(hook)}: exit status {code}\n".encode())
+        tell(request.stderr, f"ERR: {' '.join(hook)}: exit status {code}\n".encode())
 
 
 plugin = Debug()

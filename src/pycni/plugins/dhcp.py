@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from pycni.plugins.shared.dhcp import SOCKET, NoDaemon, ask
+from pycni.sdk.execute import tell
 from pycni.sdk.plugin import Plugin
 from pycni.spec.config import DNS, NetConf
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError, invalid_config
@@ -252,7 +253,7 @@ def _ask_if_there(request: Request, question: Mapping[str, Any]) -> None:
         ask(path, question)
     except NoDaemon as error:
         note = f"dhcp: {question['command']} without a daemon: {error}\n"
-        os.write(request.stderr, note.encode())
+        tell(request.stderr, note.encode())
 
 
 def _socket_path(document: Mapping[str, Any]) -> str:

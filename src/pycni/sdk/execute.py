@@ -93,9 +93,28 @@ def execute(
         ) from None
     if code == 0:
         if said:
-            os.write(stderr, said)
+            tell(stderr, said)
         return stdout
     raise failed(code, stdout, said)
+
+
+def tell(stderr: int, text: bytes, within: float = 5.0) -> None:
+    """Write to a caller's stderr, or give up: it may be anything, and nobody may ever read it.
+
+    within: seconds for all of it.
+    """
+    import time
+    from select import PIPE_BUF, POLLOUT, poll
+
+    waiting = poll()
+    waiting.register(stderr, POLLOUT)
+    until = time.monotonic() + within
+    try:
+        while text and waiting.poll(max(0.0, until - time.monotonic()) * 1000):
+            # So much a pipe takes without waiting, once it can be written to.
+            text = text[os.write(stderr, text[:PIPE_BUF]) :]
+    except OSError:
+        pass  # the answer is what counts
 
 
 def failed(code: int, stdout: bytes, stderr: bytes) -> PluginFailure:
