@@ -26,10 +26,10 @@ from pycni.plan.steps import (
     VLANGateway,
     VLANs,
 )
-from pycni.plugins.shared.pair import host_end
 from pycni.sdk.addressing import announce, configure, own_addresses, settle, with_gateway
 from pycni.sdk.interface import InterfacePlugin
 from pycni.sdk.mac import MACConf, mac_of, requested_mac
+from pycni.sdk.pair import host_end
 from pycni.spec.errors import UNAVAILABLE, CNIError, invalid_config
 from pycni.spec.fields import Config, Flag, Integer, ListOf, Object, Text, field
 from pycni.spec.ip import IPNetwork, default_network
@@ -236,6 +236,9 @@ class BridgePlugin(InterfacePlugin):
             link_local = config.enable_dad or not config.gateway or _has_ipv6(network)
             if link_local:
                 steps += _probing(ifname, config.enable_dad)
+            if config.gateway:
+                # Whoever else says that he is the router is another container (CVE-2020-10749).
+                steps.append(Sysctl(SANDBOX, f"net/ipv6/conf/{ifname}/accept_ra", "0"))
             if not _goes_with_address(mac, network):
                 steps += announce(ifname)
             steps += configure(ifname, network, dad=config.enable_dad, link_local=link_local)
