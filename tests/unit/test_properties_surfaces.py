@@ -2,7 +2,7 @@
 
 The places are those of `harness.surfaces`. The corpus that the fuzzer collected is tried as it is;
 hypothesis adds documents that have the right keys and wrong values, and bytes of any kind.
-PYCNI_EXAMPLES says how many of each (40); `make fuzz` looks longer, and where the code leads it.
+PYCNI_EXAMPLES says how many of each (25); `make fuzz` looks longer, and where the code leads it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pycni.spec import versions
 from pycni.spec.fields import Anything, Config, Flag, Integer, Kind, ListOf, MapOf, Object
 
 CORPUS = Path(__file__).parents[2] / "fuzz" / "corpus"
-EXAMPLES = int(os.environ.get("PYCNI_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("PYCNI_EXAMPLES", "25"))
 
 bounded = settings(
     max_examples=EXAMPLES,
