@@ -5,6 +5,7 @@ The tutorial's code blocks and commands are taken from the page and run.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from harness.conformance import PYCNI, outcomes, report
 from pycni.sdk import testing
 
 ROOT = Path(__file__).parents[2]
+PAGE = re.MULTILINE | re.DOTALL
 TUTORIAL = (ROOT / "docs/plugin-tutorial.md").read_text()
 
 
@@ -47,8 +49,8 @@ def succeed(command: str, folder: Path, project: Path) -> str:
 @pytest.mark.usefixtures("host")
 def test_the_tutorial_works_as_it_is_written(tmp_path: Path) -> None:
     project = tmp_path / "egress-allow"
-    blocks = re.findall(r"^```(?:python|json)\n(.*?)^```$", TUTORIAL, re.MULTILINE | re.DOTALL)
-    plugin, test, config = blocks
+    blocks = re.findall(r"^```(?:python|json)\n(.*?)^```$", TUTORIAL, PAGE)
+    plugin, test, config, _own_step = blocks
     begin, _enter, tests, install, conformance = re.findall(
         r"^    \$ (.*)$", TUTORIAL, re.MULTILINE
     )
@@ -67,9 +69,52 @@ def test_the_tutorial_works_as_it_is_written(tmp_path: Path) -> None:
     _, document = report(
         project / "bin/egress-allow", "--config", str(project / "egress-allow.conf")
     )
-    assert set(outcomes(document)) <= {
-        "error.cni-version", "version.echo", "parameters.path-optional", "status.path-optional",
-    }  # fmt: skip
+    assert outcomes(document) == {}
+
+
+@pytest.mark.usefixtures("host")
+def test_a_plugin_may_declare_steps_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The executor finds what realises them in the author's package."""
+    package = tmp_path / "egress_allow"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "no_ping.py").write_text(re.findall(r"^```python\n(.*?)^```$", TUTORIAL, PAGE)[2])
+    monkeypatch.syspath_prepend(tmp_path)
+    plugin = importlib.import_module("egress_allow.no_ping").plugin
+    with testing.lab() as lab:
+        attachment = lab.attach(plugin, {})
+        attachment.after("192.0.2.2/24", gateway="192.0.2.1")
+        inside = attachment.container
+        lab.run("ping", "-c1", "-W2", "192.0.2.2")
+        attachment.add()
+        with pytest.raises(testing.PluginError):
+            lab.run("ping", "-c1", "-W1", "192.0.2.2")
+        attachment.check()
+        lab.run("nft", "delete", "table", "inet", "no-ping", netns=inside)
+        assert "No such file" in attachment.drift()
+        attachment.delete()
+        lab.run("ping", "-c1", "-W2", "192.0.2.2")
+        lab.remove(inside)
+        attachment.delete()
+
+
+@pytest.mark.usefixtures("host")
+def test_the_interface_project_of_new_plugin_works_as_it_is(
+    tmp_path: Path, plugin_dir: Path
+) -> None:
+    project = tmp_path / "my-wire"
+    succeed("pycni new-plugin my-wire --kind interface", tmp_path, project)
+    said = succeed(f"{sys.executable} -m pytest -q -p no:cacheprovider", project, project)
+    assert "2 passed" in said
+    succeed("pycni install bin --plugin my_wire", project, project)
+    config = ["--config", str(project / "my-wire.conf"), "--plugin-dir", str(plugin_dir)]
+    code, document = report(project / "bin/my-wire", *config)
+    assert (code, outcomes(document)) == (0, {})
+    assert {"add.second-interface", "del.netns-missing", "delegation.add-error"} <= set(
+        outcomes(document, "passed")
+    )
 
 
 @pytest.mark.usefixtures("host")

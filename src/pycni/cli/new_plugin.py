@@ -1,7 +1,8 @@
 """`pycni new-plugin NAME`: the beginnings of a plugin of one's own, which works as it is.
 
-The project has a chained plugin that sets the MTU of the container's interface, its test, and what
-it takes to build and install it; docs/plugin-tutorial.md tells how to go on.
+The project has a plugin, its test, and what it takes to build and install it. The plugin is chained
+and sets the MTU of the container's interface, or makes an interface of its own: a veth that the
+host routes to. docs/plugin-tutorial.md tells how to go on.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ pythonpath = ["src"]
 testpaths = ["tests"]
 """
 
-_PLUGIN = '''\
+_CHAINED_PLUGIN = '''\
 """{name}: sets the MTU of the container's interface."""
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class {base}(ChainedPlugin):
 plugin = {base}()
 '''
 
-_TEST = '''\
+_CHAINED_TEST = '''\
 """{name} on the real kernel; as root."""
 
 from __future__ import annotations
@@ -111,6 +112,97 @@ def test_a_bad_configuration_is_refused(lab: testing.Lab) -> None:
     assert "mtu" in error["msg"]
 '''
 
+_INTERFACE_PLUGIN = '''\
+"""{name}: a veth pair between the container and the host, which routes to it."""
+
+from __future__ import annotations
+
+from pycni.sdk import HOST, SANDBOX, Integer, InterfacePlugin, IPAddress, IPNetwork, NetConf
+from pycni.sdk import Plan, Reported, Request, Result, Step, field, steps
+from pycni.sdk.addressing import configure
+from pycni.sdk.pair import host_end
+
+
+class {base}Config(NetConf):
+    """The keys of {name}, besides those that all plugins have."""
+
+    mtu: int = field("mtu", Integer(0, 65535), 0, doc="bytes; 0 for the kernel's choice")
+
+
+class {base}(InterfacePlugin):
+    """A plan says what should exist. ADD makes it, CHECK compares it, DEL removes it.
+
+    The addresses come from the plugin that "ipam" names, and go back to it.
+    """
+
+    type = "{name}"
+    config = {base}Config
+    needs_ipam = True
+    kinds = ("veth",)  # what GC looks for: it may outlive the container
+
+    def plan(self, request: Request, config: {base}Config, network: Result) -> Plan:
+        inner, outer = request.ifname, host_end(request, network)
+        plan: list[Step] = [steps.VethPair(request.owner, inner, outer, config.mtu)]
+        for entry in network.ips:
+            if entry.gateway is not None:  # else it is one that a plugin after this one added
+                plan.append(steps.Address(HOST, outer, alone(entry.gateway)))
+                plan.append(steps.Route(HOST, outer, alone(entry.address.address)))
+        plan += configure(inner, network)
+        return Plan(tuple(plan), (Reported(HOST, outer), Reported(SANDBOX, inner)))
+
+
+def alone(address: IPAddress) -> IPNetwork:
+    return IPNetwork(address, address.bits)
+
+
+plugin = {base}()
+'''
+
+_INTERFACE_TEST = '''\
+"""{name} on the real kernel; as root."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from {module} import plugin
+from pycni.sdk import testing
+
+IPAM = {{
+    "type": "static",
+    "addresses": [{{"address": "192.0.2.2/24", "gateway": "192.0.2.1"}}],
+    "routes": [{{"dst": "0.0.0.0/0"}}],
+}}
+
+
+@pytest.fixture
+def lab() -> Iterator[testing.Lab]:
+    with testing.lab() as lab:
+        yield lab
+
+
+def test_host_and_container_reach_each_other(lab: testing.Lab) -> None:
+    attachment = lab.attach(plugin, {{"ipam": IPAM}})
+    result = attachment.add()
+    assert [item["name"] for item in result["interfaces"]][1:] == ["eth0"]
+    lab.run("ping", "-c1", "-W2", "192.0.2.1", netns=attachment.container)
+    lab.run("ping", "-c1", "-W2", "192.0.2.2")
+    attachment.check()
+    lab.ip("address", "delete", "192.0.2.2/24", "dev", "eth0", netns=attachment.container)
+    assert "192.0.2.2/24 is missing" in attachment.drift()
+    attachment.delete()
+    attachment.delete()
+    assert [link["ifname"] for link in lab.show("link")] == ["lo"]
+
+
+def test_addresses_are_needed(lab: testing.Lab) -> None:
+    error = lab.attach(plugin, {{}}).refused()
+    assert error["code"] == 7
+    assert "IPAM" in error["msg"]
+'''
+
 _README = """\
 # {name}
 
@@ -119,14 +211,24 @@ A CNI plugin, made with [pycni](https://pypi.org/project/pycni/).
     pip install '.[test]'
     pytest                                            # as root
     pycni install /opt/cni/bin --plugin {module}
-    pycni conformance /opt/cni/bin/{name} --config {name}.conf
+    pycni conformance /opt/cni/bin/{name} --config {name}.conf --plugin-dir /opt/cni/bin
 
-It comes second or later in a list:
-
-    {{"type": "{name}", "mtu": 1400}}
+{use}
 """
 
-_CONFIG = """\
+_CHAINED_USE = """\
+It comes second or later in a list:
+
+    {{"type": "{name}", "mtu": 1400}}"""
+
+_INTERFACE_USE = """\
+It comes first in a list:
+
+    {{"type": "{name}", "ipam": {{
+        "type": "host-local", "ranges": [[{{"subnet": "10.5.0.0/16"}}]]
+    }}}}"""
+
+_CHAINED_CONFIG = """\
 {{
     "cniVersion": "1.1.0",
     "name": "example",
@@ -135,12 +237,32 @@ _CONFIG = """\
 }}
 """
 
+_INTERFACE_CONFIG = """\
+{{
+    "cniVersion": "1.1.0",
+    "name": "example",
+    "type": "{name}",
+    "ipam": {{
+        "type": "host-local",
+        "ranges": [[{{"subnet": "10.5.0.0/16"}}]],
+        "routes": [{{"dst": "0.0.0.0/0"}}]
+    }}
+}}
+"""
 
-def create(name: str, directory: Path) -> list[Path]:
+# Of each kind: the plugin, its test, its configuration, and what the README says of that.
+_KINDS = {
+    "chained": (_CHAINED_PLUGIN, _CHAINED_TEST, _CHAINED_CONFIG, _CHAINED_USE),
+    "interface": (_INTERFACE_PLUGIN, _INTERFACE_TEST, _INTERFACE_CONFIG, _INTERFACE_USE),
+}
+
+
+def create(name: str, directory: Path, kind: str = "chained") -> list[Path]:
     """Write the project of a plugin into a directory that is not there yet, or empty.
 
-    Returns the files' paths. Raises FileExistsError, another OSError.
+    kind: chained or interface. Returns the files' paths. Raises FileExistsError, another OSError.
     """
+    plugin, test, config, use = _KINDS[kind]
     module = module_name(name)
     words = {
         "name": name,
@@ -148,15 +270,16 @@ def create(name: str, directory: Path) -> list[Path]:
         "base": "".join(part.capitalize() for part in module.split("_")),
         "version": __version__,
     }
+    words["use"] = use.format(**words)
     if directory.exists() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} is there already, and not empty")
     files = {
         "pyproject.toml": _PROJECT,
         "README.md": _README,
-        f"{name}.conf": _CONFIG,
-        f"src/{module}/__init__.py": _PLUGIN,
+        f"{name}.conf": config,
+        f"src/{module}/__init__.py": plugin,
         f"src/{module}/py.typed": "",
-        "tests/test_plugin.py": _TEST,
+        "tests/test_plugin.py": test,
     }
     written = []
     for path, text in files.items():
@@ -175,7 +298,14 @@ def module_name(name: str) -> str:
 @click.command("new-plugin")
 @click.argument("name")
 @click.argument("directory", required=False, type=click.Path(path_type=Path, file_okay=False))
-def new_plugin(name: str, directory: Path | None) -> None:
+@click.option(
+    "--kind",
+    type=click.Choice(list(_KINDS)),
+    default="chained",
+    show_default=True,
+    help="Whether it works on the interface of a plugin before it, or makes one.",
+)
+def new_plugin(name: str, directory: Path | None, kind: str) -> None:
     """Begin a plugin called NAME: a project that builds, is tested and can be installed.
 
     It is written into DIRECTORY, by default one called NAME.
@@ -187,7 +317,7 @@ def new_plugin(name: str, directory: Path | None) -> None:
         raise click.UsageError(f"pycni has a plugin called {name} already")
     directory = directory or Path(name)
     try:
-        create(name, directory)
+        create(name, directory, kind)
     except OSError as error:
         raise click.ClickException(str(error)) from error
     tell(f"wrote {directory}; see {directory / 'README.md'} for how to go on")

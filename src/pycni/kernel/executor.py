@@ -121,8 +121,11 @@ def current(plan: Plan, kernel: Kernel) -> Plan:
 
 
 def handler(kind: str) -> ModuleType:
-    """The module that knows a kind of step; imported when first needed."""
-    name = f"{__package__}.steps.{kind}"
+    """The module that knows a kind of step; imported when first needed.
+
+    A kind with a dot is the whole name of a module: of a step that another package declares.
+    """
+    name = kind if "." in kind else f"{__package__}.steps.{kind}"
     return __import__(name, fromlist=["apply"])
 
 

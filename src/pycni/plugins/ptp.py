@@ -20,9 +20,9 @@ from pycni.plan.steps import (
     Sysctl,
     VethPair,
 )
-from pycni.plugins.shared.pair import host_end
 from pycni.sdk.addressing import configure, own_addresses, with_gateway
 from pycni.sdk.interface import InterfacePlugin
+from pycni.sdk.pair import host_end
 from pycni.spec.config import NetConf
 from pycni.spec.errors import invalid_config
 from pycni.spec.fields import Flag, Integer, Text, field

@@ -3,8 +3,9 @@
     from pycni.sdk import ChainedPlugin, NetConf, Plan, Text, field
 
 Names are looked up when they are asked for, so that a plugin loads what it uses and no more.
-Besides them there are the modules `pycni.sdk.delegate` (other plugins), `pycni.sdk.addressing` and
-`pycni.sdk.mac` (what plugins that make interfaces share), and `pycni.sdk.testing`.
+Besides them there are the modules `pycni.sdk.delegate` (other plugins), `pycni.sdk.addressing`,
+`pycni.sdk.mac` and `pycni.sdk.pair` (what plugins that make interfaces share), and
+`pycni.sdk.testing`.
 """
 
 from __future__ import annotations

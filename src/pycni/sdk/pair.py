@@ -1,4 +1,4 @@
-"""What the plugins that make a veth pair share: the name of its end on the host."""
+"""What plugins that make a veth pair share: the name of its end on the host."""
 
 from __future__ import annotations
 
