@@ -36,6 +36,7 @@ class Metrics:
         self._errors: list[dict[str, Any]] = []
         self.running = 0
         self.refused: dict[str, int] = {}
+        self._repairs = {"passes": 0, "mended": 0, "failed": 0}
 
     def begin(self) -> None:
         """A call was taken."""
@@ -70,6 +71,12 @@ class Metrics:
         with self._lock:
             self.refused[reason] = self.refused.get(reason, 0) + 1
 
+    def repaired(self, mended: int, failed: int) -> None:
+        """All attachments were looked after: so much was put back, so much could not be."""
+        with self._lock:
+            for name, count in (("passes", 1), ("mended", mended), ("failed", failed)):
+                self._repairs[name] += count
+
     @property
     def served(self) -> int:
         """Calls answered so far."""
@@ -85,6 +92,7 @@ class Metrics:
                 "memory_bytes": memory(),
                 "running": self.running,
                 "refused": dict(self.refused),
+                "repairs": dict(self._repairs),
                 "calls": [
                     {
                         "plugin": plugin,
@@ -115,6 +123,9 @@ class Metrics:
                 f'pycni_agent_refused_total{{reason="{reason}"}} {count}'
                 for reason, count in sorted(self.refused.items())
             )
+            for name, count in self._repairs.items():
+                lines.append(f"# TYPE pycni_agent_repair_{name}_total counter")
+                lines.append(f"pycni_agent_repair_{name}_total {count}")
             lines.append("# TYPE pycni_agent_failed_total counter")
             for (plugin, command), series in sorted(self._series.items()):
                 labels = f'plugin="{plugin}",command="{command}"'

@@ -19,7 +19,9 @@ import stat
 import struct
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pycni import __version__, plugins
 from pycni.agent import protocol, systemd
@@ -28,6 +30,9 @@ from pycni.sdk.dispatch import VERSION_SECONDS, serve
 from pycni.sdk.execute import tell
 from pycni.spec.errors import IO_FAILURE, CNIError
 from pycni.spec.jsontext import MAX_SIZE
+
+if TYPE_CHECKING:
+    from pycni.runtime.repair import Repaired
 
 WORKERS = 32
 WAITING = 256
@@ -216,15 +221,30 @@ def ask(path: Path, output_format: str = "json") -> str:
         return protocol.receive_answer(connection)[1]
 
 
-def run(path: Path = protocol.SOCKET, **limits: float | None) -> None:
-    """Be the agent: on systemd's socket if there is one, else on `path`, until SIGTERM."""
+def run(
+    path: Path = protocol.SOCKET,
+    repair: Callable[[], list[Repaired]] | None = None,
+    **limits: float | None,
+) -> None:
+    """Be the agent: on systemd's socket if there is one, else on `path`, until SIGTERM.
+
+    repair: what to do whenever rules have been flushed; None not to watch.
+    """
     inherited = systemd.inherited_listener()
     agent = Agent(inherited or listen(path), **limits)  # type: ignore[arg-type]
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop())
+    watch = None
     try:
+        if repair is not None:
+            from pycni.agent.watch import Watch
+
+            watch = Watch(repair, agent.metrics)
+            watch.start()
         agent.run()
     finally:
+        if watch is not None:
+            watch.stop()
         if inherited is None:
             path.unlink(missing_ok=True)
 

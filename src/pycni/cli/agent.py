@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pycni.agent.protocol import SOCKET
+from pycni.cli.network import cache_option, plugin_dir_option
 from pycni.spec.errors import CNIError
+
+if TYPE_CHECKING:
+    from pycni.runtime.repair import Repaired
 
 _socket_option = click.option(
     "--socket",
@@ -30,6 +36,13 @@ _socket_option = click.option(
     type=click.FloatRange(0, min_open=True),
     help="Leave after so many seconds without a call.",
 )
+@click.option(
+    "--watch-rules",
+    is_flag=True,
+    help="Put back what others flush of attached containers' rules, as pycni repair --all does.",
+)
+@plugin_dir_option
+@cache_option
 @click.pass_context
 def agent(
     context: click.Context,
@@ -37,18 +50,26 @@ def agent(
     workers: int | None,
     waiting: int | None,
     idle: float | None,
+    watch_rules: bool,
+    plugin_dirs: tuple[str, ...],
+    cache_dir: str,
 ) -> None:
     """Serve plugin calls without starting an interpreter for each.
 
     Runs until SIGTERM, on systemd's socket if it is given one. Plugins work the same without it.
+    --plugin-dir and --cache-dir are for --watch-rules.
     """
     if context.invoked_subcommand is not None:
         return
+    if watch_rules and idle is not None:
+        raise click.UsageError("--idle would end what --watch-rules is to do")
     from pycni.agent import server
 
     given = {"workers": workers, "waiting": waiting, "idle": idle}
+    limits = {key: value for key, value in given.items() if value is not None}
+    repair = _repair(plugin_dirs, cache_dir) if watch_rules else None
     try:
-        server.run(path, **{key: value for key, value in given.items() if value is not None})
+        server.run(path, repair, **limits)
     except CNIError as error:
         raise click.ClickException(str(error)) from error
 
@@ -69,6 +90,13 @@ def metrics(path: Path) -> None:
     click.echo(_ask(path, "prometheus"), nl=False)
 
 
+def _repair(plugin_dirs: tuple[str, ...], cache_dir: str) -> Callable[[], list[Repaired]]:
+    from pycni.runtime.repair import repair_all
+
+    # An interface that has gone may be on its way out, by a DEL elsewhere.
+    return partial(repair_all, cache_dir=cache_dir, plugin_dirs=plugin_dirs, remake=False)
+
+
 def _ask(path: Path, output_format: str) -> str:
     from pycni.agent import server
 
@@ -85,6 +113,12 @@ def _table(state: dict[str, Any]) -> str:
     head = f"pycni {state['version']}, pid {state['pid']}, up {state['uptime_s']} s"
     lines = [f"{head}, {memory:.1f} MiB, {state['running']} at work"]
     lines += [f"refused {count}: {reason}" for reason, count in state["refused"].items()]
+    repairs = state["repairs"]
+    if repairs["passes"]:
+        lines.append(
+            f"looked after attachments {repairs['passes']} times: "
+            f"{repairs['mended']} mended, {repairs['failed']} not"
+        )
     if state["calls"]:
         columns = ("calls", "failed", "mean ms", "longest ms")
         lines.append(f"{'plugin':<16}{'command':<8}" + "".join(f"{name:>12}" for name in columns))

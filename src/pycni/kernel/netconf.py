@@ -15,7 +15,10 @@ from pycni.kernel.netlink.errors import NetlinkError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pycni.kernel.netlink.codec import Message
     from pycni.kernel.netlink.socket import NetlinkSocket
+
+RTM_NEWNETCONF = 80
 
 _NETCONF = Struct("=B3x")  # struct netconfmsg: family; padded
 _ATTRIBUTES = Schema(
@@ -40,3 +43,11 @@ def forwards(netlink: NetlinkSocket, family: int) -> bool:
         _ATTRIBUTES.decode(message.payload[_NETCONF.size :]).get("forwarding") == 1
         for message in answer
     )
+
+
+def turned_off(message: Message) -> bool:
+    """Whether a notice says that a family's packets are forwarded no more."""
+    if message.kind != RTM_NEWNETCONF:
+        return False
+    found = _ATTRIBUTES.decode(message.payload[_NETCONF.size :])
+    return found.get("index") == c.NETCONFA_IFINDEX_ALL and found.get("forwarding") == 0

@@ -1,0 +1,142 @@
+"""Watching over attachments: what a flush takes is put back without anybody asking.
+
+A thread of the agent waits for the kernel's notices (`pycni.kernel.notices`). When something was
+deleted that may be a container's, it waits until no more comes, and repairs all attachments of the
+cache once. Bounded: after a repair it rests ten times as long as that took, and longer and longer
+while somebody keeps undoing it. A repair that finds nothing changes nothing, so what it does cannot
+keep it going. Interfaces that are gone are left to `pycni repair`: a DEL by another process may
+just be at work.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pycni.kernel.notices import Notices
+from pycni.runtime.repair import FAILED, MENDED
+
+if TYPE_CHECKING:
+    from pycni.agent.metrics import Metrics
+    from pycni.runtime.repair import Finding, Repaired
+
+QUIET = 0.2  # seconds without a notice, after which a burst is over
+LONGEST_BURST = 2.0
+PAUSE = 1.0  # seconds after a repair; doubled while one has to follow the other
+LONGEST_PAUSE = 60.0
+SHARE = 10  # at most one part in so many of the time is spent on repairs
+LINES = 20  # of a repair that are logged
+
+
+class Watch:
+    """The thread. `repair` is `repair_all` with what the agent was told."""
+
+    def __init__(
+        self,
+        repair: Callable[[], list[Repaired]],
+        metrics: Metrics,
+        log: Callable[[str], None] | None = None,
+    ) -> None:
+        self._repair = repair
+        self._metrics = metrics
+        self._log = log or _to_stderr
+        self._notices = Notices()  # from now on, in the namespace of who makes this
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._told: set[str] = set()  # what could not be mended, so as not to repeat it
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+
+    def start(self) -> None:
+        """Repair once, for what happened before; then watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop watching; a repair that is under way is finished first."""
+        os.eventfd_write(self._stop, 1)
+        self._thread.join()
+        os.close(self._stop)
+
+    def _run(self) -> None:
+        pause, last = PAUSE, 0.0
+        gone = {"perhaps something, before the agent was started"}
+        with self._notices:
+            while gone:
+                begin = time.monotonic()
+                mended = self._pass(gone)
+                end = time.monotonic()
+                again = mended and begin - last < LONGEST_PAUSE
+                pause = min(LONGEST_PAUSE, pause * 2) if again else PAUSE
+                last = end if mended else last
+                if not self._sleep(max(pause, (end - begin) * SHARE)):
+                    return
+                gone = self._wait()
+
+    def _pass(self, gone: set[str]) -> bool:
+        """Repair everything; whether there was anything to put back."""
+        try:
+            reports = self._repair()
+        except Exception as error:  # noqa: BLE001 - the agent goes on serving, and watching
+            self._log(f"repair failed: {error}")
+            self._metrics.repaired(0, 1)
+            return False
+        findings = [(report, finding) for report in reports for finding in report.findings]
+        mended = sum(finding.state == MENDED for _, finding in findings)
+        self._metrics.repaired(mended, len(findings) - mended)
+        lines = [_line(report, finding) for report, finding in findings]
+        news = [line for line in lines if line not in self._told]
+        self._told = {line for line in lines if line.startswith(FAILED)}
+        if news:
+            what = ", ".join(sorted(gone))
+            self._log(f"{what} gone: {mended} mended, {len(findings) - mended} not")
+        for line in news[:LINES]:
+            self._log(line)
+        if len(news) > LINES:
+            self._log(f"and {len(news) - LINES} more")
+        return mended > 0
+
+    def _wait(self) -> set[str]:
+        """Wait for a burst of notices and its end; what is gone, empty if it is time to stop."""
+        gone: set[str] = set()
+        first = 0.0
+        while True:
+            burst = bool(gone) or self._notices.suspicious
+            if burst and not first:
+                first = time.monotonic()
+            ready = self._poll(QUIET if burst else None)
+            if ready is None:
+                return set()
+            if ready:
+                gone |= self._notices.read()
+            if burst and (not ready or time.monotonic() - first > LONGEST_BURST):
+                gone |= self._notices.settle()
+                if gone:
+                    return gone
+                first = 0.0
+
+    def _poll(self, seconds: float | None) -> bool | None:
+        """Whether there are notices within some seconds; None if it is time to stop."""
+        poll = select.poll()
+        for descriptor in (self._stop, *self._notices.filenos()):
+            poll.register(descriptor, select.POLLIN)
+        ready = dict(poll.poll(None if seconds is None else seconds * 1000))
+        return None if self._stop in ready else bool(ready)
+
+    def _sleep(self, seconds: float) -> bool:
+        """False if it is time to stop."""
+        poll = select.poll()
+        poll.register(self._stop, select.POLLIN)
+        return not poll.poll(seconds * 1000)
+
+
+def _line(report: Repaired, finding: Finding) -> str:
+    whose = f"{report.network}/{report.endpoint.container_id}/{report.endpoint.ifname}"
+    reason = f" ({finding.reason})" if finding.reason else ""
+    return f"{finding.state}: {whose}: {finding.plugin}: {finding.what}{reason}"
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(f"pycni agent: {line}\n")
