@@ -119,15 +119,23 @@ class Trials:
 
 
 def trials(
-    case: Case, operation: str, plugins: Path, folder: Path, *, full: bool = FULL
+    case: Case,
+    operation: str,
+    plugins: Path,
+    folder: Path,
+    *,
+    full: bool = FULL,
+    every: int = 1,
 ) -> Iterator[Trial]:
-    """Every change of an operation, disturbed. full: by every error, and cleaned up either way."""
+    """Every change of an operation, disturbed. full: by every error, and cleaned up either way;
+    every: only each so manyth change.
+    """
     disturbed = {"ADD": _add, "CHECK": _check, "DEL": _delete, "GC": _gc}[operation]
     modes = (True, False) if full and operation == "ADD" and not case.alone else (True,)
     for shared in modes:
         with Trials(case, plugins, folder, shared=shared) as tried:
             seen = _changes_of(tried, operation)
-            for position in range(len(seen) + 1):
+            for position in range(0, len(seen) + 1, every):
                 if full or position == len(seen) or _worth(case, seen[position], position):
                     yield from disturbed(tried, case, position, full)
 
