@@ -47,7 +47,8 @@ def test_corpus(surface: str) -> None:
 # --- any bytes, and documents with the right keys ---------------------------------------------
 
 NASTY = (
-    "", "\0", "a\0b", "../../../nowhere/passwd", "/nowhere/passwd", "..", ".", "\ud800", "é" * 9, "%s%n",
+    "", "\0", "a\0b", "../../../nowhere/passwd", "/nowhere/passwd", "..", ".", "\ud800", "%s%n",
+    "é" * 9,
     "10.0.0.0/0", "10.0.0.1", "::/0", "::ffff:10.0.0.1/64", "255.255.255.255/32", "fe80::1/128",
     "02:00:00:00:00:01", "ff:ff:ff:ff:ff:ff", "eth0", "lo", "net.ipv4.ip_forward", "\n-A INPUT",
     "tcp", "-1", "0", "1.1.0", "host-local", "x" * 300, "iptables", "true", "IFNAME", "\u2028",
