@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 class Transaction:
     """Steps made so far and how to take them back; leaving it by an exception takes them back.
 
-    with Transaction(kernel) as transaction:
-        transaction.apply(plan)
-        ...                        # whatever else must succeed with it
+        with Transaction(kernel) as transaction:
+            transaction.apply(plan)
+            ...                        # whatever else must succeed with it
     """
 
     def __init__(self, kernel: Kernel) -> None:

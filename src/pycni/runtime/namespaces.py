@@ -1,7 +1,7 @@
 """Network namespaces with names, as `ip netns` makes them, for programs that run containers.
 
-with temporary() as netns:
-    network.add("web-1", netns)
+    with temporary() as netns:
+        network.add("web-1", netns)
 """
 
 from __future__ import annotations
