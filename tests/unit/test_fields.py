@@ -284,3 +284,20 @@ def test_a_configuration_can_have_several_bases() -> None:
 
     assert Both.decode({"rate": 1, "name": "x"}) == Both(rate=1, name="x", more=5)
     assert set(Both.schema()["properties"]) == {"rate", "name", "more"}
+
+
+def test_nul_is_refused_anywhere() -> None:
+    """The kernel and the file system would cut the text there."""
+    for document, path in (
+        ({"name": "a\0b"}, "name"),
+        ({"names": ["a", "\0"]}, "names[1]"),
+        ({"free": {"key": "\0"}}, "free.key"),
+    ):
+        (fault,) = Texts.faults(document)
+        assert (fault.path, fault.problem) == (path, "a NUL character is not valid")
+
+
+class Texts(Config):
+    name: str = field("name", Text(), "", doc="a text")
+    names: tuple[str, ...] = field("names", ListOf(Text()), (), doc="texts")
+    free: dict[str, str] = field("free", MapOf(Text()), None, doc="texts by name")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from pycni.runtime import Cancellation, Endpoint, Network, PluginError, SeveralErrors
+from pycni.spec import versions
 from pycni.spec.errors import CNIError
 from pycni.spec.result import encode_result
 
@@ -641,3 +643,20 @@ def test_the_same_arguments_in_one_object(lab: Lab) -> None:
     assert network.result(CONTAINER, IFNAME) == result
     network.delete_endpoint(Endpoint(CONTAINER, ifname=IFNAME))
     assert network.attachments() == []
+
+
+def test_gc_fails_where_the_cache_cannot_be_read(lab: Lab) -> None:
+    """What is attached is not known then, so nothing may be said to be collected."""
+    network = lab.network("1.1.0")
+    add(network)
+    results = lab.cache / "results"
+    shutil.rmtree(results)
+    results.write_text("")
+    with pytest.raises(CNIError, match="Not a directory"):
+        network.gc([])
+
+
+def test_a_disabled_check_succeeds_in_every_version(lab: Lab) -> None:
+    for version in versions.ALL:
+        lab.network(version, disableCheck=True).check(CONTAINER, NETNS)
+    assert lab.entries() == []

@@ -33,7 +33,6 @@ MEANINGS = {
     errors.ALREADY_EXISTS: "exists already",
     errors.CHECK_FAILED: "not as it was left",
     errors.ADDRESS_UNAVAILABLE: "no address available",
-    errors.CLEANUP_INCOMPLETE: "not all removed",
     errors.INTERNAL: "internal error",
 }
 
