@@ -52,6 +52,10 @@ def container(host: Host, sandbox: Sandbox) -> Namespace:
     )
     subprocess.run(["ip", "-batch", "-"], input=batch, text=True, check=True)
     run_in(inside, ["ip", "link", "set", "eth0", "up"])
+    # The kernel may take its time to let a new port forward, and its bridge be up.
+    for name in ("veth2", "br0"):
+        while ip_json("link", "show", name)[0]["operstate"] != "UP":
+            pass
     return inside
 
 
