@@ -260,3 +260,29 @@ def test_device_gets_its_own_name_back(
     attachment.delete()
     after = there(host, tmp_path)
     assert (after["links"], after["addresses"]) == (before["links"], before["addresses"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ['a"b', "a'b", "a;b", "a\\b", "$(x)", "{a}", "*", "-x", "--help", "eth0@x", "a=b,c", "a\x01b",
+     "é", "x" * 15, "all", "default"],
+)  # fmt: skip
+def test_words_that_are_names_of_interfaces(
+    name: str, host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
+) -> None:
+    """What means something to nft, a shell or a path of /proc is a name like any other, or is
+    refused by the kernel; nothing is left of it."""
+    space = sandbox()
+    config = configuration("bridge", tmp_path / "leases")
+    attachment = Attachment(plugin_dir / "bridge", config, space, ifname=name)
+    added = attachment.run("ADD")
+    judge(added)
+    assert (added.code == 0) == (name not in ("all", "default")), added.stdout
+    if added.code == 0:
+        attachment.result = added.result
+        assert added.result["interfaces"][2]["name"] == name
+        attachment.check()
+    attachment.delete()
+    assert [link["ifname"] for link in ip_json("link", netns=space)] == ["lo"]
+    assert set(there(host, tmp_path)["links"]) <= {"br0", "lo"}
+    assert "elements" not in run_in(None, ["nft", "list", "ruleset"]).stdout

@@ -54,13 +54,17 @@ def test_missing_names() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["e", "eth0", "a" * 15, "é" * 7, "...", "-", "a\x1cb", "a\x1fb", "a\u200bb", "\udcff" * 15],
+    ["e", "eth0", "a" * 15, "é" * 7, "...", "-", "a\x1cb", "a\x1fb", "a\u200bb", "a\"b;'\\"],
 )
 def test_good_interface_names(text: str) -> None:
     names.check_interface_name(text)
 
 
 TOO_LONG = ("interface name is too long", "interface name should be less than 16 characters")
+TEMPLATE = (
+    "interface name contains %",
+    "the kernel takes it for a template, and makes another name of it",
+)
 BAD_SIGN = ("interface name contains / or : or whitespace characters", "")
 
 
@@ -77,6 +81,9 @@ BAD_SIGN = ("interface name contains / or : or whitespace characters", "")
         ("a/b", BAD_SIGN),
         ("a:b", BAD_SIGN),
         ("a\0b", BAD_SIGN),
+        ("eth%d", TEMPLATE),
+        ("%", TEMPLATE),
+        ("\udcff" * 15, ("interface name is not UTF-8", "a result could not tell of it")),
         *((f"a{space}b", BAD_SIGN) for space in "\t\n\v\f\r \x85\xa0\u1680\u2000\u200a\u2028"),
         *((f"a{space}b", BAD_SIGN) for space in "\u2029\u202f\u205f\u3000"),
     ],

@@ -58,6 +58,16 @@ def check_interface_name(text: str) -> None:
             INVALID_ENVIRONMENT,
             "interface name contains / or : or whitespace characters",
         )
+    if "%" in text:
+        raise CNIError(
+            INVALID_ENVIRONMENT,
+            "interface name contains %",
+            "the kernel takes it for a template, and makes another name of it",
+        )
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise CNIError(
+            INVALID_ENVIRONMENT, "interface name is not UTF-8", "a result could not tell of it"
+        )
 
 
 def check_plugin_type(text: str) -> None:
