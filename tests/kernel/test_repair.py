@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ask, inside, ip_json, run_in, service
+from harness import Namespace, ask, inside, ip_json, run_in, service
 from harness.machines import CLIENT, FAR, HOST, Machines
 from pycni.kernel.netlink import socket as netlink_socket
 from pycni.kernel.netlink.codec import Request
-from pycni.runtime import Network, PluginError
-from pycni.runtime.repair import FAILED, MENDED, MISSING, Repaired, repair_all
-
-BACKENDS = ("nftables", "iptables")
-
-PORTS = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
+from pycni.plugins.bridge import BridgePlugin
+from pycni.runtime import Endpoint, Network, PluginError
+from pycni.runtime.repair import FAILED, MISSING, Repaired
 
 
 class Lab:
@@ -30,11 +30,13 @@ class Lab:
         self.plugins = plugin_dir
         self.sandboxes: dict[str, Namespace] = {}
 
-    def network(self, *more: dict[str, Any], backend: str = "", **bridge: Any) -> Network:
+    def network(
+        self, *more: dict[str, Any], backend: str = "", version: str = "1.1.0", **bridge: Any
+    ) -> Network:
         masquerade = {"ipMasqBackend": backend} if backend else {}
         return Network.from_dict(
             {
-                "cniVersion": "1.1.0",
+                "cniVersion": version,
                 "name": "lab",
                 "plugins": [
                     {
@@ -65,10 +67,23 @@ class Lab:
         self.machines.stack.enter_context(service(self.sandboxes[name], name, 80))
         return {6 if ":" in str(ip.address) else 4: str(ip.address.address) for ip in result.ips}
 
-    def reaches(self, name: str) -> tuple[str, str]:
-        """Whom a machine beyond sees when the container asks it, by IPv4 and IPv6."""
+    def reaches(self, name: str, own: dict[int, str] | None = None) -> tuple[str, str]:
+        """Whom a machine beyond sees when the container asks it, by IPv4 and IPv6.
+
+        own: the addresses that it asks from, by default of its own choice.
+        """
+        sources = {version: (address, 0) for version, address in (own or {}).items()}
         with service(self.machines.far, "far", 80):
-            answers = [ask(self.sandboxes[name], FAR[version], 80) for version in (4, 6)]
+            answers = [
+                ask(
+                    self.sandboxes[name],
+                    FAR[version],
+                    80,
+                    source=sources.get(version),
+                    patience=3.0,
+                )
+                for version in (4, 6)
+            ]
         four, six = (answer.removeprefix("far ") for answer in answers)
         return four, six
 
@@ -129,7 +144,7 @@ def changes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
 
     def note(request: Request) -> None:
-        if not request.what.startswith(("get ", "list ", "read ", "find ")):
+        if not request.what.startswith(("get ", "list ", "read ", "look ", "find ")):
             seen.append(request.what)
 
     monkeypatch.setattr(netlink_socket, "before_send", note)
@@ -207,10 +222,10 @@ def delete_iptables() -> None:
     ],
 )
 def test_flushed_rules_come_back(
-    lab: Lab, backend: str, flush: Callable[[], None], words: str, bridge_calls: None
+    lab: Lab, backend: str, flush: Callable[[], None], words: str
 ) -> None:
     network = lab.network(portmap(backend), firewall(backend), backend=backend, macspoofchk=True)
-    own = {name: lab.add(network, name, capabilities=ports(number))
+    own = {name: lab.add(network, name, **ports(number))
            for number, name in enumerate(("one", "two"))}  # fmt: skip
     client, before, handles = lab.machines.client, ruleset(), ruleset(handles=True)
     must_be_sound(network)
@@ -241,7 +256,7 @@ def test_flushed_rules_come_back(
 
 def ports(number: int) -> dict[str, Any]:
     mapping = {"hostPort": 8080 + number, "containerPort": 80, "protocol": "tcp"}
-    return {"portMappings": [mapping]}
+    return {"capabilities": {"portMappings": [mapping]}}
 
 
 # --- single things that are missing ------------------------------------------------------------
@@ -352,7 +367,7 @@ def test_a_missing_part_comes_back(lab: Lab, name: str) -> None:
     network = lab.network(
         portmap("nftables"), firewall("nftables"), tuning, bandwidth(), macspoofchk=True
     )
-    own = lab.add(network, "one", capabilities=PORTS)
+    own = lab.add(network, "one", **ports(0))
     names = {
         "box": lab.sandboxes["one"].name,
         "veth": host_end(lab),
@@ -392,3 +407,362 @@ def link_state(lab: Lab, name: str = "one") -> dict[str, Any]:
             macs = link["address"] if not link["ifname"].startswith("bwp") else ""
             found[f"{box} {link['ifname']}"] = (macs, link["mtu"], sorted(own), link["operstate"])
     return found
+
+
+@pytest.mark.parametrize(("backend", "count"), [("nftables", 50), ("iptables", 6)])
+def test_many_containers_after_one_flush(lab: Lab, backend: str, count: int) -> None:
+    """One repair, and each rule is there exactly once."""
+    network = lab.network(portmap(backend), firewall(backend), backend=backend, macspoofchk=True)
+    endpoints = []
+    for number in range(count):
+        box = lab.machines.sandbox()
+        lab.machines.stack.enter_context(service(box, f"c{number}", 80))
+        endpoints.append(
+            Endpoint(f"c{number}", box.path, capabilities=ports(number)["capabilities"])
+        )
+    for endpoint in endpoints:
+        network.add_endpoint(endpoint)
+    before = ruleset()
+
+    flush_ruleset()
+    reports = network.repair()
+    assert [report.endpoint.container_id for report in reports] == [
+        endpoint.container_id for endpoint in endpoints
+    ]  # in the order in which they were attached
+    assert all(report.ok and not report.is_sound for report in reports), told(reports)
+    assert ruleset() == before
+    handles = ruleset(handles=True)
+    must_be_sound(network)
+    assert ruleset(handles=True) == handles
+    for number in range(count):
+        assert ask(lab.machines.client, HOST[4], 8080 + number) == f"c{number} {CLIENT[4]}"
+
+
+# --- what is sound -------------------------------------------------------------------------------
+
+
+def test_what_is_sound_is_not_touched(lab: Lab, changes: list[str]) -> None:
+    network = lab.network(portmap("nftables"), firewall("nftables"), bandwidth(), macspoofchk=True)
+    for number, name in enumerate(("one", "two")):
+        lab.add(network, name, **ports(number))
+    client = lab.machines.client
+    for number in (0, 1):
+        assert ask(client, HOST[4], 8080 + number)
+    before, sent = ruleset(handles=True), traffic(host_end(lab, "two"))
+    assert sent > 0
+    changes.clear()
+    must_be_sound(network)
+    assert changes == []
+
+    element = "tcp . 8080"
+    run_in(None, ["nft", f"delete element inet pycni port-map4 {{ {element} }}"])
+    must_be_mended(network)
+    assert changes, "the recorder sees nothing"
+    assert all("port-map4" in change for change in changes), changes
+    assert ruleset(handles=True) == before
+    assert traffic(host_end(lab, "two")) >= sent  # the queue that counts is the same
+    for number in (0, 1):
+        assert ask(client, HOST[4], 8080 + number)
+
+
+def traffic(link: str) -> int:
+    """Bytes that a link's queue has sent since it was made."""
+    (queue,) = json.loads(
+        run_in(None, ["tc", "-s", "-j", "qdisc", "show", "dev", link, "root"]).stdout
+    )
+    count: int = queue["bytes"]
+    return count
+
+
+def test_flows_go_on(lab: Lab) -> None:
+    """A connection through the host survives the flush and the repair."""
+    network = lab.network(portmap("nftables"))
+    mapping = {"hostPort": 8080, "containerPort": 81, "protocol": "tcp"}
+    lab.add(network, "one", capabilities={"portMappings": [mapping]})
+    with inside(lab.sandboxes["one"]):
+        server = socket.create_server(("::", 81), family=socket.AF_INET6, dualstack_ipv6=True)
+    with inside(lab.machines.client):
+        mine = socket.create_connection((HOST[4], 8080), timeout=2)
+    with server, mine, server.accept()[0] as theirs:
+        theirs.settimeout(2)
+        for text in (b"before", b"afterwards"):
+            mine.sendall(text)
+            assert theirs.recv(20) == text
+            flush_ruleset()
+            must_be_mended(network)
+
+
+# --- routing -------------------------------------------------------------------------------------
+
+
+SBR_BREAKAGES = {
+    "rules": ["ip -n {box} rule delete from {four}", "ip -n {box} -6 rule delete from {six}"],
+    "table": ["ip -n {box} route flush table 100"],
+    "default": ["ip -n {box} route delete default table 100"],
+    "link": ["ip -n {box} link set eth0 down", "ip -n {box} link set eth0 up"],
+    "all": ["ip -n {box} link delete eth0"],
+}
+
+
+@pytest.mark.parametrize("name", SBR_BREAKAGES)
+def test_source_routing(lab: Lab, name: str) -> None:
+    network = lab.network({"type": "sbr"})
+    own = lab.add(network, "one")
+    box = lab.sandboxes["one"].name
+    assert lab.reaches("one", own) == MASQUERADED
+    before = routing(box)
+    for command in SBR_BREAKAGES[name]:
+        run_in(None, command.format(box=box, four=own[4], six=own[6]).split())
+    drift(network, "one")
+    must_be_mended(network)
+    assert lab.reaches("one", own) == MASQUERADED
+    assert routing(box) == before
+    network.delete("one")
+
+
+def routing(box: str) -> list[Any]:
+    """Rules, and routes of all tables but the kernel's own for addresses."""
+    found: list[Any] = []
+    for family in ("-4", "-6"):
+        found += [
+            (rule.get("src"), rule["table"], rule["priority"])
+            for rule in ip_json(family, "rule", "show", netns=box)
+        ]
+        found += sorted(
+            str((route["dst"], route.get("gateway"), route.get("table", "main")))
+            for route in ip_json(family, "route", "show", "table", "all", netns=box)
+            if route.get("type") not in ("local", "broadcast", "multicast", "anycast")
+            and not route["dst"].startswith("fe80")
+        )
+    return found
+
+
+# --- other plugins -------------------------------------------------------------------------------
+
+
+def test_ptp_and_loopback(lab: Lab) -> None:
+    network = Network.from_dict(
+        {
+            "cniVersion": "1.1.0",
+            "name": "lab",
+            "plugins": [
+                {"type": "loopback"},
+                {
+                    "type": "ptp",
+                    "ipMasq": True,
+                    "ipam": {
+                        "type": "host-local",
+                        "dataDir": str(lab.folder / "leases"),
+                        "ranges": [[{"subnet": "10.1.0.0/16"}], [{"subnet": "fd00:1::/64"}]],
+                        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+                    },
+                },
+            ],
+        },
+        cache_dir=lab.folder / "cache",
+    )
+    own = lab.add(network, "one")
+    veth, box = host_end(lab), lab.sandboxes["one"].name
+    assert lab.reaches("one") == MASQUERADED
+    for command in (
+        f"ip -n {box} link set lo down",
+        f"ip address delete 10.1.0.1/32 dev {veth}",
+        f"ip route delete {own[4]} dev {veth}",
+        f"ip link set {veth} down",
+        f"ip link delete {veth}",
+        "nft flush ruleset",
+    ):
+        run_in(None, command.split())
+        with pytest.raises(PluginError):
+            network.check("one")
+        must_be_mended(network)
+        assert lab.reaches("one") == MASQUERADED, command
+    assert host_end(lab) == veth
+
+
+def test_flannel(lab: Lab) -> None:
+    """The delegate repairs."""
+    environment = lab.folder / "subnet.env"
+    environment.write_text(
+        "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.2.1/24\nFLANNEL_MTU=1450\n"
+        "FLANNEL_IPMASQ=false\n"
+    )
+    network = Network.from_dict(
+        {
+            "cniVersion": "1.0.0",
+            "name": "lab",
+            "plugins": [
+                {
+                    "type": "flannel",
+                    "subnetFile": str(environment),
+                    "dataDir": str(lab.folder / "flannel"),
+                    "ipam": {"dataDir": str(lab.folder / "leases")},
+                    "delegate": {"isDefaultGateway": True},
+                }
+            ],
+        },
+        cache_dir=lab.folder / "cache",
+    )
+    lab.add(network, "one")
+    assert lab.reaches("one")[0] == MASQUERADED[0]
+    flush_ruleset()
+    drift(network, "one")
+    must_be_mended(network)
+    assert lab.reaches("one")[0] == MASQUERADED[0]
+
+
+def test_plugins_of_others(lab: Lab, reference_dir: Path) -> None:
+    """They can be asked only, and what they made is told as lost."""
+    plugins = lab.folder / "mixed"
+    plugins.mkdir()
+    for name in ("bridge", "host-local"):
+        (plugins / name).symlink_to(lab.plugins / name)
+    (plugins / "firewall").symlink_to(reference_dir / "firewall")
+    lab.plugins = plugins
+    network = lab.network(firewall("iptables"), version="1.0.0")
+    lab.add(network, "one")
+    must_be_sound(network)
+    flush_ruleset()
+    for _ in range(2):
+        (report,) = network.repair()
+        assert not report.ok
+        assert ("firewall", FAILED) in findings([report])
+    assert findings([report]) == [("firewall", FAILED)]
+    assert "firewall is not pycni's" in told([report])
+    assert "delete the attachment and add it again" in told([report])
+    assert lab.reaches("one") == MASQUERADED
+
+
+# --- what is left alone --------------------------------------------------------------------------
+
+
+def test_the_namespace_is_gone(lab: Lab) -> None:
+    network = lab.network(portmap("nftables"))
+    lab.add(network, "one", **ports(0))
+    flush_ruleset()
+    path = Path(lab.sandboxes["one"].path)
+    lab.machines.stack.close()
+    lab.sandboxes["one"].delete()
+    for _ in ("nothing there", "a file that once was one"):
+        (report,) = network.repair()
+        assert "is gone" in report.skipped
+        assert report.ok
+        path.touch()
+    path.unlink()
+    path.symlink_to("/proc/self/ns/net")  # as when a process id is used again
+    (report,) = network.repair()
+    assert "the host's own" in report.skipped
+    path.unlink()
+    assert "pycni" not in json.dumps(ruleset())
+    network.delete("one")
+    assert network.repair() == []
+
+
+def test_the_namespace_is_of_another_container(lab: Lab) -> None:
+    network = lab.network(portmap("nftables"))
+    for number, name in enumerate(("one", "two")):
+        lab.add(network, name, **ports(number))
+    one, two = (Path(lab.sandboxes[name].path) for name in ("one", "two"))
+    run_in(None, ["umount", str(one)])
+    run_in(None, ["mount", "--bind", str(two), str(one)])
+    flush_ruleset()
+    reports = {report.endpoint.container_id: report for report in network.repair()}
+    assert reports["two"].ok
+    assert "belongs to another attachment" in told([reports["one"]])
+    assert "8080" not in json.dumps(ruleset())
+
+
+def test_the_address_is_lost(lab: Lab) -> None:
+    """Whoever has it by now keeps it."""
+    network = lab.network(portmap("nftables"))
+    own = lab.add(network, "one", **ports(0))
+    flush_ruleset()
+    (lab.folder / "leases" / "lab" / own[4]).unlink()
+    (report,) = network.repair()
+    assert not report.ok
+    assert "its address may be another container's by now" in told([report])
+    assert "pycni" not in json.dumps(ruleset())
+    leases = [path.name for path in (lab.folder / "leases" / "lab").iterdir()]
+    assert own[4] not in leases
+
+
+def test_an_interface_in_a_process_namespace_is_not_made_again(lab: Lab) -> None:
+    """The process id may be another's by now."""
+    box = lab.machines.sandbox()
+    network = lab.network()
+    with inside(box):
+        process = subprocess.Popen(["sleep", "60"])
+    try:
+        network.add("one", f"/proc/{process.pid}/ns/net")
+        run_in(box, ["ip", "link", "delete", "eth0"])
+        (report,) = network.repair()
+        assert "may be another container's by now" in told([report])
+        assert [link["ifname"] for link in ip_json("link", "show", netns=box)] == ["lo"]
+    finally:
+        process.kill()
+        process.wait()
+    network.delete("one")
+
+
+def test_detached_meanwhile(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is put back for an attachment that another process detaches goes again."""
+    network = lab.network(portmap("nftables"))
+    lab.add(network, "one", **ports(0))
+    empty = ruleset_without_elements()
+    flush_ruleset()
+    real = BridgePlugin.repair
+
+    def repair(*args: Any, **keys: Any) -> Any:
+        found = real(*args, **keys)
+        (lab.folder / "cache" / "results" / "lab-one-eth0").unlink()
+        return found
+
+    monkeypatch.setattr(BridgePlugin, "repair", repair)
+    (report,) = network.repair()
+    assert report.skipped == "it was detached meanwhile"
+    assert ruleset_without_elements() == empty
+    assert "one" not in json.dumps(ruleset())
+    assert [link["ifname"] for link in ip_json("link", "show", netns=lab.sandboxes["one"])] == [
+        "lo"
+    ]
+
+
+def ruleset_without_elements() -> dict[str, Any]:
+    found = ruleset()
+    for items in found.values():
+        for item in items:
+            item.pop("elem", None)
+    return found
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def test_command(lab: Lab) -> None:
+    network = lab.network(portmap("nftables"))
+    lab.add(network, "one", **ports(0))
+
+    def pycni(*arguments: str) -> tuple[int, Any, str]:
+        program = Path(sys.executable).parent / "pycni"
+        where = ["--cache-dir", str(lab.folder / "cache"), "--plugin-dir", str(lab.plugins)]
+        done = run_in(None, [str(program), "repair", *arguments, *where], check=False)
+        return done.returncode, done.stdout, done.stderr.splitlines()[-1]
+
+    assert pycni("lab") == (0, "", "1 attachment, 1 sound")
+    assert pycni("other") == (0, "", "0 attachments, 0 sound")
+    flush_ruleset()
+    code, output, words = pycni("--all", "--dry-run", "-o", "json")
+    (report,) = json.loads(output)
+    assert code == 1
+    assert (report["network"], report["containerID"], report["ifname"]) == ("lab", "one", "eth0")
+    assert {finding["state"] for finding in report["findings"]} == {"missing"}
+    assert {finding["plugin"] for finding in report["findings"]} == {"bridge", "portmap"}
+    assert words.endswith(" missing")
+    code, output, words = pycni("lab", "--container-id", "two")
+    assert (code, output) == (0, "")
+    code, output, words = pycni("lab", "--container-id", "one")
+    assert code == 0, output + words
+    assert "mended" in output.splitlines()[1]
+    assert ask(lab.machines.client, HOST[4], 8080)
+    assert pycni("--all")[0] == 0
+    assert pycni("lab", "--all")[0] == 1

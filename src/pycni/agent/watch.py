@@ -100,6 +100,13 @@ class Watch:
 
     def _wait(self) -> set[str]:
         """Wait for a burst of notices and its end; what is gone, empty if it is time to stop."""
+        try:
+            return self._burst()
+        except Exception as error:  # noqa: BLE001 - a thread that is gone would watch nothing
+            self._log(f"watching failed: {error!r}")
+            return {"nobody knows what"}
+
+    def _burst(self) -> set[str]:
         gone: set[str] = set()
         first = 0.0
         while True:

@@ -204,12 +204,11 @@ def _source_routing(step: steps.SourceRouting, kernel: Kernel) -> None:
         present.sort(key=lambda item: bool(item.gateways))
         for source in step.sources:
             table = _own_table(site, source, index) or free_table(site.netlink, sbr.FIRST_TABLE)
+            there = routes.dump(site.netlink, source.address.family, table=table)
+            known = [item.dst for item in there if item.leaves_by(index)]
             for item in sbr._routes_of(source, present, index):
-                try:
+                if item.dst not in known:
                     site.request(routes.append(item.replace(table=table)))
-                except NetlinkError as error:
-                    if error.errno != errno.EEXIST:
-                        raise
             if not _leads(site, source, table):
                 sbr._lead(source, table, changes)
         hinted = [

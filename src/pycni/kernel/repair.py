@@ -8,6 +8,8 @@ by `pycni.sdk.repair`; no plugin loads it for anything else.
 
 from __future__ import annotations
 
+import time
+
 from pycni.kernel import link as links
 from pycni.kernel import mends
 from pycni.kernel.executor import handler, translate
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 # What is of no lasting effect on a sound interface, and of use to one that has changed.
 _AGAIN = ("sysctl", "port_running", "settled", "announced")
+_PATIENCE = 3.0  # seconds
 _SHARED = ("bridge", "vlan_gateway")
 
 
@@ -57,7 +60,26 @@ def repair(plan: Plan, kernel: Kernel, macs: Macs, *, dry_run: bool = False) -> 
         elif changed and step.kind in _AGAIN:
             found += _mend(step, kernel, [])
         found += _restore_macs(step, kernel, macs, made=bool(what))
+    if changed:
+        _await_carrier(plan, kernel)
     return found
+
+
+def _await_carrier(plan: Plan, kernel: Kernel) -> None:
+    """Wait until a pair that is up carries traffic: after some ups and downs that takes a while."""
+    deadline = time.monotonic() + _PATIENCE
+    for step in plan.steps:
+        if not isinstance(step, VethPair):
+            continue
+        inner = kernel.site(SANDBOX).find(step.name)
+        outer = kernel.host.find(inner.link) if inner is not None and inner.link else None
+        if inner is None or outer is None or not (inner.is_up and outer.is_up):
+            continue
+        try:
+            links.wait_running(kernel.host.netlink, outer.index, deadline)
+            links.wait_running(kernel.site(SANDBOX).netlink, inner.index, deadline)
+        except OSError:
+            continue  # it is up, and what is missing is not ours to give
 
 
 def is_absent(step: Step, kernel: Kernel) -> bool:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pycni.spec.config import Attachment
     from pycni.spec.fields import Fault
 
+LOOPBACK = "lo"
+
 
 class PlannedPlugin(Plugin):
     """Base of plugins that declare a plan.
@@ -166,7 +168,7 @@ def own_part(request: Request, previous: Result) -> Result:
     for index, interface in enumerate(previous.interfaces):
         if interface.name == request.ifname and interface.sandbox:
             own.append(index)
-        elif interface.sandbox:
+        elif interface.sandbox and interface.name != LOOPBACK:
             alone = False
     ips = tuple(entry for entry in previous.ips if entry.interface in own)
     if not ips:
