@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-unit test-kernel test-interop test-lab fuzz lint format bench bench-docs clean \
+.PHONY: help setup soak demo test test-unit test-kernel test-interop test-lab fuzz lint format bench bench-docs clean \
 	install-system-packages
 
 python := .venv/bin/python
@@ -33,6 +33,11 @@ test-lab: setup ## Tests that need a fuller kernel, in an emulator
 
 fuzz: .venv/.fuzz ## Fuzz what comes in from outside, SECONDS=60 for each place
 	@$(python) fuzz/run --seconds $(SECONDS)
+
+soak: setup ## Faults and load at full length; writes docs/reliability.md (an hour, as root)
+	@tools/soak/run inside --write
+	@tools/soak/run outside --write
+	@tools/soak/run load --write
 
 lint: .venv/.complete ## Check format, style, types and the import rules
 	@$(python) -m ruff format --check --quiet . || { echo "hint: make format"; false; }

@@ -134,7 +134,7 @@ def trials(
     modes = (True, False) if full and operation == "ADD" and not case.alone else (True,)
     for shared in modes:
         with Trials(case, plugins, folder, shared=shared) as tried:
-            seen = _changes_of(tried, operation)
+            seen = _changes_of(tried, case, operation)
             for position in range(0, len(seen) + 1, every):
                 if full or position == len(seen) or _worth(case, seen[position], position):
                     yield from disturbed(tried, case, position, full)
@@ -145,12 +145,15 @@ def _worth(case: Case, change: Change, position: int) -> bool:
     return change.sort not in ("file", "lock") or not case.delegates or position % 6 == 0
 
 
-def _changes_of(tried: Trials, operation: str) -> list[Change]:
+def _changes_of(tried: Trials, case: Case, operation: str) -> list[Change]:
     if operation != "ADD":
         assert tried.add() == ""
     run, seen = changes(lambda: tried.run(operation))
     assert run.code == 0, run.stdout
-    tried.renew()
+    if operation != "DEL":
+        assert tried.delete() == ""
+    if case.spends:
+        tried.renew()
     return seen
 
 

@@ -39,7 +39,9 @@ def test_load(host: Host, reference_dir: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("case", "every"), [("host-local", 8), ("ptp", 25)])
-def test_faults_from_outside(host: Host, reference_dir: Path, tmp_path: Path, case: str) -> None:
+def test_faults_from_outside(
+    host: Host, reference_dir: Path, tmp_path: Path, case: str, every: int
+) -> None:
     """By strace; ours must leave nothing, whatever the reference does."""
     report = soak(tmp_path, "outside", "--case", case, "--every", str(every))
     assert report["faults"] > 4, report

@@ -44,8 +44,10 @@ def main() -> None:
     loading.add_argument("--callers", default=CALLERS, help="of each phase, with commas")
     within = commands.add_parser("inside", help="disturb each change of our plugins")
     without = commands.add_parser("outside", help="the same faults for ours and the reference's")
-    without.add_argument("--every", type=int, default=1, help="only each so manyth fault")
     for command in (within, without):
+        command.add_argument(
+            "--every", type=int, default=1, help="only each so manyth change or fault"
+        )
         command.add_argument("--case", action="append", help="only this; may be repeated")
     for command in (loading, within, without):
         command.add_argument("--write", action="store_true", help="into docs/reliability.md")
@@ -81,7 +83,7 @@ def _inside(folder: Path, given: argparse.Namespace) -> tuple[str, Any, bool]:
     found = []
     for case in _chosen(CASES, given.case):
         for operation in OPERATIONS:
-            for trial in trials(case, operation, plugins, folder, full=True):
+            for trial in trials(case, operation, plugins, folder, full=True, every=given.every):
                 found.append(trial)
                 if trial.wrong:
                     _say(str(trial))
