@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import subprocess
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 from harness import Namespace, ask, inside, ip_json, run_in, service
+from harness.changes import Watch
+from harness.injection import FULL
 from harness.machines import CLIENT, FAR, HOST, Machines
 from pycni.kernel.netlink import socket as netlink_socket
 from pycni.kernel.netlink.codec import Request
@@ -766,3 +769,31 @@ def test_command(lab: Lab) -> None:
     assert ask(lab.machines.client, HOST[4], 8080)
     assert pycni("--all")[0] == 0
     assert pycni("lab", "--all")[0] == 1
+
+
+# --- faults --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("backend", "step"), [("nftables", 3), ("iptables", 8)])
+def test_each_change_refused(lab: Lab, backend: str, step: int) -> None:
+    """What fails is told, the rest is mended, and the next repair mends what was left."""
+    network = lab.network(
+        portmap(backend), firewall(backend), bandwidth(), backend=backend, macspoofchk=True
+    )
+    lab.add(network, "one", **ports(0))
+    before, veth = ruleset(), host_end(lab)
+    for position in range(0, 200, 1 if FULL else step):
+        flush_ruleset()
+        run_in(None, ["tc", "qdisc", "delete", "dev", veth, "root"])
+        run_in(None, ["ip", "link", "set", veth, "nomaster"])
+        with Watch(position, errno.EBUSY) as watch:
+            (report,) = network.repair()
+        if watch.disturbed is None:
+            assert report.ok, told([report])
+            break
+        assert not report.ok or report.findings, watch.disturbed
+        (report,) = network.repair()
+        assert report.ok, f"{watch.disturbed}: {told([report])}"
+        assert ruleset() == before, watch.disturbed
+    assert position > 5
+    assert ask(lab.machines.client, HOST[4], 8080, patience=3.0) == f"one {CLIENT[4]}"
