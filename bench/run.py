@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -35,6 +36,7 @@ from pods import present
 from scenarios import BRIDGE, MASQUERADE, POD, SINGLE, Scenario
 
 from harness import private_mounts
+from pycni.spec.errors import CNIError
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FLOOR = "kernel"
@@ -59,13 +61,15 @@ class Section:
 
 def main() -> None:
     options = _parse_options()
+    complete = True
     if options.read:
         document = json.loads(options.read.read_text())
     else:
         if os.geteuid() != 0:
             sys.exit("bench: needs root, to make network namespaces")
         private_mounts()
-        document = report.to_json(_run(options), options.rounds)
+        measured, complete = _run(options)
+        document = report.to_json(measured, options.rounds)
     tables = report.from_json(document)
     if not tables:
         sys.exit(f"bench: nothing to measure is named {options.only!r}")
@@ -77,19 +81,29 @@ def main() -> None:
         options.json.write_text(json.dumps(document, indent=1) + "\n")
     if options.plot:
         plot.write(tables, options.plot)
+    if not complete:
+        sys.exit(1)
 
 
-def _run(options: argparse.Namespace) -> list[Table]:
+def _run(options: argparse.Namespace) -> tuple[list[Table], bool]:
+    """The tables, and whether all of the work could be measured."""
     tables = []
+    failed = False
     for section in _sections(options):
         rows: list[Measurement] = []
         for job in section.jobs:
             if options.only in f"{section.title}: {job.name}":
                 print(f"  {section.title}: {job.name}", file=sys.stderr)
-                rows += job.run()
+                try:
+                    rows += job.run()
+                except (CNIError, OSError, RuntimeError, subprocess.SubprocessError) as error:
+                    print(
+                        f"bench: {section.title}: {job.name} is left out: {error}", file=sys.stderr
+                    )
+                    failed = True
         if rows:
             tables.append(Table(section.title, section.reference, rows))
-    return tables
+    return tables, not failed
 
 
 def _sections(options: argparse.Namespace) -> list[Section]:
