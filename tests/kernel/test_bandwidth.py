@@ -413,3 +413,17 @@ def test_old_versions_are_refused(attach: Attach) -> None:
     one.config["cniVersion"] = "0.2.0"
     error = one.refused()
     assert (error["code"], error["msg"]) == (1, "incompatible CNI versions")
+
+
+def test_gc_removes_an_ifb_that_was_not_marked_yet(attach: Attach) -> None:
+    """ADD was killed in between; one that the reference has set up is not taken for it."""
+    kept = attach(**BOTH)
+    kept.add()
+    run_in(None, ["ip", "link", "add", "bwpdead00000000", "type", "ifb"])
+    run_in(None, ["ip", "link", "add", "bwpbeef00000000", "up", "type", "ifb"])
+    valid = [{"containerID": kept.container, "ifname": kept.ifname}]
+    assert kept.run("GC", **{"cni.dev/valid-attachments": valid}).code == 0
+    names = {link["ifname"] for link in ip_json("link")}
+    assert "bwpdead00000000" not in names
+    assert "bwpbeef00000000" in names
+    kept.check()

@@ -228,3 +228,22 @@ def test_a_name_is_a_name(name: str) -> None:
     for act in (namespace.create_named, namespace.delete_named):
         with pytest.raises(ValueError, match="not a name"):
             act(name)
+
+
+def test_way_back_is_refused_for_a_moment(
+    host: Host, sandbox: Callable[[], Namespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that was short comes back; the thread is home in the end."""
+    home = inode()
+    real, refusals = namespace.setns, [errno.ENOMEM, errno.ENOMEM]
+
+    def setns(fd: int, kind: int) -> None:
+        if os.fstat(fd).st_ino == home and refusals:
+            raise OSError(refusals.pop(), "refused by the test")
+        real(fd, kind)
+
+    monkeypatch.setattr(namespace, "setns", setns)
+    with namespace.open_path(sandbox().path) as space, space.enter():
+        assert inode() != home
+    assert inode() == home
+    assert not refusals

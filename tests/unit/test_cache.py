@@ -192,3 +192,18 @@ def test_a_blocked_directory(tmp_path: Path) -> None:
     assert caught.value.code == 5
     with pytest.raises(CNIError):
         ResultCache(str(tmp_path)).attachments()
+
+
+def test_what_a_killed_writer_left_goes(cache: ResultCache, tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    cache.write(ENTRY)
+    plant(tmp_path, f"net-c1-eth0.{child}-0a1b2c3d.new", "{")
+    plant(tmp_path, f"net-c1-eth0.{os.getpid()}-0a1b2c3d.new", "{")
+    assert cache.attachments() == [ENTRY]
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == [
+        "net-c1-eth0",
+        f"net-c1-eth0.{os.getpid()}-0a1b2c3d.new",
+    ]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -11,6 +12,7 @@ import pytest
 
 from pycni.spec.errors import IO_FAILURE, TRY_AGAIN_LATER, CNIError
 from pycni.state import files
+from pycni.state.documents import Documents
 from pycni.state.files import (
     Lock,
     create_file,
@@ -232,3 +234,59 @@ def test_a_lock_that_cannot_be_opened(tmp_path: Path) -> None:
         assert caught.value.code == IO_FAILURE
         assert name in caught.value.message
     assert not (tmp_path / "elsewhere").exists()
+
+
+# --- what a crash left ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "writer"),
+    [
+        ("c1_eth0.json.4711-0a1b2c3d.new", 4711),
+        ("c1_eth0.json", None),
+        ("c1.new", None),
+        ("4711-0a1b2c3d.new", 4711),
+        ("c1.x-0a1b2c3d.new", None),
+        ("c1.4711-0a1b.new", None),
+    ],
+)
+def test_who_was_writing(name: str, writer: int | None) -> None:
+    assert files.writer_of(name) == writer
+
+
+def ended_process() -> int:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    return child
+
+
+def test_documents_of_a_writer_that_died(tmp_path: Path) -> None:
+    """They go with the next look; what another process is writing stays."""
+    dead = tmp_path / f"a.{ended_process()}-0a1b2c3d.new"
+    busy = tmp_path / f"a.{os.getpid()}-0a1b2c3d.new"
+    documents = Documents(str(tmp_path))
+    for call in (documents.names, lambda: documents.remove("a")):
+        dead.write_text("{")
+        busy.write_text("{")
+        call()
+        assert not dead.exists()
+        assert busy.exists()
+
+
+def test_damaged_document_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a").write_text('{"half": ')
+    assert Documents(str(tmp_path)).read("a") == {}
+    assert f"{tmp_path / 'a'} is damaged" in capfd.readouterr().err
+
+
+def test_a_lock_that_the_kernel_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(CNIError) as caught, Lock(str(tmp_path / "lock")):
+        pass
+    assert caught.value.code == IO_FAILURE
+    assert "No locks available" in str(caught.value)

@@ -106,7 +106,7 @@ def collect(kernel: Kernel, network: str, keep: frozenset[Attachment]) -> None:
 
 def _is_unmarked(link: Link) -> bool:
     """Whether it was made for bandwidth and not set up any further."""
-    made = link.kind == "ifb" and link.name.startswith("bwp")
+    made = link.kind == "ifb" and link.name.startswith("bwp") and len(link.name) == 15
     return made and not link.alias and not link.is_up
 
 
