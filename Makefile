@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup soak demo test test-unit test-kernel test-interop test-lab fuzz lint format bench bench-docs clean \
+.PHONY: help setup soak demo test test-unit test-kernel test-interop test-clients test-lab fuzz lint format bench bench-docs clean \
 	install-system-packages
 
 python := .venv/bin/python
@@ -26,6 +26,9 @@ test-kernel: setup ## Tests on the real kernel, in namespaces of their own (as r
 
 test-interop: setup ## Tests against the programs of others (as root)
 	@$(python) -m pytest tests/interop
+
+test-clients: setup ## Tests with podman, buildah and containerd as clients (as root)
+	@$(python) -m pytest tests/clients
 
 test-lab: setup ## Tests that need a fuller kernel, in an emulator
 	@tools/system-packages lab

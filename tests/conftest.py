@@ -22,7 +22,7 @@ from harness import Host, Namespace, enter_new_netns, private_mounts
 from harness.machines import Machines, set_up
 
 TESTS = Path(__file__).parent
-FOLDERS = ("unit", "kernel", "interop", "lab")
+FOLDERS = ("unit", "kernel", "interop", "clients", "lab")
 IN_LAB = os.environ.get("PYCNI_LAB") == "1"
 REFERENCE_DIR = Path("/usr/lib/cni")
 

@@ -9,14 +9,16 @@ import ctypes
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
+MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 1 << 18
+MNT_DETACH = 2
 
 # Folders that plugins, runtimes and `ip netns` write to: each test process has its own.
 PRIVATE_FOLDERS = ("/run", "/var/lib/cni", "/etc/cni")
@@ -93,6 +95,30 @@ def private_mounts() -> None:
     for folder in PRIVATE_FOLDERS:
         _mount(b"pycni-test", folder.encode(), b"tmpfs", 0)
     Path("/run/netns").mkdir()
+
+
+@contextmanager
+def covered(*folders: str) -> Iterator[None]:
+    """Put an empty file system over folders for a while, in the mounts of `private_mounts`."""
+    with ExitStack() as stack:
+        for folder in folders:
+            _mount(b"pycni-test", folder.encode(), b"tmpfs", 0)
+            stack.callback(_unmount, folder)
+        yield
+
+
+@contextmanager
+def bound(source: str | os.PathLike[str], target: str) -> Iterator[None]:
+    """Show one folder in the place of another for a while, in the mounts of `private_mounts`."""
+    _mount(os.fsencode(source), target.encode(), None, MS_BIND)
+    try:
+        yield
+    finally:
+        _unmount(target)
+
+
+def _unmount(target: str) -> None:
+    _check(_libc.umount2(target.encode(), MNT_DETACH), f"umount {target}")
 
 
 def _mount(source: bytes, target: bytes, kind: bytes | None, flags: int) -> None:
