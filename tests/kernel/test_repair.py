@@ -21,6 +21,7 @@ from pycni.kernel.netlink import socket as netlink_socket
 from pycni.kernel.netlink.codec import Request
 from pycni.plugins.bridge import BridgePlugin
 from pycni.runtime import Endpoint, Network, PluginError
+from pycni.runtime.inspection import inspect_all
 from pycni.runtime.repair import FAILED, MISSING, Repaired
 
 
@@ -769,6 +770,24 @@ def test_command(lab: Lab) -> None:
     assert ask(lab.machines.client, HOST[4], 8080)
     assert pycni("--all")[0] == 0
     assert pycni("lab", "--all")[0] == 1
+
+
+def test_inspect(lab: Lab) -> None:
+    network = lab.network(portmap("nftables"))
+    lab.add(network, "one", **ports(0))
+    where = {"cache_dir": lab.folder / "cache", "plugin_dirs": lab.plugins}
+    (found,) = inspect_all(**where)
+    assert {step.plugin for step in found.steps} == {"bridge", "portmap"}
+    assert [step.differences for step in found.steps] == [()] * len(found.steps)
+    flush_ruleset()
+    before = ruleset()
+    (found,) = inspect_all(network="lab", container_id="one", **where)
+    wrong = {step.kind for step in found.steps if step.differences}
+    assert wrong == {"masquerade", "port_map"}
+    assert ruleset() == before
+    (step,) = [step for step in found.steps if step.kind == "port_map"]
+    assert "mappings (protocol tcp, host port 8080, container port 80)" in step.what
+    assert inspect_all(network="other", **where) == []
 
 
 # --- faults --------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ COMMANDS = {
     "add": ("pycni.cli.network:add", "Attach a network namespace to a network"),
     "check": ("pycni.cli.network:check", "Check that it is still attached as it was"),
     "del": ("pycni.cli.network:delete", "Detach it"),
+    "inspect": ("pycni.cli.repair:inspect", "Show what attachments are made of, and how it stands"),
     "repair": ("pycni.cli.repair:repair", "Put back what others took from attachments"),
     "gc": ("pycni.cli.network:gc", "Remove what is left of attachments that are gone"),
     "status": ("pycni.cli.network:status", "Ask the plugins whether they can attach now"),

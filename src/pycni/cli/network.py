@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from pycni.cli import timings
 from pycni.cli.output import Progress, table, tell, warn
 from pycni.runtime import Endpoint, Network, NetworkNotFound, namespaces
 from pycni.runtime.find import DEFAULT_DIRECTORY
@@ -116,6 +117,7 @@ _attachment_options = _options(
         metavar="NAME=VALUE",
         help="An argument for the plugins; may be repeated.  [env var: CNI_ARGS, with ';' between]",
     ),
+    timings.option,
 )
 
 _format_option = click.option(
@@ -145,7 +147,8 @@ def add(output: str, create_netns: bool, **given: Any) -> None:
         _warn_of_unused(network, endpoint)
         made = create_netns and _create(endpoint.path)
         try:
-            result = network.add_endpoint(endpoint, timeout=given["timeout"])
+            with timings.Timings(given["timings"]):
+                result = network.add_endpoint(endpoint, timeout=given["timeout"])
         except BaseException:
             if made:
                 namespaces.delete(os.path.basename(endpoint.path))
@@ -165,7 +168,7 @@ def check(**given: Any) -> None:
 
     Without --cap and --arg, those that were given to `add` hold.
     """
-    with Progress() as progress:
+    with Progress() as progress, timings.Timings(given["timings"]):
         network, endpoint = _known_network(progress, given)
         network.check(
             endpoint.container_id,
@@ -186,7 +189,7 @@ def delete(delete_netns: bool, **given: Any) -> None:
     Works without the namespace too, and without the network's configuration if `add` was done with
     this cache. Without --cap and --arg, those that were given to `add` hold.
     """
-    with Progress() as progress:
+    with Progress() as progress, timings.Timings(given["timings"]):
         network, endpoint = _known_network(progress, given)
         network.delete_endpoint(endpoint, timeout=given["timeout"])
     if delete_netns and os.path.exists(endpoint.path):

@@ -1,8 +1,9 @@
-"""`pycni repair`: put back what others took from containers that are attached."""
+"""`pycni repair` and `inspect`: how attached containers stand, and what others took put back."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
@@ -104,3 +105,43 @@ def _cells(report: Repaired) -> list[tuple[str, str, str]]:
         )
         for finding in report.findings
     ]
+
+
+@click.command()
+@click.argument("network", required=False, default="")
+@click.option("--container-id", default="", metavar="ID", help="Only this container.")
+@click.option("-i", "--ifname", default="", help="Only this interface of containers.")
+@plugin_dir_option
+@engine_option
+@cache_option
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="How to print.",
+)
+def inspect(network: str, output: str, **given: Any) -> None:
+    """Show what attachments to NETWORK, by default to all, are made of, and how that stands.
+
+    What pycni's plugins declare as their plan, step by step, in the order in which it was made.
+    """
+    from pycni.runtime.inspection import inspect_all
+
+    found = inspect_all(network=network, **given)
+    if output == "json":
+        click.echo(json.dumps([item.to_json() for item in found]))
+        return
+    for number, item in enumerate(found):
+        if number:
+            click.echo()
+        click.echo(f"{item.network} {item.endpoint.container_id} {item.endpoint.ifname}")
+        if item.steps:
+            rows = [
+                (step.plugin, step.kind, "; ".join(step.differences) or "ok", step.what)
+                for step in item.steps
+            ]
+            table(("plugin", "step", "state", "what"), rows)
+        if item.skipped:
+            click.echo(item.skipped)

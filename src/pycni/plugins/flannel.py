@@ -27,7 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, ClassVar
 
-    from pycni.plan.difference import Difference
+    from pycni.plan.difference import Difference, Part
     from pycni.plugins.shared.subnet_env import SubnetEnv
     from pycni.sdk.request import Request
     from pycni.spec.fields import Fault
@@ -123,6 +123,11 @@ class Flannel(Plugin):
             return super().repair(request, dry_run=dry_run, remake=remake)
         inner = request.replace(document=document)
         return plugin.repair(inner, dry_run=dry_run, remake=remake)
+
+    def inspect(self, request: Request) -> list[Part]:
+        document = self._kept(request)
+        plugin, _ = find_delegate(request, _type_of(document))
+        return [] if plugin is None else plugin.inspect(request.replace(document=document))
 
     def _kept(self, request: Request) -> dict[str, Any]:
         """The delegate's configuration that ADD kept, with the previous result."""

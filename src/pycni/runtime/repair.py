@@ -107,13 +107,18 @@ class Repair(Record):
         self, options: Options, network: str = "", container_id: str = "", ifname: str = ""
     ) -> list[Repaired]:
         """Repair what the cache has, or what it has of a network, container, interface."""
+        known = self.known(network, container_id, ifname)
+        return [self._attachment(cached, options) for cached in known]
+
+    def known(self, network: str, container_id: str, ifname: str) -> list[CachedAttachment]:
+        """What the cache has of these, each "" for any; the oldest first."""
         known = [
             cached
             for cached in self.cache.attachments(container_id, network)
             if ifname in ("", cached.ifname)
         ]
         known.sort(key=self._age)
-        return [self._attachment(cached, options) for cached in known]
+        return known
 
     def _age(self, cached: CachedAttachment) -> int:
         try:
@@ -127,22 +132,18 @@ class Repair(Record):
         if cancel is not None:
             cancel.check()
         report = Repaired(cached.network, as_endpoint(cached))
-        skipped = _absent(cached.netns)
+        skipped = absent(cached.netns)
         if skipped:
             return report.replace(skipped=skipped)
         findings: list[Finding] = []
         try:
-            config = self._config(cached)
-            result = cached.decoded_result()
-            if result is not None:
-                result = in_version(result, config.version)
+            chain, result = self.chain(cached)
         except CNIError as error:
             return report.replace(findings=(_failed("", error),))
-        chain = Chain(config, self.engine, self.cache, self.on_call)
         with self.turns.container(cached.container_id):
             if chain.cached(report.endpoint) is None:
                 return report.replace(skipped="it was detached meanwhile")
-            for plugin in config.plugins:
+            for plugin in chain.config.plugins:
                 try:
                     findings += self._plugin(chain, plugin, report.endpoint, result, options)
                 except CNIError as error:
@@ -154,6 +155,33 @@ class Repair(Record):
                 chain.delete(report.endpoint, options)
                 return report.replace(skipped="it was detached meanwhile")
         return report.replace(findings=tuple(findings))
+
+    def request(
+        self,
+        chain: Chain,
+        plugin: PluginConfig,
+        endpoint: Endpoint,
+        result: Result | None,
+        options: Options,
+    ) -> Request:
+        """What a plugin in this process is asked with: as for CHECK."""
+        request = Request(
+            "CHECK",
+            chain.document(plugin, result, endpoint.capabilities),
+            container_id=endpoint.container_id,
+            netns=endpoint.path,
+            ifname=endpoint.ifname,
+            args=cni_args(pairs(endpoint.args)),
+        )
+        return self.engine.equipped(request, options)
+
+    def chain(self, cached: CachedAttachment) -> tuple[Chain, Result | None]:
+        """The plugins that an attachment was made by, and its result. Raises CNIError."""
+        config = self._config(cached)
+        result = cached.decoded_result()
+        if result is not None:
+            result = in_version(result, config.version)
+        return Chain(config, self.engine, self.cache, self.on_call), result
 
     def _config(self, cached: CachedAttachment) -> configs.NetworkConfig:
         if cached.config:
@@ -174,22 +202,13 @@ class Repair(Record):
         result: Result | None,
         options: Options,
     ) -> list[Finding]:
-        document = chain.document(plugin, result, endpoint.capabilities)
-        found = self.engine.find(plugin.type)
-        ours = self.engine.own(found)
+        ours = self.engine.own(self.engine.find(plugin.type))
         if ours is None:
+            document = chain.document(plugin, result, endpoint.capabilities)
             return _asked(chain, plugin, document, endpoint, options)
         if self.on_call is not None:
             self.on_call("repair", plugin.type)
-        request = Request(
-            "CHECK",
-            document,
-            container_id=endpoint.container_id,
-            netns=endpoint.path,
-            ifname=endpoint.ifname,
-            args=cni_args(pairs(endpoint.args)),
-        )
-        request = self.engine.equipped(request, options)
+        request = self.request(chain, plugin, endpoint, result, options)
         try:
             differences = ours.repair(request, dry_run=self.dry_run, remake=self.remake)
         except CNIError:
@@ -231,7 +250,7 @@ def repair_all(
     return repair.run(options or {}, network, container_id, ifname)
 
 
-def _absent(path: str) -> str:
+def absent(path: str) -> str:
     """Why a namespace's path leads to no container (any more), "" if it may."""
     if not path:
         return "the runtime noted no network namespace"

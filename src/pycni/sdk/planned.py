@@ -21,7 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, ClassVar
 
-    from pycni.plan.difference import Difference
+    from pycni.plan.difference import Difference, Part
     from pycni.sdk.request import Request
     from pycni.spec.config import Attachment
     from pycni.spec.fields import Fault
@@ -93,6 +93,11 @@ class PlannedPlugin(Plugin):
         from pycni.sdk.repair import repair_planned
 
         return repair_planned(self, request, dry_run=dry_run, remake=remake)
+
+    def inspect(self, request: Request) -> list[Part]:
+        from pycni.sdk.repair import inspect_planned
+
+        return inspect_planned(self, request)
 
     def delete(self, request: Request) -> None:
         faults: list[Fault] = []

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import ClassVar
 
-    from pycni.plan.difference import Difference
+    from pycni.plan.difference import Difference, Part
     from pycni.sdk.dispatch import Outcome
     from pycni.sdk.request import Request
     from pycni.spec.config import Attachment
@@ -74,3 +74,7 @@ class Plugin:
         from pycni.sdk.repair import check_only
 
         return check_only(self, request, dry_run=dry_run)
+
+    def inspect(self, request: Request) -> list[Part]:
+        """What should exist of an attachment, and how it stands; [] if the plugin has no plan."""
+        return []

@@ -1,14 +1,16 @@
 """Repair, from the side of a plugin: put back what is missing of an attachment, and nothing else.
 
-Not an operation of the specification: there is no CNI_COMMAND for it, so it is done in process, by
-`Plugin.repair`, which loads this when it is called. No address is allocated, released or changed.
+And inspect: show the plan and how it stands. Not operations of the specification: there is no
+CNI_COMMAND for them, so they are done in process, by `Plugin.repair` and `Plugin.inspect`, which
+load this when they are called. No address is allocated, released or changed.
 """
 
 from __future__ import annotations
 
 from pycni.kernel import executor, mends
 from pycni.kernel.repair import is_absent, repair
-from pycni.plan.difference import FAILED, MENDED, Difference
+from pycni.plan.difference import FAILED, MENDED, Difference, Part, described
+from pycni.plan.plan import Plan
 from pycni.plan.steps import HOST, SANDBOX, VethPair
 from pycni.sdk.ipam import delegate_ipam
 from pycni.sdk.planned import require_prev_result
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pycni.kernel.context import Kernel
-    from pycni.plan.plan import Plan
     from pycni.sdk.planned import PlannedPlugin
     from pycni.sdk.plugin import Plugin
     from pycni.sdk.request import Request
@@ -39,8 +40,6 @@ def repair_planned(
     namespace is another container's by now.
     """
     request = request.replace(command="CHECK")
-    config = plugin.resolve(plugin.config.decode(request.document))
-    previous = require_prev_result(request, plugin.unchained)
     if versions.at_least(request.version, versions.SINCE["CHECK"]):
         try:
             delegate_ipam(request, "CHECK")
@@ -50,14 +49,31 @@ def repair_planned(
                 str(error),
                 f"its address may be another container's by now, so nothing is put back: {AGAIN}",
             ) from error
-    network = plugin.complete(config, _known_routes(plugin.concern(request, previous), previous))
+    previous = require_prev_result(request, plugin.unchained)
+    plan = _plan(plugin, request, previous)
     with open_sandbox(request) as kernel:
-        plan = plugin.plan(request, config, network)
         _require_living(plan, kernel, request, remake)
         try:
             return repair(plan, kernel, _macs(request, previous), dry_run=dry_run)
         except OSError as error:
             raise executor.translate(error) from error
+
+
+def inspect_planned(plugin: PlannedPlugin, request: Request) -> list[Part]:
+    """The plan of an attachment, each step with how the kernel differs from it. Changes nothing."""
+    request = request.replace(command="CHECK")
+    plan = _plan(plugin, request, require_prev_result(request, plugin.unchained))
+    with open_sandbox(request) as kernel:
+        return [
+            Part(step.kind, described(step), tuple(executor.check(Plan((step,)), kernel)))
+            for step in plan.steps
+        ]
+
+
+def _plan(plugin: PlannedPlugin, request: Request, previous: Result) -> Plan:
+    config = plugin.resolve(plugin.config.decode(request.document))
+    network = plugin.complete(config, _known_routes(plugin.concern(request, previous), previous))
+    return plugin.plan(request, config, network)
 
 
 def check_only(

@@ -1,0 +1,64 @@
+"""`--timings`: how long each step of a plan took, on stderr."""
+
+from __future__ import annotations
+
+import time
+from types import ModuleType
+from typing import Any
+
+import click
+
+from pycni.kernel import executor
+from pycni.plan.difference import described
+
+option = click.option(
+    "--timings",
+    is_flag=True,
+    help="Tell on stderr how long each step took of what plugins did in this process.",
+)
+
+_VERBS = ("apply", "check", "remove")
+
+
+class Timings:
+    """Times the executor's steps during a `with` block, if it is on. Not for several threads."""
+
+    def __init__(self, on: bool) -> None:
+        self._on = on
+
+    def __enter__(self) -> None:
+        self._real = executor.handler
+        if self._on:
+            executor.handler = self._handler
+
+    def __exit__(self, *_: object) -> None:
+        executor.handler = self._real
+
+    def _handler(self, kind: str) -> ModuleType:
+        timed: Any = Timed(self._real(kind))
+        module: ModuleType = timed
+        return module
+
+
+class Timed:
+    """A module of steps whose functions say how long they take."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._module, name)
+        if name not in _VERBS:
+            return real
+
+        def timed(step: Any, kernel: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return real(step, kernel)
+            finally:
+                milliseconds = (time.perf_counter() - begin) * 1e3
+                click.echo(
+                    f"{milliseconds:8.3f} ms  {name} {step.kind}: {described(step)}", err=True
+                )
+
+        return timed
