@@ -27,7 +27,7 @@ from pycni.cli import linter
 from pycni.dhcp.lease import Lease, Store
 from pycni.dhcp.message import MalformedMessage as MalformedReply
 from pycni.dhcp.message import Reply
-from pycni.kernel import address, link, neighbour, nfnetlink, route, rule, tc
+from pycni.kernel import address, link, neighbour, netconf, nfnetlink, route, rule, tc
 from pycni.kernel.netlink import codec
 from pycni.kernel.netlink.codec import MalformedMessage, Message
 from pycni.plan.steps import Sysctl
@@ -400,8 +400,9 @@ def netlink(data: bytes) -> None:
         for decode in decoders:
             with contextlib.suppress(MalformedMessage):
                 decode(message.payload)
-        with contextlib.suppress(MalformedMessage):
-            route.parse(message)
+        for parse in (route.parse, netconf.turned_off):
+            with contextlib.suppress(MalformedMessage):
+                parse(message)
         with contextlib.suppress(MalformedMessage):
             codec.outcome(message)
 
