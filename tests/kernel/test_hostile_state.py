@@ -245,6 +245,14 @@ def test_cache(plant: Planter, tmp_path: Path) -> None:
         assert cache.attachments() == [entry]
 
 
+def test_cache_behind_another_users_link(tmp_path: Path) -> None:
+    (tmp_path / "results").symlink_to(elsewhere(tmp_path).parent)
+    cache = ResultCache(str(tmp_path))
+    os.lchown(tmp_path / "results", NOBODY, NOBODY)
+    with pytest.raises(CNIError):
+        cache.write(CachedAttachment("net", "one", "eth0"))
+
+
 def test_cache_of_another_user_is_not_believed(tmp_path: Path) -> None:
     """Its configuration would name plugins for root to run."""
     cache = ResultCache(str(tmp_path))

@@ -21,7 +21,14 @@ from pycni.spec.jsontext import JSONError, dumps, loads
 from pycni.spec.names import check_container_id, check_interface_name, check_network_name
 from pycni.spec.record import Record
 from pycni.spec.result import Result, decode_result, result_version
-from pycni.state.files import make_directories, read_file, remove_file, write_file, writer_of
+from pycni.state.files import (
+    make_directories,
+    open_directory,
+    read_file,
+    remove_file,
+    write_file,
+    writer_of,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,10 +92,14 @@ class ResultCache:
         text = dumps(_encode(entry)).encode()
         try:
             try:
-                write_file(path, text, sync=False)
+                directory = open_directory(self._directory)
             except FileNotFoundError:
                 make_directories(self._directory, 0o700)
-                write_file(path, text, sync=False)
+                directory = open_directory(self._directory)
+            try:
+                write_file(os.path.basename(path), text, dir_fd=directory, sync=False)
+            finally:
+                os.close(directory)
         except OSError as error:
             raise _failure("write", path, error) from None
 
