@@ -17,7 +17,7 @@ import pytest
 
 from harness import run_in
 from harness.agent import PYCNI
-from harness.clients import PAGE, leases, links, mentions, output, page, served
+from harness.clients import PAGE, Plugins, leases, links, mentions, output, page, served
 from harness.dhcp import eventually
 from harness.podman import Podman
 
@@ -33,17 +33,27 @@ def pycni(machine: None, network: dict[str, Any], tmp_path: Path) -> Callable[..
     return lambda *words: output(PYCNI, *words, NETCONFPATH=str(folder))
 
 
+def where(plugins: Plugins) -> tuple[str, ...]:
+    """The options for these plugins. pycni runs its own in its process, unless told otherwise."""
+    engine = ("--engine", "exec") if plugins.agent else ()
+    return ("--plugin-dir", str(plugins.folder), *engine)
+
+
 def test_container_without_network(podman: Podman, pycni: Callable[..., str]) -> None:
     """`podman run --network none`, then add, check and del, as for a container of Docker."""
     podman.serve("web", "--network", "none")
     netns = f"/proc/{podman('inspect', '--format', '{{.State.Pid}}', 'web')}/ns/net"
-    place = ("lab", netns, "--container-id", "web", "--plugin-dir", str(podman.plugins.folder))
+    place = ("lab", netns, "--container-id", "web", *where(podman.plugins))
     result = json.loads(pycni("add", *place, "--cap", PORTS))
     assert [entry["address"] for entry in result["ips"]] == ["10.88.0.2/16"]
     assert "inet 10.88.0.2/16 " in podman("exec", "web", "ip", "address", "show", "dev", "eth0")
     assert page("10.88.0.2") == page("127.0.0.1", 8080) == PAGE
     podman("exec", "web", "ping", "-c", "1", "-W", "2", "10.88.0.1")
-    assert pycni("check", *place) == ""
+    if podman.plugins.kind == "reference":  # its portmap looks for IPv6 rules it has not made
+        with pytest.raises(AssertionError, match="could not check ipv6 dnat"):
+            pycni("check", *place)
+    else:
+        assert pycni("check", *place) == ""
 
     assert pycni("del", *place) == ""
     assert mentions("10.88.0.2", "web", "8080") == []
@@ -57,7 +67,7 @@ def test_container_that_ended_first(podman: Podman, pycni: Callable[..., str]) -
     """DEL comes when the namespace has gone, and still takes away what was mapped and leased."""
     podman.serve("web", "--network", "none")
     netns = f"/proc/{podman('inspect', '--format', '{{.State.Pid}}', 'web')}/ns/net"
-    place = ("lab", netns, "--container-id", "web", "--plugin-dir", str(podman.plugins.folder))
+    place = ("lab", netns, "--container-id", "web", *where(podman.plugins))
     pycni("add", *place, "--cap", PORTS)
     podman.remove("web")
     assert leases() == ["10.88.0.2"]

@@ -59,10 +59,6 @@ class Podman:
         """Run a container that serves the page; returns its id."""
         return self("run", "--detach", "--name", name, *options, IMAGE, *SERVE)
 
-    def run(self, network: str, *command: str) -> str:
-        """Run a command in a container of its own; returns what it prints."""
-        return self("run", "--rm", "--network", network, IMAGE, *command)
-
     def inspect(self, name: str) -> Any:
         return json.loads(self("inspect", name))[0]
 
