@@ -60,10 +60,11 @@ class Plugins:
 
 
 @contextmanager
-def private_machine(folder: Path) -> Iterator[None]:
+def private_machine(folder: Path, patience: float = 15) -> Iterator[None]:
     """The engines' folders, empty and of the test's own. Afterwards no process or mount is left.
 
-    folder: where images and containers of the test are, by which its processes are known.
+    folder: where images and containers of the test are, by which its processes are known;
+    patience: seconds for them to end, after which they are killed and the test has failed.
     """
     mounts = _mounts()
     before = _processes(folder)
@@ -75,7 +76,7 @@ def private_machine(folder: Path) -> Iterator[None]:
             os.chmod("/dev/shm", 0o1777)
             yield
             try:
-                eventually(lambda: not _processes(folder) - before, "processes are left", 15)
+                eventually(lambda: not _processes(folder) - before, "processes are left", patience)
             finally:
                 for pid in _processes(folder) - before:
                     os.kill(pid, signal.SIGKILL)

@@ -87,7 +87,7 @@ class Kubelet:
     """Does with pods what kubelet does, by the socket that it uses."""
 
     def __init__(self, socket: Path, folder: Path) -> None:
-        # No threads may be alive in the network namespace of a test that was.
+        # Its handlers would see to each program that this process starts from now on.
         os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
         import grpc
 
@@ -95,6 +95,7 @@ class Kubelet:
         self.messages, services = grpc.protos_and_services("harness/cri.proto")
         self.channel = grpc.insecure_channel(f"unix:{socket}")
         self.runtime = services.RuntimeServiceStub(self.channel)
+        self.pods: set[str] = set()  # the ids of those that were made and not yet removed
 
     def conditions(self) -> dict[str, bool]:
         """What containerd says of itself: whether runtime and network are ready."""
@@ -115,14 +116,15 @@ class Kubelet:
                 for key, value in annotations.items()
             },
         )
-        made = self.runtime.RunPodSandbox(m.RunPodSandboxRequest(config=config))
+        made = self.runtime.RunPodSandbox(m.RunPodSandboxRequest(config=config)).pod_sandbox_id
+        self.pods.add(made)
         answer = self.runtime.PodSandboxStatus(
-            m.PodSandboxStatusRequest(pod_sandbox_id=made.pod_sandbox_id, verbose=True)
+            m.PodSandboxStatusRequest(pod_sandbox_id=made, verbose=True)
         )
         result = json.loads(answer.info["info"])["cniResult"]
         path = result["Interfaces"]["eth0"]["Sandbox"]
         return Pod(
-            made.pod_sandbox_id,
+            made,
             answer.status.network.ip,
             Namespace(os.path.basename(path)),
             result,
@@ -132,7 +134,16 @@ class Kubelet:
         self.runtime.StopPodSandbox(self.messages.PodSandboxRequest(pod_sandbox_id=pod.id))
 
     def remove(self, pod: Pod) -> None:
-        self.runtime.RemovePodSandbox(self.messages.PodSandboxRequest(pod_sandbox_id=pod.id))
+        self._remove(pod.id)
 
     def close(self) -> None:
-        self.channel.close()
+        """Remove what a failed test has left, and hang up."""
+        try:
+            for pod in set(self.pods):
+                self._remove(pod)
+        finally:
+            self.channel.close()
+
+    def _remove(self, pod: str) -> None:
+        self.runtime.RemovePodSandbox(self.messages.PodSandboxRequest(pod_sandbox_id=pod))
+        self.pods.discard(pod)
