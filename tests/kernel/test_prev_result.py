@@ -117,6 +117,10 @@ def test_result_is_the_chain_s_and_the_rest_is_its_own(
     run_in(first.sandbox, ["ip", "address", "delete", "10.8.0.2/24", "dev", "net0"])
     second.check()
     run_in(first.sandbox, ["ip", "address", "add", "10.8.0.2/24", "dev", "net0"])
+    run_in(first.sandbox, ["ip", "route", "delete", "10.99.0.0/16", "via", "10.9.0.1"])
+    assert "route 10.99.0.0/16 via 10.9.0.1 is missing" in second.drift()
+    run_in(first.sandbox, ["ip", "route", "add", "10.99.0.0/16", "via", "10.9.0.1"])
+    second.check()
     run_in(first.sandbox, ["ip", "address", "delete", "10.9.0.2/24", "dev", "eth0"])
     assert "10.9.0.2/24 is missing" in second.drift()
 

@@ -14,7 +14,6 @@ from pycni.sdk.ipam import delegate_ipam, needs_link
 from pycni.sdk.plugin import Plugin
 from pycni.sdk.sandbox import find_sandbox, open_sandbox
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError, join_errors
-from pycni.spec.ip import default_network
 from pycni.spec.result import Result
 
 TYPE_CHECKING = False
@@ -165,8 +164,8 @@ def known_part(request: Request) -> Result:
 def own_part(request: Request, previous: Result) -> Result:
     """A previous result with the addresses of the attachment's own interface only.
 
-    Where it lists other interfaces of the sandbox, a route that leaves its gateway open may be
-    theirs: 0.0.0.0 says then that its gateway is not known.
+    Where it lists other interfaces of the sandbox, the routes are those by the own one's gateways
+    and neighbours: what leaves its gateway open may be another's.
     """
     own = []
     alone = True
@@ -180,11 +179,12 @@ def own_part(request: Request, previous: Result) -> Result:
         ips = tuple(entry for entry in previous.ips if entry.interface is None)
     if alone:
         return previous.replace(ips=ips)
+    gateways = {entry.gateway for entry in ips}
     routes = tuple(
         route
-        if route.gw is not None
-        else route.replace(gw=default_network(route.dst.family).address)
         for route in previous.routes
+        if route.gw is not None
+        and (route.gw in gateways or any(entry.address.contains(route.gw) for entry in ips))
     )
     return previous.replace(ips=ips, routes=routes)
 
