@@ -22,7 +22,7 @@ from pycni.kernel.netlink.codec import Request
 from pycni.plugins.bridge import BridgePlugin
 from pycni.runtime import Endpoint, Network, PluginError
 from pycni.runtime.inspection import inspect_all
-from pycni.runtime.repair import FAILED, MISSING, Repaired
+from pycni.runtime.repair import FAILED, MISSING, Repaired, repair_all
 
 
 class Lab:
@@ -635,6 +635,37 @@ def test_plugins_of_others(lab: Lab, reference_dir: Path) -> None:
     assert "firewall is not pycni's" in told([report])
     assert "delete the attachment and add it again" in told([report])
     assert lab.reaches("one") == MASQUERADED
+
+
+def test_what_the_reference_made(lab: Lab, reference_dir: Path) -> None:
+    """Not repaired by pycni's plugins unless those are the runtime's now."""
+    config = network_config(lab)
+    made = Network.from_dict(config, plugin_dirs=reference_dir, cache_dir=lab.folder / "cache")
+    lab.add(made, "one")
+    run_in(lab.sandboxes["one"], ["ip", "route", "delete", "default"])
+    (report,) = repair_all(cache_dir=lab.folder / "cache")
+    assert "made by a plugin that is not pycni's" in told([report])
+    assert "--plugin-dir" in told([report])
+    (report,) = made.repair()
+    assert ("bridge", FAILED) in findings([report])
+    assert "bridge is not pycni's" in told([report])
+    # Once pycni's are in their place, they repair what those left.
+    moved = Network.from_dict(config, plugin_dirs=lab.plugins, cache_dir=lab.folder / "cache")
+    must_be_mended(moved)
+    flush_ruleset()
+    must_be_mended(moved)
+    assert lab.reaches("one")[0] == MASQUERADED[0]
+    moved.delete("one")
+
+
+def network_config(lab: Lab) -> dict[str, Any]:
+    ipam = {
+        "type": "host-local",
+        "dataDir": str(lab.folder / "leases"),
+        "ranges": [[{"subnet": "10.1.0.0/16"}]],
+    }
+    bridge = {"type": "bridge", "bridge": "cni0", "isDefaultGateway": True, "ipMasq": True}
+    return {"cniVersion": "1.0.0", "name": "lab", "plugins": [{**bridge, "ipam": ipam}]}
 
 
 # --- what is left alone --------------------------------------------------------------------------

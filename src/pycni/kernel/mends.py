@@ -1,7 +1,9 @@
 """Kinds of steps that an ADD could not make again over what is left of them.
 
 `MENDS` has a function for each such kind; all others are made again by their module's `apply`.
-`CHECKS` looks for what a repair puts back though CHECK can do without. Used by `repair`.
+`CHECKS` looks for what a repair puts back though CHECK can do without. They belong to the modules
+in `steps`, whose parts they use, and stand here so that no plugin's process loads them. Used by
+`repair`.
 """
 
 from __future__ import annotations
@@ -37,17 +39,30 @@ if TYPE_CHECKING:
 AGAIN = "delete the attachment and add it again"
 
 
-def require_own(step: steps.VethPair, kernel: Kernel) -> None:
-    """Raise a CNIError if the sandbox's interface was made for another attachment."""
+def require_own(step: steps.VethPair, kernel: Kernel, *, marked: bool) -> None:
+    """Raise a CNIError if the sandbox's interface was made for another attachment.
+
+    marked: or by another project's plugin, which does not mark it.
+    """
+    path = kernel.site(SANDBOX).path
     inner = kernel.site(SANDBOX).find(step.name)
     outer = kernel.host.find(inner.link) if inner is not None and inner.link else None
-    tag = outer.alias.partition(",")[0] if outer is not None else ""
-    if outer is not None and tag and outer.kind == "veth" and tag != step.owner.tag:
+    if outer is None or outer.kind != "veth":
+        return
+    tag = outer.alias.partition(",")[0]
+    if tag not in ("", step.owner.tag):
         raise CNIError(
             CHECK_FAILED,
-            f"{step.name} of {kernel.site(SANDBOX).path} belongs to another attachment",
+            f"{step.name} of {path} belongs to another attachment",
             f"{outer.name} is marked {outer.alias}: the namespace is not that of "
             f"{step.owner.container_id} any more",
+        )
+    if marked and not tag:
+        raise CNIError(
+            CHECK_FAILED,
+            f"{step.name} of {path} was made by a plugin that is not pycni's",
+            "whose DEL would leave what pycni puts back: name the directory that the runtime takes "
+            "its plugins from, such as --plugin-dir /opt/cni/bin",
         )
 
 

@@ -135,7 +135,8 @@ def _require_living(plan: Plan, kernel: Kernel, request: Request, remake: bool) 
     """Raise a CNIError unless the sandbox is still the attachment's."""
     for step in plan.steps:
         if isinstance(step, VethPair):
-            mends.require_own(step, kernel)
+            # Without directories nobody has looked whose the runtime's plugins are.
+            mends.require_own(step, kernel, marked=not request.path)
         if not is_absent(step, kernel):
             continue
         if not remake:
