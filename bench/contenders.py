@@ -200,6 +200,22 @@ def with_agent(name: str, host: Namespace) -> Iterator[WithAgent]:
         process.wait()
 
 
+def settle() -> None:
+    """Wait until the kernel's worker has freed the namespaces that are gone: links and all."""
+    quiet = 0
+    while quiet < 3:
+        quiet = 0 if any("+netns" in name for name in _processes()) else quiet + 1
+        time.sleep(0.05)
+
+
+def _processes() -> Iterator[str]:
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        try:
+            yield path.read_text()
+        except OSError:
+            continue  # it has ended
+
+
 def cold_plugins() -> Path:
     """The directory of our plugins that ask no agent."""
     directory = FOLDER / "cold"

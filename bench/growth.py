@@ -9,7 +9,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from contenders import FOLDER, IN_PROCESS, Attachment, Contender, everyone, ours, room, sandboxes
+from contenders import (
+    FOLDER,
+    IN_PROCESS,
+    Attachment,
+    Contender,
+    everyone,
+    ours,
+    room,
+    sandboxes,
+    settle,
+)
 from measure import Measurement, measure
 from pods import attach_all, present
 from scenarios import HOST_LOCAL, POD, V4, Scenario, bridge, data_dir, portmap
@@ -84,10 +94,10 @@ def results(count: int, rounds: int) -> Iterator[Measurement]:
         yield Measurement(f"{count:,} cached results", operation, found)
 
 
-def collection(count: int, few: int = 10) -> Iterator[Measurement]:
-    """GC of a pod's plugins: with all to keep, with one stale, and with all stale.
+def collection(count: int, rounds: int, few: int = 50) -> Iterator[Measurement]:
+    """GC by a pod's plugins, with all to keep, with one stale, and with all stale.
 
-    The last in seconds for each attachment.
+    In seconds for each attachment there is, since it has to look at them all.
     """
     values: dict[str, dict[str, list[float]]] = {}
     for note, number in ((FEW, few), (MANY, count)):
@@ -97,15 +107,16 @@ def collection(count: int, few: int = 10) -> Iterator[Measurement]:
             boxes = stack.enter_context(sandboxes(number, "stale"))
             stack.enter_context(inside(host))
             attach_all(contender, POD, boxes)
-            for name, kept, parts in (
-                ("GC, all kept", boxes, 1),
-                ("GC, one stale", boxes[1:], 1),
-                ("GC, all stale, each", [], number - 1),
+            for name, kept in (
+                ("GC, all kept", [boxes] * rounds),
+                ("GC, one stale", [boxes[turn + 1 :] for turn in range(rounds)]),
+                ("GC, all stale", [[]]),
             ):
-                seconds = collect(contender, POD, kept) / parts
-                values.setdefault(name, {})[note] = [seconds]
+                seconds = [collect(contender, POD, keep) / number for keep in kept]
+                values.setdefault(name, {})[note] = seconds
+        settle()
     for name, found in values.items():
-        yield Measurement(f"{count:,} attachments", name, found)
+        yield Measurement(f"{count:,} attachments, each", name, found)
 
 
 def collect(contender: Contender, scenario: Scenario, kept: Sequence[Attachment]) -> float:

@@ -29,7 +29,7 @@ import memory
 import plot
 import report
 import runtime
-from contenders import IN_PROCESS, Contender, Floor, everyone, ours, room
+from contenders import IN_PROCESS, Contender, Floor, everyone, ours, room, settle
 from measure import Measurement, Table, measure, measure_at_once
 from packets import packets
 from pods import present
@@ -94,6 +94,7 @@ def _run(options: argparse.Namespace) -> tuple[list[Table], bool]:
         for job in section.jobs:
             if options.only in f"{section.title}: {job.name}":
                 print(f"  {section.title}: {job.name}", file=sys.stderr)
+                settle()
                 try:
                     rows += job.run()
                 except (CNIError, OSError, RuntimeError, subprocess.SubprocessError) as error:
@@ -140,7 +141,7 @@ def _sections(options: argparse.Namespace) -> list[Section]:
                 Job("port mappings", partial(growth.mappings, 5_000, rounds)),
                 Job("ports", partial(growth.ports, 1_000, rounds)),
                 Job("results", partial(growth.results, 10_000, rounds)),
-                Job("GC", partial(growth.collection, 1_000)),
+                Job("GC", partial(growth.collection, 1_000, few)),
             ],
         ),
         Section(
