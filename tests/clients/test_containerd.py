@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
 
 from harness import Namespace, ip_json, run_in
@@ -99,9 +100,30 @@ def test_result(kubelet: Kubelet) -> None:
     kubelet.remove(pod)
 
 
+@pytest.mark.parametrize("plugins", ["ours", "agent"], indirect=True)
+def test_pod_that_cannot_be_attached(kubelet: Kubelet) -> None:
+    """Its port has a holder: kubelet learns who it is, and nothing of the pod is left."""
+    first = kubelet.run("first", [(8080, 80)])
+    before = links()
+    with pytest.raises(grpc.RpcError) as refusal:
+        kubelet.run("second", [(8080, 80)])
+    assert "8080" in refusal.value.details()
+    assert first.id in refusal.value.details()
+    assert (links(), leases()) == (before, [first.address])
+    assert mentions("10.88.0.3") == []
+    assert page("127.0.0.1", 8080) == PAGE
+    kubelet.remove(first)
+    second = kubelet.run("second", [(8080, 80)])
+    assert page("127.0.0.1", 8080) == PAGE
+    kubelet.remove(second)
+
+
 @pytest.mark.parametrize("plugins", ["agent"], indirect=True)
 def test_many_pods(kubelet: Kubelet) -> None:
-    """Eight at a time; each has an address of its own and is reached, and all go again."""
+    """Eight at a time; each has an address of its own and is reached, and all go again.
+
+    PYCNI_PODS: how many.
+    """
     with ThreadPoolExecutor(8) as callers:
         pods = list(callers.map(lambda number: kubelet.run(f"pod{number}"), range(MANY)))
         assert len({pod.address for pod in pods}) == MANY
