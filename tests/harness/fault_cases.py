@@ -64,7 +64,7 @@ def _flanneld(world: World) -> None:
 
 CASES = (
     Case("bridge", "bridge", {**_BRIDGE, "macspoofchk": True}),
-    Case("bridge, iptables", "bridge", {**_BRIDGE, "ipMasqBackend": "iptables"}),
+    Case("bridge, iptables", "bridge", {**_BRIDGE, "ipMasqBackend": "iptables"}, variant=True),
     Case("ptp", "ptp", {"ipMasq": True, "ipam": {**_HOST_LOCAL, "routes": _DEFAULT}}),
     Case("macvlan", "macvlan", {"master": "lan0", "ipam": _HOST_LOCAL}, _lan),
     Case("tap", "tap", {"mtu": 1400, "ipam": _HOST_LOCAL}),
@@ -73,11 +73,11 @@ CASES = (
     Case("flannel", "flannel",
          {"subnetFile": "FOLDER/subnet.env", "dataDir": "FOLDER/flannel",
           "ipam": {"dataDir": "FOLDER/leases"}},
-         _flanneld),
+         _flanneld, variant=True),
     Case("host-local", "host-local", {"ipam": _HOST_LOCAL}),
     Case("portmap", "portmap", _ports(8080), chained=True, neighbour=_ports(9080)),
     Case("portmap, iptables", "portmap", {**_ports(8080), "backend": "iptables"},
-         chained=True, neighbour=_ports(9080)),
+         chained=True, neighbour=_ports(9080), variant=True),
     Case("firewall", "firewall", {"backend": "nftables", "ingressPolicy": "same-bridge"},
          chained=True),
     Case("firewall, iptables", "firewall", {"backend": "iptables"}, chained=True),

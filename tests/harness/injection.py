@@ -141,8 +141,10 @@ def trials(
 
 
 def _worth(case: Case, change: Change, position: int) -> bool:
-    """Whether to disturb it in the short form: host-local's files have a case of their own."""
-    return change.sort not in ("file", "lock") or not case.delegates or position % 6 == 0
+    """Whether to disturb it in the short form, or another case has had the same."""
+    if change.sort in ("file", "lock") and case.delegates:  # host-local's
+        return position % 6 == 0
+    return not case.variant or change.sort == "program" or position % 3 == 0
 
 
 def _changes_of(tried: Trials, case: Case, operation: str) -> list[Change]:
@@ -204,8 +206,11 @@ def _delete(tried: Trials, case: Case, position: int, full: bool) -> Iterator[Tr
         wrong = _internal(run) or _rest(tried.world.differs(tried.before))
         wrong = wrong or tried.delete()
         # That a link has gone is believed, and it may be there for all that.
-        wrong = wrong or tried.left(host_only=number == errno.ENODEV and run.code == 0)
+        believed = number == errno.ENODEV and run.code == 0
+        wrong = wrong or tried.left(host_only=believed)
         yield _trial(case, "DEL", number, watch.disturbed, tried.after(wrong))
+        if believed:
+            tried.renew()
     for cleaner in ("DEL", "GC") if full else ("DEL" if position % 4 else "GC",):
         assert tried.add() == ""
         died = killed(lambda: tried.run("DEL"), position)

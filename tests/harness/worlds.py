@@ -45,7 +45,7 @@ class Case:
     there already, and its prevResult; alone: it has no neighbour on the same host, which keeps what
     attachments share; neighbour: keys that the neighbour has otherwise;
     spends: DEL leaves routes of the sandbox or disciplines of its link to go with it, so each
-    attachment needs a new one.
+    attachment needs a new one; variant: it does for the most part what another case does.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Case:
     alone: bool = False
     neighbour: Config = field(default_factory=dict)
     spends: bool = False
+    variant: bool = False
 
     @property
     def delegates(self) -> bool:

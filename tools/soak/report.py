@@ -115,7 +115,7 @@ def load(report: dict[str, Any]) -> str:
             words,
             "ADD of bridge, median and 99th percentile, by phase:\n",
             table(columns, rows),
-            "The first phase and the last, by as many callers: 50, 90, 99 of 100, in milliseconds:\n",
+            "The first phase and the last, by as many callers; 50, 90, 99 of 100, in ms:\n",
             table(("call of bridge", "first", "last"), change),
             measured(report["seconds"]),
         )
