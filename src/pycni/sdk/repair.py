@@ -72,7 +72,7 @@ def inspect_planned(plugin: PlannedPlugin, request: Request) -> list[Part]:
 
 def _plan(plugin: PlannedPlugin, request: Request, previous: Result) -> Plan:
     config = plugin.resolve(plugin.config.decode(request.document))
-    network = plugin.complete(config, _known_routes(plugin.concern(request, previous), previous))
+    network = plugin.complete(config, plugin.concern(request, previous))
     return plugin.plan(request, config, network)
 
 
@@ -103,23 +103,6 @@ def check_only(
     except CNIError as error:
         return [Difference(what, FAILED, f"{error}; {AGAIN}")]
     return [Difference(what, MENDED)]
-
-
-def _known_routes(network: Result, previous: Result) -> Result:
-    """A result whose routes can be made, not just compared.
-
-    Where `own_part` could not tell a gateway, the default route has that of the addresses; other
-    routes may be another interface's, and are left out.
-    """
-    if len(network.routes) != len(previous.routes):
-        return network
-    routes = []
-    for route, told in zip(network.routes, previous.routes, strict=True):
-        if route.gw is None or told.gw is not None:
-            routes.append(route)
-        elif route.dst.is_default:
-            routes.append(told)
-    return network.replace(routes=tuple(routes))
 
 
 def _macs(request: Request, previous: Result) -> dict[tuple[str, str], str]:
