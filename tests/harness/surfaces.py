@@ -443,7 +443,8 @@ def dhcp_reply(data: bytes) -> None:
         return
     assert len(reply.domains(119)) <= len(data)
     assert all(item.dst.version == 4 for item in reply.routes)
-    assert isinstance(reply.message, str)
+    for text in (reply.message, reply.text(15), *reply.domains(119)):
+        assert text.isprintable()
     try:
         lease = Lease.from_ack(reply, "02:00:00:00:00:01", 1000.0)
     except ValueError:

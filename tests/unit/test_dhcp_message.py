@@ -202,3 +202,17 @@ def test_times_are_in_order_and_never_at_once(seconds: dict[str, int]) -> None:
     assert lease.renew_at is not None
     assert lease.rebind_at is not None
     assert 1000 < lease.renew_at <= lease.rebind_at <= lease.expires_at
+
+
+@pytest.mark.parametrize("text", [b"a\nnameserver 192.0.2.66", b"a\r", b"\x1b[2J", b"a\x7f"])
+def test_text_with_control_characters_is_none(text: bytes) -> None:
+    """It would end up in logs, and in resolv.conf."""
+    label = bytes((len(text),)) + text + b"\0"
+    given = option(53, b"\5") + option(15, text) + option(56, text) + option(119, label)
+    reply = Reply.decode(answer(given + option(119, b"\3abc\0")))
+    assert (reply.text(15), reply.message, reply.domains(119)) == ("", "", ("abc",))
+
+
+def test_text_ends_at_nul() -> None:
+    reply = Reply.decode(answer(option(53, b"\5") + option(15, b"example\0.com\0")))
+    assert reply.text(15) == "example"

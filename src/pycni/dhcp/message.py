@@ -174,8 +174,12 @@ class Reply:
         return int.from_bytes(value, "big") if len(value) == 4 else None
 
     def text(self, code: int) -> str:
-        """An option that is text."""
-        return self.options.get(code, b"").rstrip(b"\0").decode("utf-8", "replace")
+        """An option that is text; "" for what holds line breaks or other control characters.
+
+        It goes into logs, and by way of a result into files such as resolv.conf.
+        """
+        text = self.options.get(code, b"").partition(b"\0")[0].decode("utf-8", "replace")
+        return text if text.isprintable() else ""
 
     def domains(self, code: int) -> tuple[str, ...]:
         """An option that is a list of domain names, as DNS writes them (RFC 3397)."""
@@ -231,8 +235,9 @@ def _domains(data: bytes) -> tuple[str, ...]:
     at = 0
     while at < len(data):
         labels, at = _labels(data, at)
-        if labels:
-            names.append(".".join(labels))
+        name = ".".join(labels)
+        if name and name.isprintable() and " " not in name:
+            names.append(name)
     return tuple(names)
 
 
