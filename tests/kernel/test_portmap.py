@@ -704,7 +704,7 @@ def test_chains_of_earlier_subnets_do_not_pile_up(machines: Machines) -> None:
 def test_the_socket_that_is_open_is_used(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One netfilter socket a request: closing one after a deletion waits for the kernel."""
+    """One netfilter socket a request at most: closing one after a deletion waits for the kernel."""
     one = machines.container("one")
     portmap = portmap_for(machines, one, mapping(8080, 80), mapping(5300, 80, "udp"))
     portmap.add()
@@ -718,4 +718,4 @@ def test_the_socket_that_is_open_is_used(
 
     monkeypatch.setattr(nfnetlink.NetfilterSocket, "__init__", count)
     portmap.delete()
-    assert opened == 1
+    assert opened <= 1  # 0 where an earlier request has left one
