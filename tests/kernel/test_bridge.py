@@ -446,7 +446,12 @@ def test_router_advertisements_are_not_accepted(attach: Attach) -> None:
     (outer,) = veths()
     assert setting("net/ipv6/conf/bridge0/accept_ra") == "0"
     assert link(outer)["operstate"] == "UP"
+    # What a port receives goes to its bridge.
+    assert setting(f"net/ipv6/conf/{outer}/disable_ipv6") == "1"
     assert addresses(outer) == {}
+    assert not [
+        route for route in ip_json("-6", "route", "show", "table", "all") if route["dev"] == outer
+    ]
 
 
 def test_bridge_that_accepted_router_advertisements(attach: Attach) -> None:

@@ -22,7 +22,7 @@ from pycni.kernel.netlink.constants import RT_SCOPE_LINK
 from pycni.kernel.netlink.errors import NetlinkError
 from pycni.kernel.nfnetlink import NFPROTO_INET
 from pycni.kernel.route import Route
-from pycni.kernel.steps.link_up import without_link_local
+from pycni.kernel.steps import no_ipv6
 from pycni.plan.steps import SANDBOX
 from pycni.spec.errors import ALREADY_EXISTS, CHECK_FAILED, CNIError
 
@@ -118,9 +118,8 @@ def _veth(step: steps.VethPair, kernel: Kernel) -> None:
     master = host.link(port.bridge).index
     if outer.master != master:
         host.request(links.update(outer, master=master))
-    without_link_local(
-        host, outer, links.update(outer, up=True, hairpin=port.hairpin, isolated=port.isolated)
-    )
+    no_ipv6.switch_off(host, outer.name)
+    host.request(links.update(outer, up=True, hairpin=port.hairpin, isolated=port.isolated))
     if port.vlans:
         from pycni.kernel.steps import port_vlans
 

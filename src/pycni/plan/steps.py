@@ -2,8 +2,9 @@
 
 A step names things (links by name, sandbox or host by `where`); what only the kernel knows (an
 index, a MAC address) the executor looks up. `kind` is the module in `pycni.kernel.steps` that
-makes, checks and removes it; of a step declared elsewhere, its module's whole name. `follows_link` marks what the kernel removes together with the
-attachment's interface, so that DEL need not; `makes_link` marks the making of that interface.
+makes, checks and removes it; of a step declared elsewhere, its module's whole name. `follows_link`
+marks what the kernel removes together with the attachment's interface, so that DEL need not;
+`makes_link` marks the making of that interface.
 """
 
 from __future__ import annotations

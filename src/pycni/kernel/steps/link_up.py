@@ -9,19 +9,21 @@ from pycni.kernel.netlink.errors import NetlinkError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pycni.kernel.context import Kernel, Site
-    from pycni.kernel.link import Link
-    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.context import Kernel
     from pycni.plan.steps import LinkUp
 
 
 def apply(step: LinkUp, kernel: Kernel) -> None:
     site = kernel.site(step.where)
-    change = links.update(step.link, up=True)
+    up = links.update(step.link, up=True)
     if step.link_local:
-        site.request(change)
-    else:
-        without_link_local(site, step.link, change)
+        site.request(up)
+        return
+    try:
+        site.request(links.no_link_local(step.link), up)
+    except NetlinkError as error:
+        if error.errno != errno.EAFNOSUPPORT or 1 not in error.done:  # there is no IPv6
+            raise
 
 
 def check(step: LinkUp, kernel: Kernel) -> list[str]:
@@ -29,12 +31,3 @@ def check(step: LinkUp, kernel: Kernel) -> list[str]:
     if found is None:
         return [f"interface {step.link} is missing in the {step.where}"]
     return [] if found.is_up else [f"interface {step.link} is down"]
-
-
-def without_link_local(site: Site, link: Link | str, change: Request) -> None:
-    """Make a change that sets a link up, and have it get no IPv6 link-local address then."""
-    try:
-        site.request(links.no_link_local(link), change)
-    except NetlinkError as error:
-        if error.errno != errno.EAFNOSUPPORT or 1 not in error.done:  # there is no IPv6
-            raise

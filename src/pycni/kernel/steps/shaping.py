@@ -15,7 +15,7 @@ import time
 from pycni.kernel import link as links
 from pycni.kernel import tc
 from pycni.kernel.netlink.errors import NetlinkError
-from pycni.kernel.steps.link_up import without_link_local
+from pycni.kernel.steps import no_ipv6
 from pycni.spec.errors import ALREADY_EXISTS, INVALID_CONFIG, CNIError
 from pycni.spec.owner import Owner, hashed_name, network_tag
 
@@ -253,8 +253,8 @@ def _make_ifb(step: Shaping, host: Site, outer: Link) -> Link:
     name = first if taken is None else second
     ifb = links.create(host.netlink, links.ifb(name, mtu=outer.mtu, txqlen=0))
     try:
-        # What it receives it hands on: it speaks no IPv6 itself, and needs no address.
-        without_link_local(host, ifb, links.update(ifb, up=True, alias=step.owner.comment))
+        no_ipv6.switch_off(host, name)
+        host.request(links.update(ifb, up=True, alias=step.owner.comment))
     except BaseException:
         _delete(host, ifb)
         raise

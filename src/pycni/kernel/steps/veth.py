@@ -6,7 +6,7 @@ import errno
 
 from pycni.kernel import link as links
 from pycni.kernel.netlink.errors import NetlinkError
-from pycni.kernel.steps.link_up import without_link_local
+from pycni.kernel.steps import no_ipv6
 from pycni.spec.errors import ALREADY_EXISTS, CNIError
 from pycni.spec.owner import Owner, network_tag
 
@@ -118,11 +118,9 @@ def _set_up_host_end(step: VethPair, made: Link, host: Site) -> None:
         host.request(links.update(made, up=True, alias=alias))
         return
     host.forget(port.bridge)  # a bridge may have taken over its new port's address
-    # What a port receives goes to its bridge: it speaks no IPv6 itself, and needs no address.
-    without_link_local(
-        host,
-        made,
-        links.update(made, up=True, alias=alias, hairpin=port.hairpin, isolated=port.isolated),
+    no_ipv6.switch_off(host, made.name)
+    host.request(
+        links.update(made, up=True, alias=alias, hairpin=port.hairpin, isolated=port.isolated)
     )
     if port.vlans:
         from pycni.kernel.steps import port_vlans
