@@ -33,11 +33,13 @@ if TYPE_CHECKING:
 
 
 class Transaction:
-    """Steps made so far and how to take them back; leaving it by an exception takes them back.
+    """Steps made so far and how to take them back.
 
         with Transaction(kernel) as transaction:
             transaction.apply(plan)
             ...                        # whatever else must succeed with it
+
+    Leaving it by an exception takes them back.
     """
 
     def __init__(self, kernel: Kernel) -> None:

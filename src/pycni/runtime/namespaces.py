@@ -1,7 +1,9 @@
-"""Network namespaces with names, as `ip netns` makes them, for programs that run containers.
+"""Network namespaces with names, as `ip netns` makes them.
 
     with temporary() as netns:
         network.add("web-1", netns)
+
+For programs that run containers.
 """
 
 from __future__ import annotations
