@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from scenarios import data_dir
 
 from harness import Namespace, inside
 from pycni.cli.install import install
-from pycni.plugins import load, resolve
 from pycni.runtime import namespaces
-from pycni.sdk.dispatch import serve
+from pycni.runtime.engine import Engine
+from pycni.sdk.request import Request
+from pycni.spec.result import Result, encode_result
 
 FOLDER = Path("/run/pycni-bench")
 REFERENCE = Path("/usr/lib/cni")
@@ -31,11 +32,12 @@ COLD, AGENT, IN_PROCESS = "cold", "agent", "in process"
 
 @dataclass(frozen=True)
 class Call:
-    """One call of one plugin: what its process gets as environment and stdin."""
+    """One call of one plugin: what its process gets as environment and stdin, and as an object."""
 
     plugin: str
     environ: Mapping[str, str]
     stdin: bytes
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,11 @@ class Contender:
         ]
         return elapsed, results
 
-    def perform(self, call: Call) -> tuple[int, bytes]:
-        """Exit code and stdout."""
+    def perform(self, call: Call) -> tuple[int, Any]:
+        """Exit code, and stdout or what there is in its place."""
         raise NotImplementedError
 
-    def perform_all(self, calls: Sequence[Call]) -> list[tuple[int, bytes]]:
+    def perform_all(self, calls: Sequence[Call]) -> Sequence[tuple[int, Any]]:
         """The same for many calls that run at the same time."""
         raise NotImplementedError
 
@@ -100,13 +102,13 @@ class Contender:
             "CNI_IFNAME": "eth0",
             "CNI_PATH": str(self.directory),
         }
-        return Call(config["type"], environ, json.dumps(config).encode())
+        return Call(config["type"], environ, json.dumps(config).encode(), config)
 
-    def _result(self, call: Call, code: int, stdout: bytes) -> Any:
+    def _result(self, call: Call, code: int, output: Any) -> Any:
         if code != 0:
             command = call.environ["CNI_COMMAND"]
-            raise RuntimeError(f"{self.name}: {command} {call.plugin}: {stdout.decode()}")
-        return json.loads(stdout) if stdout else None
+            raise RuntimeError(f"{self.name}: {command} {call.plugin}: {output.decode()}")
+        return json.loads(output) if output else None
 
 
 class Processes(Contender):
@@ -137,15 +139,25 @@ class Processes(Contender):
 
 
 class InProcess(Contender):
-    """A function call, with the same environment and stdin."""
+    """A function call, as a Python program makes it: nothing is written as JSON or read from it."""
 
-    def perform(self, call: Call) -> tuple[int, bytes]:
-        outcome = serve(load(call.plugin), call.environ, lambda: call.stdin, resolve=resolve)
-        return outcome.code, outcome.stdout.encode()
+    def perform(self, call: Call) -> tuple[int, Result | None]:
+        engine = Engine((os.fspath(self.directory),))
+        request = Request(
+            call.environ["CNI_COMMAND"],
+            call.config,
+            container_id=call.environ["CNI_CONTAINERID"],
+            netns=call.environ["CNI_NETNS"],
+            ifname=call.environ["CNI_IFNAME"],
+        )
+        return 0, engine.call(engine.find(call.plugin), request, {})
 
-    def perform_all(self, calls: Sequence[Call]) -> list[tuple[int, bytes]]:
+    def perform_all(self, calls: Sequence[Call]) -> list[tuple[int, Result | None]]:
         with ThreadPoolExecutor(len(calls)) as pool:  # its threads start in this one's namespace
             return list(pool.map(self.perform, calls))
+
+    def _result(self, call: Call, code: int, output: Any) -> Any:
+        return None if output is None else encode_result(output, call.config["cniVersion"])
 
 
 @contextmanager
