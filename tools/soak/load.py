@@ -330,10 +330,14 @@ def run(folder: Path, cycles: int, phases: list[int]) -> dict[str, Any]:
         report: dict[str, Any] = {"phases": []}
         began = time.monotonic()
         for number, callers in enumerate(phases):
-            report["phases"].append(load.phase(callers, each))
+            phase = load.phase(callers, each)
+            rest = load.footprint()
+            report["phases"].append({**phase, "agent memory": rest["memory"]})
             _say(json.dumps(report["phases"][-1]))
             if number == 0:
-                early = load.footprint()
+                early = rest
+            if callers == max(phases):
+                busiest = rest
         load.drain()
         load.require_nothing_left()
         late = load.footprint()
@@ -351,6 +355,8 @@ def run(folder: Path, cycles: int, phases: list[int]) -> dict[str, Any]:
                 report["first"][sort] = latencies.percentiles(0, each)
                 report["last"][sort] = latencies.percentiles(load.done - each)
         _require_steady(early, late)
+        if late["memory"] > busiest["memory"] * 1.1 + 1024:
+            raise Failed(f"the agent's memory grew: {busiest} {late}")
     finally:
         load.close()
     return report

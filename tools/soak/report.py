@@ -86,12 +86,13 @@ def load(report: dict[str, Any]) -> str:
     kinds = ("agent", "process", "reference")
     rows = [
         (phase["callers"], phase["cycles"], phase["per second"],
+         f"{phase['agent memory'] / 1024:.1f}",
          *(f"{phase.get(f'{kind} ADD p50', '')} / {phase.get(f'{kind} ADD p99', '')}"
            for kind in kinds))
         for phase in report["phases"]
     ]  # fmt: skip
     names = ("our agent, ms", "our processes, ms", "the reference, ms")
-    columns = ("callers", "cycles", "per second", *names)
+    columns = ("callers", "cycles", "per second", "agent, MiB", *names)
     first, last = report["first"], report["last"]
     sorts = [f"{kind} {command}" for kind in kinds for command in ("ADD", "DEL", "CHECK")]
     change = [
