@@ -95,7 +95,7 @@ def check(plan: Plan, kernel: Kernel) -> list[str]:
 
 def remove(plan: Plan, kernel: Kernel) -> list[CNIError]:
     """Remove what a plan names, in reverse; what is missing is no error. Returns what failed."""
-    steps = [step for step in reversed(plan.steps) if not step.follows_link]
+    steps = [step for step in reversed(plan.steps) if not (step.follows_link or step.shared)]
     return _each(lambda step: handler(step.kind).remove(step, kernel), steps)
 
 

@@ -4,7 +4,8 @@ A step names things (links by name, sandbox or host by `where`); what only the k
 index, a MAC address) the executor looks up. `kind` is the module in `pycni.kernel.steps` that
 makes, checks and removes it; of a step declared elsewhere, its module's whole name. `follows_link`
 marks what the kernel removes together with the attachment's interface, so that DEL need not;
-`makes_link` marks the making of that interface.
+`makes_link` marks the making of that interface. `shared` marks what other attachments rely on as
+well, and DEL leaves.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Step(Record):
     """Base of all steps."""
 
     kind: ClassVar[str] = ""
+    shared: ClassVar[bool] = False
     follows_link: ClassVar[bool] = False
     makes_link: ClassVar[bool] = False
 
@@ -37,6 +39,7 @@ class Bridge(Step):
     """
 
     kind: ClassVar[str] = "bridge"
+    shared: ClassVar[bool] = True
 
     name: str
     mtu: int = 0
@@ -174,6 +177,7 @@ class GatewayAddress(Step):
     """
 
     kind: ClassVar[str] = "gateway_address"
+    shared: ClassVar[bool] = True
 
     link: str
     addresses: tuple[IPNetwork, ...]
@@ -187,6 +191,7 @@ class VLANGateway(Step):
     """
 
     kind: ClassVar[str] = "vlan_gateway"
+    shared: ClassVar[bool] = True
 
     name: str
     bridge: str
@@ -218,6 +223,7 @@ class Forwarding(Step):
     """The host forwards packets of a family (AF_INET or AF_INET6). Stays: others rely on it."""
 
     kind: ClassVar[str] = "forwarding"
+    shared: ClassVar[bool] = True
 
     family: int
 
@@ -444,6 +450,7 @@ class RouteLocalnet(Step):
     """Packets from 127.0.0.0/8 may leave by the link that leads to an address. Stays."""
 
     kind: ClassVar[str] = "route_localnet"
+    shared: ClassVar[bool] = True
 
     address: IPAddress
 
@@ -472,6 +479,7 @@ class IngressPolicy(Step):
     """
 
     kind: ClassVar[str] = "ingress_policy"
+    shared: ClassVar[bool] = True
 
     bridge: str
     isolated: bool

@@ -77,10 +77,6 @@ def check(step: Bridge, kernel: Kernel) -> list[str]:
     return differences
 
 
-def remove(step: Bridge, kernel: Kernel) -> None:
-    """Nothing: other attachments may use it, or be about to."""
-
-
 def remove_unused(kernel: Kernel, name: str) -> None:
     """Delete a bridge that nobody has plugged anything into yet."""
     found = kernel.host.find(name)

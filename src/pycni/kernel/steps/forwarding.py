@@ -28,10 +28,6 @@ def check(step: Forwarding, kernel: Kernel) -> list[str]:
     return [f"{_key(step)} is 0: the host does not forward packets"]
 
 
-def remove(step: Forwarding, kernel: Kernel) -> None:
-    """Nothing: other networks of the host rely on it."""
-
-
 def _key(step: Forwarding) -> str:
     return "net/ipv4/ip_forward" if step.family == AF_INET else "net/ipv6/conf/all/forwarding"
 

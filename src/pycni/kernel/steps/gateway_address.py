@@ -66,10 +66,6 @@ def check(step: GatewayAddress, kernel: Kernel) -> list[str]:
     ]
 
 
-def remove(step: GatewayAddress, kernel: Kernel) -> None:
-    """Nothing: it is the gateway of other attachments too."""
-
-
 def _present(link: Link, kernel: Kernel) -> list[IPNetwork]:
     return [found.network for found in addresses.dump(kernel.host.netlink, link.index)]
 

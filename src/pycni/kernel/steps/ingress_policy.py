@@ -58,10 +58,6 @@ def check(step: IngressPolicy, kernel: Kernel) -> list[str]:
     return differences
 
 
-def remove(step: IngressPolicy, kernel: Kernel) -> None:
-    """Nothing: other containers of the bridge rely on it."""
-
-
 def collect(kernel: Kernel, network: str, keep: Collection[Attachment]) -> None:
     """Remove what speaks of bridges that are not there any more."""
     host = kernel.host

@@ -28,10 +28,6 @@ def check(step: RouteLocalnet, kernel: Kernel) -> list[str]:
     return [f"{key} is {value}: localhost does not reach the container's ports"]
 
 
-def remove(step: RouteLocalnet, kernel: Kernel) -> None:
-    """Nothing: other containers behind the same link rely on it."""
-
-
 def _key(step: RouteLocalnet, kernel: Kernel) -> str:
     host = kernel.host
     link = host.link(route.device_towards(host.netlink, step.address))

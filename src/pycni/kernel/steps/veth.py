@@ -6,7 +6,6 @@ import errno
 
 from pycni.kernel import link as links
 from pycni.kernel.netlink.errors import NetlinkError
-from pycni.kernel.steps import no_ipv6
 from pycni.spec.errors import ALREADY_EXISTS, CNIError
 from pycni.spec.owner import Owner, network_tag
 
@@ -118,6 +117,8 @@ def _set_up_host_end(step: VethPair, made: Link, host: Site) -> None:
         host.request(links.update(made, up=True, alias=alias))
         return
     host.forget(port.bridge)  # a bridge may have taken over its new port's address
+    from pycni.kernel.steps import no_ipv6
+
     no_ipv6.switch_off(host, made.name)
     host.request(
         links.update(made, up=True, alias=alias, hairpin=port.hairpin, isolated=port.isolated)

@@ -58,9 +58,5 @@ def check(step: VLANGateway, kernel: Kernel) -> list[str]:
     return port_vlans.differences(kernel.host, port, step.vlans)
 
 
-def remove(step: VLANGateway, kernel: Kernel) -> None:
-    """Nothing: other attachments of the VLAN use it."""
-
-
 def _peer_name(step: VLANGateway) -> str:
     return hashed_name("veth", f"{step.bridge}.{step.vlans.pvid}", 15)
