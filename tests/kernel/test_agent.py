@@ -79,6 +79,18 @@ def test_serves_add_check_del(
     assert agent.calls() == {("bridge", "ADD"): 1, ("bridge", "CHECK"): 1, ("bridge", "DEL"): 1}
 
 
+def test_calls_in_turn_share_a_thread(agent: AgentProcess) -> None:
+    agent.start()
+    assert agent.process is not None
+    threads = Path(f"/proc/{agent.process.pid}/task")
+    call(agent, "VERSION", {"cniVersion": "1.0.0", "type": "loopback"})
+    before = len(list(threads.iterdir()))
+    for _ in range(10):
+        call(agent, "VERSION", {"cniVersion": "1.0.0", "type": "loopback"})
+        time.sleep(0.02)  # its thread has then seen that it is done
+    assert len(list(threads.iterdir())) <= before + 1
+
+
 def test_same_answers_with_and_without(
     agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
 ) -> None:

@@ -61,6 +61,7 @@ class Agent:
         self._calls: queue.Queue[socket.socket | None] = queue.Queue(waiting)
         self._workers = workers
         self._threads: list[threading.Thread] = []
+        self._free = threading.Semaphore(0)  # counts threads that wait for a call
         self._idle = idle
         self._namespaces = _namespaces("self")
         self._stop_reader, self._stop_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -120,13 +121,20 @@ class Agent:
             self.metrics.refuse("busy")
             connection.close()
             return
-        if len(self._threads) < self._workers and not self._calls.empty():
+        if not self._free.acquire(blocking=False) and len(self._threads) < self._workers:
             thread = threading.Thread(target=self._work, name=f"worker-{len(self._threads)}")
             self._threads.append(thread)
             thread.start()
 
+    def _next(self) -> socket.socket | None:
+        try:
+            return self._calls.get_nowait()
+        except queue.Empty:
+            self._free.release()
+            return self._calls.get()
+
     def _work(self) -> None:
-        while (connection := self._calls.get()) is not None:
+        while (connection := self._next()) is not None:
             with connection:
                 try:
                     self._serve(connection)
