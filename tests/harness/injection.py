@@ -126,16 +126,17 @@ def trials(
     *,
     full: bool = FULL,
     every: int = 1,
+    first: int = 0,
 ) -> Iterator[Trial]:
     """Every change of an operation, disturbed. full: by every error, and cleaned up either way;
-    every: only each so manyth change.
+    first, every: only each so manyth change, from this one on.
     """
     disturbed = {"ADD": _add, "CHECK": _check, "DEL": _delete, "GC": _gc}[operation]
     modes = (True, False) if full and operation == "ADD" and not case.alone else (True,)
     for shared in modes:
         with Trials(case, plugins, folder, shared=shared) as tried:
             seen = _changes_of(tried, case, operation)
-            for position in range(0, len(seen) + 1, every):
+            for position in range(first, len(seen) + 1, every):
                 if full or position == len(seen) or _worth(case, seen[position], position):
                     yield from disturbed(tried, case, position, full)
 
