@@ -141,7 +141,8 @@ class World:
             run_in(None, ["ip", "link", "add", "br0", "address", "02:00:00:00:00:08",
                           "type", "bridge"])  # fmt: skip
             for gateway in _GATEWAYS:
-                run_in(None, ["ip", "address", "add", gateway, "dev", "br0"])
+                nodad = ["nodad"] if ":" in gateway else []
+                run_in(None, ["ip", "address", "add", gateway, "dev", "br0", *nodad])
             run_in(None, ["ip", "link", "set", "br0", "up"])
         name = f"veth{number}"
         if container != "neighbour":

@@ -88,7 +88,7 @@ def _inside(folder: Path, given: argparse.Namespace) -> tuple[str, Any, bool]:
                 if trial.wrong:
                     _say(str(trial))
         _say(f"{case.name}: {sum(one.case == case.name for one in found)} trials")
-    text = report.inside(found, time.monotonic() - began)
+    text = report.inside(found, time.monotonic() - began, given.every)
     wrong = [str(trial) for trial in found if trial.wrong]
     return text, {"trials": len(found), "wrong": wrong}, bool(wrong)
 
@@ -106,7 +106,7 @@ def _outside(folder: Path, given: argparse.Namespace) -> tuple[str, Any, bool]:
                     _say(str(one))
             count = sum((one.case, one.side) == (case.name, side) for one in found)
             _say(f"{case.name}, {side}: {count} faults")
-    text = report.outside(found, time.monotonic() - began)
+    text = report.outside(found, time.monotonic() - began, given.every)
     wrong = [str(one) for one in found if one.left or one.undone]
     failed = any(one.side == "ours" and (one.left or one.undone) for one in found)
     return text, {"faults": len(found), "wrong": wrong}, failed

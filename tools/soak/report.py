@@ -37,16 +37,17 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def measured(seconds: float) -> str:
-    """When, where and how long."""
+def measured(seconds: float, every: int = 1) -> str:
+    """When, where and how long, and whether that was all."""
+    part = f"In part: one of {every} only. " if every > 1 else ""
     return (
-        f"Measured {time.strftime('%Y-%m-%d', time.gmtime())} on {os.cpu_count()} cores, "
+        f"{part}Measured {time.strftime('%Y-%m-%d', time.gmtime())} on {os.cpu_count()} cores, "
         f"Linux {platform.release()}, Python {platform.python_version()}, in "
         f"{seconds / 60:.0f} minutes.\n"
     )
 
 
-def inside(trials: Sequence[Any], seconds: float) -> str:
+def inside(trials: Sequence[Any], seconds: float, every: int) -> str:
     """Faults given from inside, by case."""
     counted: Counter[tuple[str, str]] = Counter()
     for trial in trials:
@@ -60,10 +61,10 @@ def inside(trials: Sequence[Any], seconds: float) -> str:
     ]
     total = ("**all**", *(sum(row[column] for row in rows) for column in (1, 2, 3)))
     columns = ("plugin", "changes refused", "killed at a change", "left or wrong")
-    return table(columns, [*rows, total]) + "\n" + measured(seconds)
+    return table(columns, [*rows, total]) + "\n" + measured(seconds, every)
 
 
-def outside(outcomes: Sequence[Any], seconds: float) -> str:
+def outside(outcomes: Sequence[Any], seconds: float, every: int) -> str:
     """Faults given from outside, ours and the reference's side by side."""
     counted: Counter[tuple[str, str, str]] = Counter()
     for one in outcomes:
@@ -78,7 +79,7 @@ def outside(outcomes: Sequence[Any], seconds: float) -> str:
     total = ("**all**", *(sum(row[column] for row in rows) for column in range(1, 7)))
     columns = ("plugin", "ours: faults", "ADD did not undo", "left after DEL",
                "reference: faults", "ADD did not undo", "left after DEL")  # fmt: skip
-    return table(columns, [*rows, total]) + "\n" + measured(seconds)
+    return table(columns, [*rows, total]) + "\n" + measured(seconds, every)
 
 
 def load(report: dict[str, Any]) -> str:
