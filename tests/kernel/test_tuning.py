@@ -264,6 +264,21 @@ def test_second_add_keeps_what_there_was_before_the_first(attach: Attach, tmp_pa
     assert (link(one), sysctl(one, "net/core/somaxconn")) == (before, queue)
 
 
+def test_delete_that_cannot_put_something_back(attach: Attach, tmp_path: Path) -> None:
+    """It tells, and puts back the rest; the next one tries again, and does not fail for it."""
+    one = attach(mtu=1400, sysctl={"net.core.somaxconn": "500"})
+    queue = sysctl(one, "net/core/somaxconn")
+    one.add()
+    (file,) = (tmp_path / "tuning").iterdir()
+    file.write_text(file.read_text().replace('"mtu": 1500', '"mtu": 1'))
+    run = one.run("DEL")
+    assert run.code == 1
+    assert "mtu 1" in run.result["msg"]
+    assert sysctl(one, "net/core/somaxconn") == queue
+    assert one.run("DEL").code == 0
+    assert not file.exists()
+
+
 def test_two_tunings_in_one_list(attach: Attach, tmp_path: Path) -> None:
     one = attach(mtu=1400)
     before = link(one)
