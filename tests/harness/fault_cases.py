@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
+from harness import firewalld
 from harness.host import run_in
 from harness.worlds import Case, World
 
@@ -62,6 +64,11 @@ def _flanneld(world: World) -> None:
     )
 
 
+def _firewalld(world: World) -> None:
+    found = world.stack.enter_context(firewalld.running(world.folder / "firewalld", "nftables"))
+    world.stack.enter_context(mock.patch.dict("os.environ", DBUS_SYSTEM_BUS_ADDRESS=found.address))
+
+
 CASES = (
     Case("bridge", "bridge", {**_BRIDGE, "macspoofchk": True}),
     Case("bridge, iptables", "bridge", {**_BRIDGE, "ipMasqBackend": "iptables"}, variant=True),
@@ -90,6 +97,9 @@ CASES = (
          chained=True),
     Case("sbr", "sbr", {}, chained=True, spends=True),
 )  # fmt: skip
+# It takes seconds to start.
+FIREWALLD = Case("firewall, firewalld", "firewall", {"backend": "firewalld"}, _firewalld,
+                 chained=True)  # fmt: skip
 # These need a fuller kernel, and are for a slow one: no leases, no neighbour.
 LAB_CASES = (
     Case("vlan", "vlan", {"master": "lan0", "vlanId": 5, "ipam": _STATIC}, _lan, alone=True),

@@ -87,7 +87,7 @@ class World:
         self.folder = folder / f"world-{next(_numbers)}"
         self.shared = shared and not case.alone
         self._plugins = plugins
-        self._stack = ExitStack()
+        self.stack = ExitStack()
         self._chained = itertools.count()
         # The host's links that are one with the sandbox: they go when it goes.
         self.tied: set[str] = {"lan0"} if case.plugin == "host-device" else set()
@@ -97,7 +97,7 @@ class World:
             stack.enter_context(enter_new_netns())
             _quiet()
             self.folder.mkdir(parents=True)
-            self._stack = stack.pop_all()
+            self.stack = stack.pop_all()
         try:
             if self.case.prepare is not None:
                 self.case.prepare(self)
@@ -105,16 +105,16 @@ class World:
                 self.attachment("neighbour").add()
             self.one = self.attachment("one")
         except BaseException:
-            self._stack.close()
+            self.stack.close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self.stack.close()
 
     def sandbox(self) -> Namespace:
         made = Namespace.create(f"sandbox-{os.getpid()}-{next(_numbers)}")
-        self._stack.callback(made.delete)
+        self.stack.callback(made.delete)
         with inside(made):
             _quiet()
         return made
@@ -239,13 +239,16 @@ class World:
         return {"host": host, "files": seen["files"]}
 
     def _files(self) -> dict[str, bytes]:
-        """Files below the folder. What a lease directory holds besides leases is no trace."""
+        """Files below the folder.
+
+        What a lease directory holds besides leases, or firewalld for itself, is no trace.
+        """
         return {
             str(path.relative_to(self.folder)): path.read_bytes()
             for path in sorted(self.folder.rglob("*"))
             if path.is_file()
             and not path.name.startswith(_LEASE_HELPERS)
-            and ".pycni" not in path.parts
+            and not {".pycni", "firewalld"} & set(path.parts)
         }
 
 

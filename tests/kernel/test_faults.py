@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import Host
-from harness.fault_cases import CASES
+from harness import Host, firewalld
+from harness.fault_cases import CASES, FIREWALLD
 from harness.injection import FULL, OPERATIONS, trials
 from harness.worlds import Case
 
@@ -26,5 +26,19 @@ def test_one_disturbance(
 ) -> None:
     found = list(trials(case, operation, plugin_dir, tmp_path))
     assert bool(found) != ((case.name, operation) in NOTHING)
+    wrong = [str(trial) for trial in found if trial.wrong]
+    assert not wrong, f"{len(wrong)} of {len(found)}:\n" + "\n".join(wrong)
+
+
+@pytest.mark.timeout(7200 if FULL else 120)
+@pytest.mark.parametrize("operation", ["ADD", "DEL"])
+def test_one_disturbance_of_firewalld(
+    operation: str, host: Host, plugin_dir: Path, tmp_path: Path
+) -> None:
+    """What goes over D-Bus, refused; and the plugin killed at it."""
+    if not firewalld.installed():
+        pytest.skip("no firewalld")
+    found = list(trials(FIREWALLD, operation, plugin_dir, tmp_path, first=1))
+    assert any("D-Bus" in trial.change for trial in found)
     wrong = [str(trial) for trial in found if trial.wrong]
     assert not wrong, f"{len(wrong)} of {len(found)}:\n" + "\n".join(wrong)
