@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from unittest import mock
 
-from harness import firewalld
+from harness import dhcp, firewalld
 from harness.host import run_in
 from harness.worlds import Case, World
 
@@ -97,7 +97,21 @@ CASES = (
          chained=True),
     Case("sbr", "sbr", {}, chained=True, spends=True),
 )  # fmt: skip
-# It takes seconds to start.
+
+
+def _dhcp(world: World) -> None:
+    """A server on a network that br-lan is plugged into, and our daemon."""
+    network = dhcp.Network(world.sandbox(), "br-lan")
+    world.stack.enter_context(dhcp.Dnsmasq(network, world.folder / "server"))
+    quick = ("-timeout", "3s", "-resendmax", "2s", "-resendtimeout", "30s")
+    world.stack.enter_context(dhcp.Daemon(world.folder / "daemon", *quick))
+
+
+# These take seconds to start.
+DHCP = Case("bridge, dhcp", "bridge",
+            {"bridge": "br-lan",
+             "ipam": {"type": "dhcp", "daemonSocketPath": "FOLDER/daemon/dhcp.sock"}},
+            _dhcp, alone=True)  # fmt: skip
 FIREWALLD = Case("firewall, firewalld", "firewall", {"backend": "firewalld"}, _firewalld,
                  chained=True)  # fmt: skip
 # These need a fuller kernel, and are for a slow one: no leases, no neighbour.

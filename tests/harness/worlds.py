@@ -241,14 +241,15 @@ class World:
     def _files(self) -> dict[str, bytes]:
         """Files below the folder.
 
-        What a lease directory holds besides leases, or firewalld for itself, is no trace.
+        What a lease directory holds besides leases, or a server for itself, is no trace.
         """
         return {
             str(path.relative_to(self.folder)): path.read_bytes()
             for path in sorted(self.folder.rglob("*"))
             if path.is_file()
             and not path.name.startswith(_LEASE_HELPERS)
-            and not {".pycni", "firewalld"} & set(path.parts)
+            and not {".pycni", "firewalld", "server"} & set(path.parts)
+            and path.suffix != ".log"
         }
 
 

@@ -26,7 +26,7 @@ import load  # noqa: E402
 import outside  # noqa: E402
 import report  # noqa: E402
 
-from harness.fault_cases import CASES  # noqa: E402
+from harness.fault_cases import CASES, DHCP, FIREWALLD  # noqa: E402
 from harness.injection import OPERATIONS, trials  # noqa: E402
 from harness.namespaces import enter_new_netns, private_mounts  # noqa: E402
 from pycni.cli.install import install  # noqa: E402
@@ -81,7 +81,7 @@ def _inside(folder: Path, given: argparse.Namespace) -> tuple[str, Any, bool]:
     install(plugins)
     began = time.monotonic()
     found = []
-    for case in _chosen(CASES, given.case):
+    for case in _chosen((*CASES, DHCP, FIREWALLD), given.case):
         for operation in OPERATIONS:
             for trial in trials(case, operation, plugins, folder, full=True, every=given.every):
                 found.append(trial)

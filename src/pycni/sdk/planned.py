@@ -217,4 +217,6 @@ def _have_ipam(request: Request, command: str) -> list[CNIError]:
         delegate_ipam(request, command)
     except CNIError as error:
         return [error]
+    except OSError as error:
+        return [executor.translate(error)]
     return []
