@@ -1,6 +1,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup soak demo test test-unit test-kernel test-interop test-clients test-lab fuzz lint format bench bench-docs clean \
+.PHONY: help setup demo test test-unit test-kernel test-interop test-clients test-lab fuzz soak \
+	lint format bench bench-docs clean \
 	install-system-packages
 
 python := .venv/bin/python
