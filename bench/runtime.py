@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,9 +13,6 @@ from measure import Measurement
 from scenarios import bridge, data_dir
 
 from harness import inside
-from pycni.kernel.netlink import constants
-from pycni.kernel.netlink.codec import Request
-from pycni.kernel.netlink.socket import NetlinkSocket
 from pycni.runtime import Endpoint, Network
 
 LIST = "bridge, loopback"
@@ -24,39 +21,35 @@ LIST = "bridge, loopback"
 def measure_list(rounds: int) -> list[Measurement]:
     """ADD and DEL of a list: our plugins in this process, the reference's as processes.
 
-    DEL is taken without the time that the kernel makes the caller wait after it removed the veth
-    pair. That is measured in our DEL and taken from both of the round; it is told as a line of its
-    own.
+    The kernel makes whoever removes a veth pair wait, and how long cannot be seen in a process of
+    others. So a second DEL is taken too, which does all but remove what is gone by then.
     """
     networks = {
         "reference": _network("ref", plugin_dirs=REFERENCE, engine="exec"),
         IN_PROCESS: _network("own"),
     }
-    times: dict[str, dict[str, list[float]]] = {
-        operation: {name: [] for name in networks} for operation in ("ADD", "DEL", "ADD + DEL")
-    }
-    waits: list[float] = []
+    times: dict[str, dict[str, list[float]]] = {}
     with _endpoints(2) as endpoints:
         for number in range(rounds + 1):
-            spent: dict[str, tuple[float, float]] = {}
-            wait = 0.0
             order = list(networks) if number % 2 else list(networks)[::-1]
             for name, endpoint in zip(order, endpoints, strict=True):
                 network = networks[name]
                 add = _timed(partial(network.add_endpoint, endpoint))
-                with _kernel_waits() as seen:
-                    delete = _timed(partial(network.delete_endpoint, endpoint))
-                wait += sum(seen)  # of a process nothing is seen
-                spent[name] = add, delete
-            if number == 0:
-                continue  # warms up
-            waits.append(wait)
-            for name, (add, delete) in spent.items():
-                times["ADD"][name].append(add)
-                times["DEL"][name].append(delete - wait)
-                times["ADD + DEL"][name].append(add + delete - wait)
-    found = [Measurement(LIST, operation, values) for operation, values in times.items()]
-    return [*found, Measurement(LIST, "kernel's wait at DEL", dict.fromkeys(networks, waits))]
+                delete = _timed(partial(network.delete_endpoint, endpoint))
+                again = _timed(partial(network.delete_endpoint, endpoint))
+                for operation, spent in (
+                    ("ADD", add),
+                    ("DEL", delete),
+                    ("DEL again", again),
+                    ("ADD + DEL again", add + again),
+                ):
+                    if number > 0:  # the first warms up
+                        times.setdefault(operation, {}).setdefault(name, []).append(spent)
+    # The order of names changed from round to round.
+    return [
+        Measurement(LIST, operation, {name: values[name] for name in networks})
+        for operation, values in times.items()
+    ]
 
 
 def measure_many(count: int, repeats: int) -> list[Measurement]:
@@ -96,27 +89,6 @@ def _network(name: str, **settings: Any) -> Network:
 def _endpoints(count: int) -> Iterator[list[Endpoint]]:
     with room("runtime") as host, sandboxes(count, "runtime") as boxes, inside(host):
         yield [Endpoint(box.container_id, box.netns) for box in boxes]
-
-
-@contextmanager
-def _kernel_waits() -> Iterator[list[float]]:
-    """The times of removing links in this process, meanwhile."""
-    seen: list[float] = []
-    batch = NetlinkSocket.batch
-
-    def timed(self: NetlinkSocket, requests: Sequence[Request]) -> Any:
-        begin = time.perf_counter()
-        try:
-            return batch(self, requests)
-        finally:
-            if any(request.kind == constants.RTM_DELLINK for request in requests):
-                seen.append(time.perf_counter() - begin)
-
-    NetlinkSocket.batch = timed  # type: ignore[method-assign]
-    try:
-        yield seen
-    finally:
-        NetlinkSocket.batch = batch  # type: ignore[method-assign]
 
 
 def _timed(work: Callable[[], object]) -> float:
