@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pycni.agent.protocol import SOCKET
-from pycni.cli.network import cache_option, plugin_dir_option
+from pycni.cli.options import cache_option, plugin_dir_option
 from pycni.spec.errors import CNIError
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from pycni.cli.options import output_option
 from pycni.cli.output import tell
 from pycni.conformance import report, runner
 from pycni.conformance.host import HostError
@@ -67,10 +68,7 @@ _STYLES = {"passed": "green", "failed": "red", "skipped": "yellow"}
     "-j", "--jobs", type=click.IntRange(1), default=runner.JOBS, show_default=True,
     help="How many checks at a time.",
 )  # fmt: skip
-@click.option(
-    "-o", "--output", type=click.Choice(["table", "json", "junit"]), default="table",
-    show_default=True, help="How to print.",
-)  # fmt: skip
+@output_option("table", "json", "junit")
 def conformance(
     executable: Path,
     config_file: Any,

@@ -11,13 +11,14 @@ from typing import Any
 import click
 
 from pycni.cli.network import living_attachments
+from pycni.cli.options import cache_option, conf_dir_option, keep_options, output_option
 from pycni.cli.output import table, tell, warn
 from pycni.kernel import census
 from pycni.plugins.host_local import DATA_DIR
 from pycni.runtime import find
 from pycni.runtime.reclaim import FREE, UNKNOWN, Evidence, Verdict, machine_started
 from pycni.spec.errors import INVALID_ENVIRONMENT, UNKNOWN_CONTAINER, CNIError
-from pycni.state.cache import ROOT, ResultCache
+from pycni.state.cache import ResultCache
 from pycni.state.leases import LeaseStore, networks
 
 
@@ -35,33 +36,12 @@ def ipam() -> None:
     help=f'Where leases are; may be repeated.  [default: {DATA_DIR}, and every "dataDir" of the '
     "configured networks]",
 )
-@click.option(
-    "--conf-dir",
-    envvar="NETCONFPATH",
-    default=find.DEFAULT_DIRECTORY,
-    show_default=True,
-    show_envvar=True,
-    help="Where network configurations are; several with ':' between them.",
-)
-@click.option("--cache-dir", default=ROOT, show_default=True, help="Where attachments are noted.")
-@click.option(
-    "--keep", multiple=True, metavar="ID/IFNAME", help="A living attachment; may be repeated."
-)
-@click.option(
-    "--keep-file",
-    type=click.File(),
-    help="Living attachments, one ID/IFNAME a line; '-' for stdin.",
-)
+@conf_dir_option
+@cache_option
+@keep_options
 @click.option("--none", "nothing", is_flag=True, help="None is alive.")
 @click.option("--dry-run", is_flag=True, help="Show what would be freed and why, and leave it.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["json", "table"]),
-    default="table",
-    show_default=True,
-    help="How to print.",
-)
+@output_option("table", "json")
 def reclaim(
     names: tuple[str, ...],
     data_dirs: tuple[str, ...],

@@ -8,19 +8,13 @@ import sys
 import click
 
 from pycni.cli.linter import config_files, lint_file
+from pycni.cli.options import output_option
 from pycni.cli.output import tell
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="FILE...", type=click.Path(exists=True))
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="How to print.",
-)
+@output_option("text", "json")
 def lint(paths: tuple[str, ...], output: str) -> None:
     """Find all that is wrong with network configurations.
 

@@ -11,81 +11,42 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pycni.cli import timings
+from pycni.cli.options import (
+    cache_option,
+    combined,
+    conf_dir_option,
+    engine_option,
+    keep_options,
+    output_option,
+    plugin_dir_option,
+    timeout_option,
+)
 from pycni.cli.output import Progress, table, tell, warn
 from pycni.runtime import Endpoint, Network, NetworkNotFound, namespaces
-from pycni.runtime.find import DEFAULT_DIRECTORY
 from pycni.spec.errors import INVALID_CONFIG, INVALID_ENVIRONMENT, CNIError
 from pycni.spec.jsontext import JSONError, loads
 from pycni.spec.result import Result, print_result
-from pycni.state.cache import ROOT
 
-Command = Callable[..., Any]
 Key = tuple[str, str]
 
 
-def _options(*decorators: Any) -> Callable[[Command], Command]:
-    def apply(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return apply
-
-
-plugin_dir_option = click.option(
-    "--plugin-dir",
-    "plugin_dirs",
-    multiple=True,
-    type=click.Path(),
-    envvar="CNI_PATH",
-    show_envvar=True,
-    help="Where plugins are; may be repeated. Without any, pycni's own plugins are used, in "
-    "this process.",
-)
-engine_option = click.option(
-    "--engine",
-    type=click.Choice(["auto", "exec"]),
-    default="auto",
-    show_default=True,
-    help="auto: plugins that are pycni's own run in this process; exec: none does.",
-)
-cache_option = click.option(
-    "--cache-dir",
-    default=ROOT,
-    show_default=True,
-    help="Where attachments are noted.",
-)
-timeout_option = click.option(
-    "--timeout",
-    type=click.FloatRange(0, min_open=True),
-    metavar="SECONDS",
-    help="End a plugin's process that takes longer.",
-)
-
-_network_options = _options(
+_network_options = combined(
     click.argument("network", metavar="NETWORK"),
-    click.option(
-        "--conf-dir",
-        envvar="NETCONFPATH",
-        default=DEFAULT_DIRECTORY,
-        show_default=True,
-        show_envvar=True,
-        help="Where network configurations are; several with ':' between them.",
-    ),
+    conf_dir_option,
     plugin_dir_option,
     engine_option,
     cache_option,
     timeout_option,
 )
 
-_attachment_options = _options(
+_attachment_options = combined(
     _network_options,
     click.argument("netns", metavar="NETNS"),
     click.option(
@@ -120,14 +81,7 @@ _attachment_options = _options(
     timings.option,
 )
 
-_format_option = click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["json", "table"]),
-    default="json",
-    show_default=True,
-    help="How to print.",
-)
+_format_option = output_option("json", "table")
 
 
 @click.command()
@@ -199,14 +153,7 @@ def delete(delete_netns: bool, **given: Any) -> None:
 @click.command()
 @_network_options
 @click.argument("netns", metavar="[NETNS]", required=False)
-@click.option(
-    "--keep", multiple=True, metavar="ID/IFNAME", help="A living attachment; may be repeated."
-)
-@click.option(
-    "--keep-file",
-    type=click.File(),
-    help="Living attachments, one ID/IFNAME a line; '-' for stdin.",
-)
+@keep_options
 @click.option("--none", "nothing", is_flag=True, help="None is alive: remove all.")
 @click.option("--dry-run", is_flag=True, help="Show what would be deleted, and leave it.")
 @_format_option

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from pycni.cli.linter import capabilities
+from pycni.cli.options import output_option
 from pycni.cli.output import Progress, table
 from pycni.plugins import NAMES, load, resolve
 from pycni.runtime.engine import Engine, Found
@@ -27,14 +28,7 @@ _SECONDS = 5.0  # for a plugin to say its versions
     show_envvar=True,
     help="Where plugins are; may be repeated. Without any: those that come with pycni.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="How to print.",
-)
+@output_option("table", "json")
 def plugins(plugin_dirs: tuple[str, ...], output: str) -> None:
     """Show the plugins that there are, with versions and capabilities.
 

@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from pycni.cli.network import cache_option, engine_option, plugin_dir_option, timeout_option
+from pycni.cli.options import (
+    cache_option,
+    engine_option,
+    output_option,
+    plugin_dir_option,
+    timeout_option,
+)
 from pycni.cli.output import Progress, table, tell
 from pycni.runtime.repair import FAILED, MENDED, MISSING, Repaired, repair_all
 
@@ -22,14 +28,7 @@ from pycni.runtime.repair import FAILED, MENDED, MISSING, Repaired, repair_all
 @engine_option
 @cache_option
 @timeout_option
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="How to print.",
-)
+@output_option("table", "json")
 def repair(
     network: str | None,
     everything: bool,
@@ -114,14 +113,7 @@ def _cells(report: Repaired) -> list[tuple[str, str, str]]:
 @plugin_dir_option
 @engine_option
 @cache_option
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="How to print.",
-)
+@output_option("table", "json")
 def inspect(network: str, output: str, **given: Any) -> None:
     """Show what attachments to NETWORK, by default to all, are made of, and how that stands.
 
