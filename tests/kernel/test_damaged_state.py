@@ -338,23 +338,27 @@ def test_cut_backup_of_tuning(
     assert list((tmp_path / "tuning").iterdir()) == []
 
 
+def flannel(folder: Path) -> dict[str, Any]:
+    """A network of flannel with all its files in a folder."""
+    (folder / "subnet.env").write_text(
+        "FLANNEL_NETWORK=10.240.0.0/16\nFLANNEL_SUBNET=10.240.5.1/24\n"
+        "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+    )
+    return {
+        "cniVersion": "1.1.0",
+        "name": "flan",
+        "type": "flannel",
+        "subnetFile": str(folder / "subnet.env"),
+        "dataDir": str(folder / "flannel"),
+        "ipam": {"dataDir": str(folder / "leases")},
+    }
+
+
 def test_cut_file_of_flannel(
     host: Host, plugin_dir: Path, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     """DEL goes by the network's configuration, and nothing is left."""
-    (tmp_path / "subnet.env").write_text(
-        "FLANNEL_NETWORK=10.240.0.0/16\nFLANNEL_SUBNET=10.240.5.1/24\n"
-        "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
-    )
-    config = {
-        "cniVersion": "1.1.0",
-        "name": "flan",
-        "type": "flannel",
-        "subnetFile": str(tmp_path / "subnet.env"),
-        "dataDir": str(tmp_path / "flannel"),
-        "ipam": {"dataDir": str(tmp_path / "leases")},
-    }
-    one = Attachment(plugin_dir / "flannel", config, sandbox(), call=run_plugin)
+    one = Attachment(plugin_dir / "flannel", flannel(tmp_path), sandbox(), call=run_plugin)
     for kept in (0, 50):
         one.add()
         (file,) = (tmp_path / "flannel").iterdir()
@@ -371,19 +375,7 @@ def test_cut_file_of_flannel(
 def test_repeated_add_of_flannel_leaves_the_first_one(
     host: Host, plugin_dir: Path, sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    (tmp_path / "subnet.env").write_text(
-        "FLANNEL_NETWORK=10.240.0.0/16\nFLANNEL_SUBNET=10.240.5.1/24\n"
-        "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
-    )
-    config = {
-        "cniVersion": "1.1.0",
-        "name": "flan",
-        "type": "flannel",
-        "subnetFile": str(tmp_path / "subnet.env"),
-        "dataDir": str(tmp_path / "flannel"),
-        "ipam": {"dataDir": str(tmp_path / "leases")},
-    }
-    one = Attachment(plugin_dir / "flannel", config, sandbox())
+    one = Attachment(plugin_dir / "flannel", flannel(tmp_path), sandbox())
     one.add()
     assert one.run("ADD").code == 1
     one.check()

@@ -43,7 +43,7 @@ from pycni.spec.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
     from pycni.kernel.namespace import Namespace
@@ -290,30 +290,17 @@ def chains(netfilter: NetfilterSocket, family: int, table: str) -> list[str]:
 
 def rules(netfilter: NetfilterSocket, family: int, table: str, chain: str) -> list[Rule]:
     """The rules of a chain in order; [] if there is no such chain."""
-    body = _RULE.encode({"table": table, "chain": chain})
-    what = f"list the rules of chain {_place(family, table, chain)}"
-    found = []
-    for payload in _dump(netfilter, _request(_GETRULE, 0, family, body, what)):
-        rule = _RULE.decode(payload)
-        # Kernels before 3.19 do not filter.
-        if rule.get("chain") == chain and rule.get("table") == table:
-            found.append(parse_rule(rule))
-    return found
+    return [parse_rule(rule) for rule in _rules(netfilter, family, table, chain)]
 
 
 def expressions(
     netfilter: NetfilterSocket, family: int, table: str, chain: str, wanted: bytes
 ) -> list[tuple[int, list[Expression]]]:
     """Handle and expressions of the rules of a chain that contain certain bytes."""
-    body = _RULE.encode({"table": table, "chain": chain})
-    what = f"list the rules of chain {_place(family, table, chain)}"
-    found = []
-    for payload in _dump(netfilter, _request(_GETRULE, 0, family, body, what)):
-        if wanted in payload:
-            rule = _RULE.decode(payload)
-            items = _EXPRESSIONS.decode(rule["code"]).get("items", ())
-            found.append((rule["handle"], [(item["name"], item["data"]) for item in items]))
-    return found
+    return [
+        (rule["handle"], [(item["name"], item.get("data", b"")) for item in _code(rule)])
+        for rule in _rules(netfilter, family, table, chain, wanted)
+    ]
 
 
 def element(
@@ -443,6 +430,26 @@ def _dump(netfilter: NetfilterSocket, request: Request) -> list[bytes]:
         raise
 
 
+def _rules(
+    netfilter: NetfilterSocket, family: int, table: str, chain: str, wanted: bytes = b""
+) -> Iterator[dict[str, Any]]:
+    """The attributes of a chain's rules; those whose bytes lack what is wanted are not decoded."""
+    body = _RULE.encode({"table": table, "chain": chain})
+    what = f"list the rules of chain {_place(family, table, chain)}"
+    for payload in _dump(netfilter, _request(_GETRULE, 0, family, body, what)):
+        if wanted in payload:
+            rule = _RULE.decode(payload)
+            # Kernels before 3.19 do not filter.
+            if rule.get("chain") == chain and rule.get("table") == table:
+                yield rule
+
+
+def _code(rule: dict[str, Any]) -> Sequence[dict[str, Any]]:
+    """The expressions of a rule."""
+    items: Sequence[dict[str, Any]] = _EXPRESSIONS.decode(rule.get("code", b"")).get("items", ())
+    return items
+
+
 def _element_body(table: str, name: str, item: dict[str, object]) -> bytes:
     nested = {"items": [_ELEMENT.encode(item)]}
     return _ELEMENTS.encode({"table": table, "set": name, "elements": nested})
@@ -474,7 +481,7 @@ def parse_rule(found: bytes | dict[str, Any]) -> Rule:
     if "handle" not in found:
         raise MalformedMessage("a rule without a handle")
     comment, chain = _comment(found.get("userdata", b"")), ""
-    for expression in _EXPRESSIONS.decode(found.get("code", b"")).get("items", ()):
+    for expression in _code(found):
         name, data = expression.get("name"), expression.get("data", b"")
         if name == "immediate":
             target = _IMMEDIATE.decode(data).get("data", {}).get("verdict", {})

@@ -11,7 +11,7 @@ from pycni.runtime import find
 from pycni.runtime.chain import as_endpoint
 from pycni.runtime.engine import Engine
 from pycni.runtime.network import TURNS
-from pycni.runtime.repair import Repair, absent
+from pycni.runtime.repair import Examined, Repair, absent
 from pycni.spec.errors import CNIError
 from pycni.spec.record import Record
 from pycni.state.cache import ROOT, ResultCache
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from pycni.runtime.endpoint import Endpoint
     from pycni.state.cache import CachedAttachment
 
     Path = str | os.PathLike[str]
@@ -36,22 +35,15 @@ class Shown(Record):
     differences: tuple[str, ...] = ()
 
 
-class Inspected(Record):
-    """An attachment. skipped: why there is nothing to see, "" if there is."""
+class Inspected(Examined):
+    """What an attachment is made of."""
 
-    network: str
-    endpoint: Endpoint
     steps: tuple[Shown, ...] = ()
-    skipped: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As `pycni inspect -o json` prints it."""
         return {
-            "network": self.network,
-            "containerID": self.endpoint.container_id,
-            "ifname": self.endpoint.ifname,
-            "netns": self.endpoint.path,
-            "skipped": self.skipped,
+            **super().to_json(),
             "steps": [
                 {
                     "plugin": step.plugin,

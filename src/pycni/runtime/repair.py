@@ -55,13 +55,28 @@ class Finding(Record):
     reason: str = ""
 
 
-class Repaired(Record):
-    """What became of one attachment. skipped: why it was left alone, "" if it was not."""
+class Examined(Record):
+    """An attachment that was looked at. skipped: why it was not, "" if it was."""
 
     network: str
     endpoint: Endpoint
-    findings: tuple[Finding, ...] = ()
     skipped: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As `-o json` prints it."""
+        return {
+            "network": self.network,
+            "containerID": self.endpoint.container_id,
+            "ifname": self.endpoint.ifname,
+            "netns": self.endpoint.path,
+            "skipped": self.skipped,
+        }
+
+
+class Repaired(Examined):
+    """What became of one attachment."""
+
+    findings: tuple[Finding, ...] = ()
 
     @property
     def is_sound(self) -> bool:
@@ -76,11 +91,7 @@ class Repaired(Record):
     def to_json(self) -> dict[str, Any]:
         """As `pycni repair -o json` prints it."""
         return {
-            "network": self.network,
-            "containerID": self.endpoint.container_id,
-            "ifname": self.endpoint.ifname,
-            "netns": self.endpoint.path,
-            "skipped": self.skipped,
+            **super().to_json(),
             "findings": [
                 {name: getattr(finding, name) for name in finding._fields}
                 for finding in self.findings
