@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 class Site:
     """One network namespace with what is open in it.
 
-    path: its name in results; here: whether the calling thread is in it anyway.
+    path: its name in results; home: the calling thread's namespace, None if this is it.
     """
 
-    def __init__(self, space: Namespace, path: str = "", *, here: bool = False) -> None:
+    def __init__(self, space: Namespace, path: str = "", home: Namespace | None = None) -> None:
         self.namespace = space
         self.path = path
-        self._here = here
+        self._home = home
         self._netlink: NetlinkSocket | None = None
         self._netfilter: NetfilterSocket | None = None
         self._known: dict[str, Link] = {}
 
     def enter(self) -> Entered | Here:
         """A context manager: the calling thread is in the namespace during the block."""
-        return _HERE if self._here else self.namespace.enter()
+        return _HERE if self._home is None else self.namespace.enter(self._home)
 
     @property
     def netlink(self) -> NetlinkSocket:
@@ -129,8 +129,9 @@ class Kernel:
         self, sandbox: Namespace | None, sandbox_path: str = "", cancel: int | None = None
     ) -> None:
         self._cancel = cancel
-        self.host = Site(namespace.current(), here=True)
-        self.sandbox = Site(sandbox, sandbox_path) if sandbox is not None else None
+        home = namespace.current()
+        self.host = Site(home)
+        self.sandbox = None if sandbox is None else Site(sandbox, sandbox_path, home)
 
     @property
     def cancelled(self) -> bool:

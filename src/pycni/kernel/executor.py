@@ -127,8 +127,14 @@ def handler(kind: str) -> ModuleType:
 
     A kind with a dot is the whole name of a module: of a step that another package declares.
     """
-    name = kind if "." in kind else f"{__package__}.steps.{kind}"
-    return __import__(name, fromlist=["apply"])
+    module = _handlers.get(kind)
+    if module is None:
+        name = kind if "." in kind else f"{__package__}.steps.{kind}"
+        module = _handlers[kind] = __import__(name, fromlist=["apply"])
+    return module
+
+
+_handlers: dict[str, ModuleType] = {}
 
 
 def translate(error: OSError) -> CNIError:

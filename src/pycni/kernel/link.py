@@ -566,7 +566,7 @@ def _get_request(target: int | str) -> Request:
     body = _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + _ATTRIBUTES.encode(
         named | {"ext_mask": c.RTEXT_FILTER_SKIP_STATS}
     )
-    return Request(c.RTM_GETLINK, 0, body, f"get link {_label(target)}")
+    return Request(c.RTM_GETLINK, 0, body, f"get link {_label(target)}", answered=True)
 
 
 def _get_past_events(netlink: NetlinkSocket, target: int | str) -> Link:

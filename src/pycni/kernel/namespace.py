@@ -94,9 +94,12 @@ class Namespace:
         """Whether both are the same namespace, whatever path or descriptor they came by."""
         return self._identity == other._identity
 
-    def enter(self) -> Entered:
-        """A context manager: the calling thread is inside during the block."""
-        return Entered(self)
+    def enter(self, home: Namespace | None = None) -> Entered:
+        """A context manager: the calling thread is inside during the block.
+
+        home: the thread's own namespace, where the caller has it open.
+        """
+        return Entered(self, home)
 
     def netlink(self, protocol: int = NETLINK_ROUTE) -> NetlinkSocket:
         """Open a netlink socket inside, for use from anywhere."""
@@ -107,19 +110,22 @@ class Namespace:
 class Entered:
     """The calling thread's stay in a namespace; see `Namespace.enter`."""
 
-    __slots__ = ("_home", "_target")
+    __slots__ = ("_given", "_home", "_target")
 
-    def __init__(self, target: Namespace) -> None:
+    def __init__(self, target: Namespace, home: Namespace | None) -> None:
         self._target = target
+        self._given = home is not None
+        self._home = -1 if home is None else home.fd
 
     def __enter__(self) -> None:
         if self._target.fd < 0:  # os.setns has a ValueError for it, the C library an OSError
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        self._home = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
+        if not self._given:
+            self._home = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
         try:
             setns(self._target.fd, CLONE_NEWNET)
         except BaseException:
-            os.close(self._home)
+            self._forget_home()
             raise
 
     def __exit__(self, *_: object) -> None:
@@ -127,7 +133,11 @@ class Entered:
             setns(self._home, CLONE_NEWNET)
         except OSError:
             _go_home(self._home)
-        os.close(self._home)
+        self._forget_home()
+
+    def _forget_home(self) -> None:
+        if not self._given:
+            os.close(self._home)
 
 
 def open_path(path: str) -> Namespace:

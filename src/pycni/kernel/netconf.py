@@ -34,7 +34,9 @@ def forwards(netlink: NetlinkSocket, family: int) -> bool:
     """
     body = _NETCONF.pack(family) + _ATTRIBUTES.encode({"index": c.NETCONFA_IFINDEX_ALL})
     try:
-        answer = netlink.request(Request(c.RTM_GETNETCONF, 0, body, "get forwarding"))
+        answer = netlink.request(
+            Request(c.RTM_GETNETCONF, 0, body, "get forwarding", answered=True)
+        )
     except NetlinkError as error:
         if error.errno == errno.EOPNOTSUPP:  # no IPv6
             return False

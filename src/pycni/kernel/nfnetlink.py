@@ -409,7 +409,9 @@ def discard(netfilter: NetfilterSocket, *requests: Request) -> None:
 
 
 def _request(kind: int, flags: int, family: int, body: bytes, what: str) -> Request:
-    return Request(kind, flags, _GENERAL.pack(family, 0, 0) + body, what)
+    # Reading single things; the flag says nothing about dumps and changes, sent in other ways.
+    answered = kind in (_GETCHAIN, _GETSETELEM, _GETGEN)
+    return Request(kind, flags, _GENERAL.pack(family, 0, 0) + body, what, answered=answered)
 
 
 def _ask(netfilter: NetfilterSocket, request: Request) -> list[bytes]:

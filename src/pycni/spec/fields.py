@@ -291,7 +291,6 @@ class Config(Record):
     declared: ClassVar[dict[str, Field]] = {}
 
     def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
         own = {name: value for name, value in vars(cls).items() if isinstance(value, Field)}
         inherited: dict[str, Field] = {}
         for base in reversed(cls.__bases__):
@@ -299,6 +298,7 @@ class Config(Record):
         cls.declared = {**inherited, **own}
         for name, declared in own.items():
             setattr(cls, name, declared.default)
+        super().__init_subclass__()
 
     @classmethod
     def decode(cls, document: Any, path: str = "") -> Self:

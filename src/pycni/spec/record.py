@@ -26,6 +26,8 @@ class Record:
     """Base of all plain data. Mutable defaults are shared, so use tuples or None for them."""
 
     _fields: ClassVar[tuple[str, ...]] = ()
+    _names: ClassVar[frozenset[str]] = frozenset()
+    _defaults: ClassVar[dict[str, Any]] = {}
 
     def __init_subclass__(cls) -> None:
         own = (name for name, kind in cls.__annotations__.items() if not _is_class_variable(kind))
@@ -33,25 +35,34 @@ class Record:
             name for base in reversed(cls.__bases__) for name in getattr(base, "_fields", ())
         )
         cls._fields = tuple(dict.fromkeys((*inherited, *own)))
+        cls._names = frozenset(cls._fields)
+        cls._defaults = {name: getattr(cls, name) for name in cls._fields if hasattr(cls, name)}
 
     def __init__(self, *values: Any, **named: Any) -> None:
         fields = self._fields
-        if len(values) > len(fields):
-            raise TypeError(f"{type(self).__name__} takes {len(fields)} values, got {len(values)}")
         mine = self.__dict__
-        for name, value in zip(fields, values, strict=False):
-            if name in named:
-                raise TypeError(f"{type(self).__name__}: {name} given twice")
-            mine[name] = value
+        mine.update(self._defaults)
+        if values:
+            if len(values) > len(fields):
+                raise TypeError(f"{self._type} takes {len(fields)} values, got {len(values)}")
+            if not named.keys().isdisjoint(fields[: len(values)]):
+                twice = next(name for name in fields if name in named)
+                raise TypeError(f"{self._type}: {twice} given twice")
+            mine.update(zip(fields, values, strict=False))
+        self._refuse_unknown(named)
         mine.update(named)
-        for name in fields:
-            if name not in mine:
-                if not hasattr(type(self), name):
-                    raise TypeError(f"{type(self).__name__} needs {name}")
-                mine[name] = getattr(type(self), name)
-        if len(mine) > len(fields):
-            unknown = sorted(mine.keys() - set(fields))
-            raise TypeError(f"{type(self).__name__} has no field {', '.join(unknown)}")
+        if len(mine) < len(fields):
+            missing = next(name for name in fields if name not in mine)
+            raise TypeError(f"{self._type} needs {missing}")
+
+    @property
+    def _type(self) -> str:
+        return type(self).__name__
+
+    def _refuse_unknown(self, named: dict[str, Any]) -> None:
+        if not self._names.issuperset(named):
+            unknown = ", ".join(sorted(named.keys() - self._names))
+            raise TypeError(f"{self._type} has no field {unknown}")
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and self.__dict__ == other.__dict__
@@ -61,11 +72,15 @@ class Record:
 
     def __repr__(self) -> str:
         body = ", ".join(f"{name}={self.__dict__[name]!r}" for name in self._fields)
-        return f"{type(self).__name__}({body})"
+        return f"{self._type}({body})"
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
-        return type(self)(**{**self.__dict__, **changes})
+        self._refuse_unknown(changes)
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        copy.__dict__.update(changes)
+        return copy
 
 
 def _is_class_variable(annotation: object) -> bool:

@@ -18,7 +18,7 @@ here: any later writer, whoever it is, overwrites the stamp with the time of its
 changes within one tick of the kernel's clock cannot look the same. Hence: same boot, same directory
 (device and inode), modification time equal to the noted stamp: nothing has been made or removed
 since. While changes are under way the header holds no stamp, so a crash leaves an index that is not
-believed. The boot id is compared because after a power failure some pages may be old.
+believed; the pages changed are written at the end, before the stamp. The boot id is compared because after a power failure some pages may be old.
 Header and buckets carry checksums: what was damaged on the disk is not believed either.
 What the rule cannot see is a name made or removed without the lock during our own change. Such a
 removal leaves an address that looks taken, so the store reads the directory before it says that a
@@ -80,6 +80,8 @@ class LeaseIndex:
         self._buckets = buckets
         self._records = records
         self._settled = settled  # the header on file carries a stamp
+        self._pages: dict[int, bytes] = {}  # the records of buckets that were read or written
+        self._changed: set[int] = set()  # buckets yet to be written to the file
 
     @classmethod
     def load(cls, descriptor: int, directory: int) -> LeaseIndex | None:
@@ -168,6 +170,9 @@ class LeaseIndex:
             return
         # At least two seconds back, for file systems that keep whole seconds only; and unlike any
         # stamp before it.
+        for bucket in self._changed:
+            os.pwrite(self._file, _page(self._pages[bucket]), _PAGE * (bucket + 1))
+        self._changed.clear()
         stamp = time.time_ns() - 2_000_000_000 - int.from_bytes(os.urandom(4), "big")
         os.utime(directory, ns=(stamp, stamp))
         now = os.fstat(directory)
@@ -281,16 +286,21 @@ class LeaseIndex:
         self._buckets += 1
 
     def _read(self, bucket: int) -> bytes:
+        known = self._pages.get(bucket)
+        if known is not None:
+            return known
         page = os.pread(self._file, _PAGE, _PAGE * (bucket + 1))
         if len(page) != _PAGE or page[0] > _CAPACITY:
             raise DamagedIndex("a page is damaged")
         records = page[_HEAD : _HEAD + page[0] * _RECORD]
         if page[_CHECKSUM : 2 * _CHECKSUM] != _checksum(records):
             raise DamagedIndex("a page is damaged")
+        self._pages[bucket] = records
         return records
 
     def _write(self, bucket: int, records: bytes) -> None:
-        os.pwrite(self._file, _page(records), _PAGE * (bucket + 1))
+        self._pages[bucket] = records
+        self._changed.add(bucket)
 
 
 class MemoryIndex:

@@ -62,15 +62,22 @@ class Message:
 
 
 class Request:
-    """One message to send. `what` tells a reader of an error what was asked: create link "eth0"."""
+    """One message to send.
 
-    __slots__ = ("body", "flags", "kind", "what")
+    what: tells a reader of an error what was asked: create link "eth0". answered: whether one
+    message, or an error, is all that the kernel answers, so that there is no acknowledgement.
+    """
 
-    def __init__(self, kind: int, flags: int, body: bytes, what: str) -> None:
+    __slots__ = ("answered", "body", "flags", "kind", "what")
+
+    def __init__(
+        self, kind: int, flags: int, body: bytes, what: str, *, answered: bool = False
+    ) -> None:
         self.kind = kind
         self.flags = flags
         self.body = body
         self.what = what
+        self.answered = answered
 
     def __repr__(self) -> str:
         return f"<Request: {self.what}>"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
-from _socket import AF_NETLINK, MSG_TRUNC, SOCK_CLOEXEC, SOCK_RAW, socket
+from _socket import AF_NETLINK, MSG_DONTWAIT, MSG_TRUNC, SOCK_CLOEXEC, SOCK_RAW, socket
 
 from pycni.kernel.netlink.codec import MalformedMessage, Message, Request, outcome, pack, unpack
 from pycni.kernel.netlink.constants import (
@@ -162,7 +162,7 @@ class NetlinkSocket:
         return taken
 
     def _exchange(self, requests: Sequence[Request]) -> list[list[Message]]:
-        first = self._send(requests, NLM_F_REQUEST | NLM_F_ACK)
+        first = self._send(requests)
         answers: list[list[Message]] = [[] for _ in requests]
         failures: list[tuple[int, NetlinkError]] = []
         done: list[int] = []
@@ -179,6 +179,8 @@ class NetlinkSocket:
                         failures.append((position, error))
                 else:
                     answers[position].append(message)
+                    if requests[position].answered:
+                        done.append(position)
         if failures:
             error = failures[0][1]
             error.done = tuple(done)
@@ -187,7 +189,7 @@ class NetlinkSocket:
 
     def _dump_once(self, request: Request) -> list[Message] | None:
         """One attempt; None if it was disturbed."""
-        sequence = self._send((request,), NLM_F_REQUEST | NLM_F_DUMP)
+        sequence = self._send((request,), NLM_F_DUMP)
         entries: list[Message] = []
         disturbed = False
         while True:
@@ -202,8 +204,11 @@ class NetlinkSocket:
                     return None if disturbed else entries
                 entries.append(message)
 
-    def _send(self, requests: Sequence[Request], flags: int) -> int:
-        """Send requests in one datagram; return the sequence number of the first."""
+    def _send(self, requests: Sequence[Request], flags: int = 0) -> int:
+        """Send requests in one datagram; return the sequence number of the first.
+
+        Without flags, each is to be acknowledged that is not answered.
+        """
         if self._groups:
             self._make_room()
         first = self._sequence + 1
@@ -211,7 +216,15 @@ class NetlinkSocket:
         if self._sequence >= 1 << 32:
             first, self._sequence = 1, len(requests)
         data = b"".join(
-            pack(request.kind, request.flags | flags, first + position, self._port, request.body)
+            pack(
+                request.kind,
+                request.flags
+                | NLM_F_REQUEST
+                | (flags or (0 if request.answered else NLM_F_ACK)),
+                first + position,
+                self._port,
+                request.body,
+            )
             for position, request in enumerate(requests)
         )
         try:
@@ -246,10 +259,13 @@ class NetlinkSocket:
 
     def _read(self, timeout: float | None) -> list[Message] | None:
         """Read one datagram: answers are returned, notifications put aside. None: timed out."""
-        if timeout is not None:
+        flags = MSG_TRUNC
+        if timeout:
             self._socket.settimeout(timeout)
+        elif timeout is not None:
+            flags |= MSG_DONTWAIT
         try:
-            size, (port, groups) = self._socket.recvfrom_into(self._buffer, 0, MSG_TRUNC)
+            size, (port, groups) = self._socket.recvfrom_into(self._buffer, 0, flags)
         except (TimeoutError, BlockingIOError):
             return None
         except OSError as error:
@@ -257,7 +273,7 @@ class NetlinkSocket:
                 raise EventsLost from None
             raise
         finally:
-            if timeout is not None:
+            if timeout:
                 self._socket.settimeout(None)
         if size > len(self._buffer):  # it was cut; with room for it, it can be asked for again
             self._buffer = bytearray(size)
