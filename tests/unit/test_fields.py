@@ -173,8 +173,8 @@ def test_a_fault_names_path_value_and_what_was_expected(
 def test_all_faults_at_once_for_tools_that_check() -> None:
     faults = Plugin.faults({"mtu": "x", "mode": 1, "isEnabled": True}, "plugins[2]")
     assert [str(fault) for fault in faults] == [
-        "plugins[2].mode: 1 is not valid",
         'plugins[2].mtu: "x" is not valid',
+        "plugins[2].mode: 1 is not valid",
     ]
     (rule,) = Plugin.faults({"isEnabled": True})
     assert (str(rule), rule.expected) == ("isEnabled needs a name", "set name")

@@ -57,6 +57,25 @@ class Site:
                 self._netfilter = borrow(self.namespace)
         return self._netfilter
 
+    def read_sysctl(self, key: str) -> str:
+        """The value of a kernel parameter: see `sysctl.read`."""
+        from pycni.kernel import sysctl  # DEL does without
+
+        with self.enter():
+            return sysctl.read(key, here=self._kept)
+
+    def write_sysctl(self, key: str, value: str) -> str:
+        """Set a kernel parameter and return what it was: see `sysctl.write`."""
+        from pycni.kernel import sysctl
+
+        with self.enter():
+            return sysctl.write(key, value, here=self._kept)
+
+    @property
+    def _kept(self) -> Namespace | None:
+        """The namespace, if it is the host's, which is worked in again."""
+        return self.namespace if self._home is None else None
+
     def link(self, name: str | int) -> Link:
         """An interface by name or index, as it is now. Raises NetlinkError (ENODEV)."""
         return self.remember(link.get(self.netlink, name))

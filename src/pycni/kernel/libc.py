@@ -32,11 +32,12 @@ class _Function(_ctypes.CFuncPtr):
 
 
 _LIBC = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
+_SETNS = _Function(_ctypes.dlsym(_LIBC, "setns"))  # asked for many times in an attachment
 
 
 def setns(fd: int, nstype: int) -> None:
     """setns(2), as `os.setns` from Python 3.12 on."""
-    _call("setns", fd, nstype)
+    _judge(_SETNS(fd, nstype))
 
 
 def unshare(flags: int) -> None:
@@ -64,6 +65,10 @@ def _call(name: str, *arguments: bytes | int | None) -> None:
     function = _Function(_ctypes.dlsym(_LIBC, name))
     # A register holds an int as it holds an unsigned long.
     words = (_Word(item) if isinstance(item, int) else item for item in arguments)
-    if function(*words) == -1:
+    _judge(function(*words))
+
+
+def _judge(answer: int) -> None:
+    if answer == -1:
         error = _ctypes.get_errno()
         raise OSError(error, os.strerror(error))

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 # IF_OPER_...: RFC 2863, in the words of the reference's messages.
 OPERSTATES = ("unknown", "not-present", "down", "lower-layer-down", "testing", "dormant", "up")
+_OPERSTATE_UP = OPERSTATES.index("up")
 MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8, "source": 16}
 IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
 
@@ -106,6 +107,7 @@ _ATTRIBUTES = Schema(
         ),
     ),
 )
+_STATE = Schema(operstate=(c.IFLA_OPERSTATE, U8))
 _VLAN_INFO = Structure("=HH")  # struct bridge_vlan_info: flags, vid
 _PORT_VLANS = Schema(
     af_spec=(
@@ -215,17 +217,17 @@ def dump(netlink: NetlinkSocket, master: int = 0) -> list[Link]:
     return [parse(message.payload) for message in links]
 
 
-def wait_running(netlink: NetlinkSocket, target: int | str, deadline: float) -> Link:
+def wait_running(netlink: NetlinkSocket, target: int | str, deadline: float) -> None:
     """Wait until a link's operstate is up; `deadline` is in terms of time.monotonic().
 
     Raises NetlinkError: ETIMEDOUT with the state it was in, ENODEV if it is or goes away.
     """
-    link = get(netlink, target)
-    if link.operstate == "up":
-        return link
+    described = _description(netlink.request(_get_request(target)), target)
+    if _STATE.decode(described[_IFINFO.size :]).get("operstate") == _OPERSTATE_UP:
+        return
     netlink.subscribe((c.RTNLGRP_LINK,))
     try:
-        link = _get_past_events(netlink, link.index)
+        link = _get_past_events(netlink, index_of(described))
         while link.operstate != "up":
             try:
                 events = netlink.events(deadline)
@@ -242,7 +244,6 @@ def wait_running(netlink: NetlinkSocket, target: int | str, deadline: float) -> 
                 if event.kind == c.RTM_DELLINK:
                     raise NetlinkError(errno.ENODEV, "", f"wait for link {_label(link)}")
                 link = parse(event.payload)
-        return link
     finally:
         netlink.unsubscribe()
 
@@ -580,9 +581,13 @@ def _get_past_events(netlink: NetlinkSocket, target: int | str) -> Link:
 
 
 def _read(answer: list[Message], target: int | str) -> Link:
+    return parse(_description(answer, target))
+
+
+def _description(answer: list[Message], target: int | str) -> bytes:
     if not answer:
         raise MalformedMessage(f"no answer to: get link {_label(target)}")
-    return parse(answer[0].payload)
+    return answer[0].payload
 
 
 def _vlan_request(

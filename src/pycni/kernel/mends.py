@@ -12,7 +12,7 @@ import errno
 from _socket import AF_INET6
 
 from pycni.kernel import address as addresses
-from pycni.kernel import iptables, nfnetlink, sysctl
+from pycni.kernel import iptables, nfnetlink
 from pycni.kernel import link as links
 from pycni.kernel import route as routes
 from pycni.kernel.constant_rules import TABLE
@@ -173,9 +173,8 @@ def _gateway_address(step: steps.GatewayAddress, kernel: Kernel) -> None:
         # Whoever flushed the addresses took this one too, without which nobody finds neighbours.
         # The kernel makes it when the way of making it is set to another than it was.
         key = f"net/ipv6/conf/{step.link}/addr_gen_mode"
-        with host.enter():
-            mode = sysctl.write(key, "1")
-            sysctl.write(key, mode if mode != "1" else "0")
+        mode = host.write_sysctl(key, "1")
+        host.write_sysctl(key, mode if mode != "1" else "0")
 
 
 # --- routes --------------------------------------------------------------------------------------

@@ -4,6 +4,9 @@ A key is written with dots (`net.ipv4.ip_forward`) or slashes (`net/ipv4/ip_forw
 of the two in it separates its parts, and the other one stands for a dot inside a part, so both
 `net/ipv4/conf/eth0.5/forwarding` and `net.ipv4.conf.eth0/5.forwarding` name the link eth0.5.
 Used by the executor of plans and by plugins.
+
+The kernel looks for the name `net` in /proc/sys among those of all network namespaces, one by one.
+Hence the directories behind it are kept open for namespaces that are worked in again and again.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ if TYPE_CHECKING:
     from pycni.kernel.namespace import Namespace
 
 _ROOT = "/proc/sys"
+_NET = f"{_ROOT}/net/"
 # Most values are short, and for each read the kernel clears a buffer of the size asked for.
 _USUAL = 4096
 _LIMIT = 64 * 1024
 _TRIES = 20
+_MOST_KEPT = 16  # directories
 
 
 class SysctlRejected(OSError):
@@ -37,36 +42,39 @@ def path(key: str) -> str:
     return f"{_ROOT}/{key}"
 
 
-def read(key: str, namespace: Namespace | None = None) -> str:
+def read(key: str, namespace: Namespace | None = None, *, here: Namespace | None = None) -> str:
     """The value without its final newline; in the thread's namespace if none is given.
 
-    Raises FileNotFoundError if there is no such key, ValueError, another OSError.
+    here: the thread's namespace, if it is one that is worked in again. Raises FileNotFoundError if
+    there is no such key, ValueError, another OSError.
     """
     if namespace is not None:
         with namespace.enter():
             return read(key)
-    fd = _open(path(key), os.O_RDONLY)
+    fd = _open(path(key), os.O_RDONLY, here)
     try:
         return _read(fd)
     finally:
         os.close(fd)
 
 
-def write(key: str, value: str, namespace: Namespace | None = None) -> str:
+def write(
+    key: str, value: str, namespace: Namespace | None = None, *, here: Namespace | None = None
+) -> str:
     """Set a value unless it is set already; return the one before, "" if it cannot be read.
 
-    Values are compared word by word: the kernel separates them by tabs. Raises FileNotFoundError,
-    SysctlRejected, ValueError, another OSError.
+    Values are compared word by word: the kernel separates them by tabs. here: as above. Raises
+    FileNotFoundError, SysctlRejected, ValueError, another OSError.
     """
     if namespace is not None:
         with namespace.enter():
             return write(key, value)
     name = path(key)
     try:
-        fd = _open(name, os.O_RDWR)
+        fd = _open(name, os.O_RDWR, here)
     except OSError:
         # Whoever may not write has no need to, where the value is the one wanted.
-        before = read(key)
+        before = read(key, here=here)
         if before.split() == value.split():
             return before
         raise
@@ -105,10 +113,50 @@ def _read(fd: int) -> str:
     return data.decode("utf-8", "replace").removesuffix("\n")
 
 
-def _open(name: str, how: int) -> int:
-    fd = os.open(name, how | os.O_CLOEXEC | os.O_NOFOLLOW)
-    # Whatever was mounted over it is not the kernel's parameter.
-    if os.fstat(fd).st_dev != os.stat("/proc/self").st_dev:
+def _open(name: str, how: int, here: Namespace | None) -> int:
+    if here is not None and name.startswith(_NET):
+        directory = _kept.get((here.device, here.inode))
+        if directory is not None:
+            try:
+                return _open_genuine(name.removeprefix(_NET), how, directory)
+            except FileNotFoundError:
+                pass  # or it was that of another namespace, which has gone and left its number
+        directory = _NetDirectory()
+        if len(_kept) >= _MOST_KEPT:
+            _kept.clear()
+        _kept[here.device, here.inode] = directory
+        return _open_genuine(name.removeprefix(_NET), how, directory)
+    return _open_genuine(name, how, None)
+
+
+def _open_genuine(name: str, how: int, directory: _NetDirectory | None) -> int:
+    """Open what is the kernel's own, and not what was mounted over it."""
+    dir_fd, device = (None, _device()) if directory is None else (directory.fd, directory.device)
+    fd = os.open(name, how | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd)
+    if os.fstat(fd).st_dev != device:
         os.close(fd)
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
     return fd
+
+
+class _NetDirectory:
+    """/proc/sys/net of the thread's namespace, open until nobody needs it any more."""
+
+    __slots__ = ("device", "fd")
+
+    def __init__(self) -> None:
+        self.fd = -1
+        self.device = _device()
+        self.fd = _open_genuine(_NET, os.O_PATH | os.O_DIRECTORY, None)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+_kept: dict[tuple[int, int], _NetDirectory] = {}  # by the namespace's device and inode
+
+
+def _device() -> int:
+    """The device number of /proc."""
+    return os.stat("/proc/self").st_dev

@@ -94,12 +94,17 @@ class HostLocalConf(NetConf):
     args: Args = field("args", Object(Args), Args(), doc="free arguments")
 
     def validate(self) -> None:
+        self.range_sets()
+
+    def range_sets(self) -> tuple[RangeSet, ...]:
+        """The range sets in the order that numbers them. Raises CNIError (code 7)."""
         if self.ipam is None:
             raise invalid_config(
                 "IPAM config missing 'ipam' key",
                 '"ipam" is an object with "type": "host-local" and a "subnet" or "ranges"',
             )
-        sets = self.range_sets()
+        own: tuple[tuple[RangeConfig, ...], ...] = ((self.ipam,),) if self.ipam.subnet else ()
+        sets = make_range_sets(self.runtime_config.ip_ranges + own + self.ipam.ranges)
         if not sets:
             raise invalid_config(
                 "no IP ranges specified",
@@ -111,12 +116,7 @@ class HostLocalConf(NetConf):
                 f"CNI version {self.version} does not support more than 1 address per family",
                 'use "cniVersion": "0.3.0" or newer',
             )
-
-    def range_sets(self) -> tuple[RangeSet, ...]:
-        """The range sets in the order that numbers them. Raises CNIError (code 7)."""
-        assert self.ipam is not None
-        own: tuple[tuple[RangeConfig, ...], ...] = ((self.ipam,),) if self.ipam.subnet else ()
-        return make_range_sets(self.runtime_config.ip_ranges + own + self.ipam.ranges)
+        return sets
 
 
 class _IPAMDirectory(Config):
@@ -130,7 +130,8 @@ class HostLocal(Plugin):
     config = HostLocalConf
 
     def add(self, request: Request) -> Result:
-        config = HostLocalConf.decode(request.document)
+        config = HostLocalConf.typed(request.document)
+        sets = config.range_sets()
         ipam = config.ipam
         assert ipam is not None
         requested = _requested(config, request.args)
@@ -139,7 +140,7 @@ class HostLocal(Plugin):
         with LeaseStore(
             ipam.data_dir or DATA_DIR, request.network, create=True, note=_note, in_use=_is_set
         ) as leases:
-            allocator = _Allocator(leases, config.range_sets(), attachment)
+            allocator = _Allocator(leases, sets, attachment)
             try:
                 ips = allocator.allocate(requested)
             except BaseException:
@@ -161,9 +162,10 @@ class HostLocal(Plugin):
         previous = request.prev_result
         if previous is None:
             return
+        sets = config.range_sets()
         for entry in previous.ips:
             address = entry.address.address
-            in_ranges = any(item.range_of(address) for item in config.range_sets())
+            in_ranges = any(item.range_of(address) for item in sets)
             if in_ranges and address not in owned:
                 raise CNIError(
                     CHECK_FAILED,
@@ -181,9 +183,8 @@ class HostLocal(Plugin):
             leases.collect(keep)
 
     def status(self, request: Request) -> None:
-        config = HostLocalConf.decode(request.document)
+        sets = HostLocalConf.typed(request.document).range_sets()
         _require_writable(os.path.join(_data_dir(request.document), request.network))
-        sets = config.range_sets()
         with _existing_leases(request) as leases:
             allocator = _Allocator(leases, sets, Attachment("", ""))
             for range_set in sets:

@@ -7,7 +7,7 @@ Either way the answer and the errors are the same.
 
 from __future__ import annotations
 
-from pycni.sdk.dispatch import perform
+from pycni.sdk.dispatch import perform_in
 from pycni.sdk.execute import execute, find_plugin
 from pycni.spec.errors import DECODING_FAILURE, INVALID_ENVIRONMENT, CNIError
 from pycni.spec.jsontext import JSONError, dumps, loads
@@ -22,19 +22,26 @@ if TYPE_CHECKING:
     from pycni.sdk.request import Request
     from pycni.spec.result import Result
 
+    Found = tuple[Plugin | None, str]
+
 
 def delegate(
-    request: Request, plugin_type: str, command: str, document: Mapping[str, Any] | None = None
+    request: Request,
+    plugin_type: str,
+    command: str,
+    document: Mapping[str, Any] | None = None,
+    found: Found | None = None,
 ) -> Result | None:
     """Have another plugin do an operation for the same attachment; ADD returns its result.
 
-    document: the configuration to hand on, the request's own if not given. Raises CNIError: the
-    other plugin's own error, or one that says why it could not be run.
+    document: the configuration to hand on, the request's own if not given. found: what
+    `find_delegate` gave, where it has been called. Raises CNIError: the other plugin's own error,
+    or one that says why it could not be run.
     """
     inner = request.replace(command=command, document=document or request.document)
-    plugin, path = find_delegate(request, plugin_type)
+    plugin, path = found or find_delegate(request, plugin_type)
     if plugin is not None:
-        return perform(plugin, inner)
+        return perform_in(plugin, inner)
     output = execute(
         path,
         process_environ(inner),
@@ -45,7 +52,7 @@ def delegate(
     return read_answer(output, inner.version) if command == "ADD" else None
 
 
-def find_delegate(request: Request, plugin_type: str) -> tuple[Plugin | None, str]:
+def find_delegate(request: Request, plugin_type: str) -> Found:
     """The plugin of a type, if it is one of ours, and else None and its executable's path.
 
     Raises CNIError if there is none.

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from pycni.sdk.plugin import Plugin
     from pycni.spec.result import Result
 
+    Action = Callable[[Plugin, Request], Result | None]
+
 # How long a caller by hand, who leaves stdin open and says nothing, waits for VERSION.
 VERSION_SECONDS = 1.0
 
@@ -224,17 +226,30 @@ def perform(plugin: Plugin, request: Request) -> Result | None:
 
     Raises CNIError, from the plugin or for a version or namespace that breaks the rules.
     """
+    return _logged(plugin, request, _perform)
+
+
+def perform_in(plugin: Plugin, request: Request) -> Result | None:
+    """`perform` where the namespace has been judged, by the plugin that delegates."""
+    return _logged(plugin, request, _operate)
+
+
+def _logged(plugin: Plugin, request: Request, action: Action) -> Result | None:
     if "logFile" in request.document or "logLevel" in request.document:
         from pycni.sdk.log import logged
 
-        return logged(plugin, request, _perform)
-    return _perform(plugin, request)
+        return logged(plugin, request, action)
+    return action(plugin, request)
 
 
 def _perform(plugin: Plugin, request: Request) -> Result | None:
-    _check_version(plugin, request)
     if request.command in ("ADD", "DEL"):
         _check_namespace(request)
+    return _operate(plugin, request)
+
+
+def _operate(plugin: Plugin, request: Request) -> Result | None:
+    _check_version(plugin, request)
     if request.command == "ADD":
         return plugin.add(request)
     if request.command == "CHECK":

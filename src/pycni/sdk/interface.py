@@ -9,7 +9,7 @@ from __future__ import annotations
 from pycni.kernel import executor
 from pycni.plan.plan import Plan
 from pycni.plan.steps import SANDBOX
-from pycni.sdk.ipam import Allocation, needs_link
+from pycni.sdk.ipam import Allocation
 from pycni.sdk.planned import PlannedPlugin, own_part
 from pycni.sdk.sandbox import open_sandbox
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError
@@ -42,13 +42,12 @@ class InterfacePlugin(PlannedPlugin):
             self._require_ipam(request)
         with open_sandbox(request) as kernel, executor.Transaction(kernel) as interface:
             made = Plan()
-            if needs_link(request):
+            allocation = Allocation(request)
+            if allocation.needs_link():
                 made = self.plan(request, config, Result()).before_addresses()
                 interface.apply(made)
-            with (
-                Allocation(request, fresh=bool(made.steps)) as addresses,
-                executor.Transaction(kernel) as transaction,
-            ):
+                allocation.fresh = bool(made.steps)
+            with allocation as addresses, executor.Transaction(kernel) as transaction:
                 known = addresses if request.ipam_type else inherited
                 network = override_dns(request, config, self.complete(config, known))
                 if made.steps:

@@ -8,6 +8,7 @@ from pycni.spec.result import Result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pycni.sdk.delegate import Found
     from pycni.sdk.request import Request
 
 
@@ -24,17 +25,23 @@ class Allocation:
     """
 
     def __init__(self, request: Request, *, fresh: bool = False) -> None:
+        self.fresh = fresh
         self._request = request
-        self._fresh = fresh
+        self._found: Found | None = None
+
+    def needs_link(self) -> bool:
+        """Whether the address plugin works on the container's interface: see `needs_link`."""
+        self._found = _find(self._request)
+        return _works_on_link(self._found)
 
     def __enter__(self) -> Result:
         plugin_type = self._request.ipam_type
         if not plugin_type:
             return Result()
         try:
-            result = delegate(self._request, plugin_type, "ADD")
+            result = delegate(self._request, plugin_type, "ADD", found=self._found)
         except CNIError as error:
-            if self._fresh and (failure := self._release()) is not None:
+            if self.fresh and (failure := self._release()) is not None:
                 told = f'DEL of the address plugin "{plugin_type}" failed as well: {failure}'
                 error.details = f"{error.details}; {told}" if error.details else told
             raise
@@ -71,10 +78,21 @@ def needs_link(request: Request) -> bool:
 
     One that is not ours may: the reference calls them all while the interface is there.
     """
+    return _works_on_link(_find(request))
+
+
+def _find(request: Request) -> Found | None:
+    """The address plugin, None if there is none."""
     if not request.ipam_type:
-        return False
+        return None
     try:
-        plugin, _ = find_delegate(request, request.ipam_type)
+        return find_delegate(request, request.ipam_type)
     except CNIError:
-        return False  # told when it is called
+        return None  # told when it is called
+
+
+def _works_on_link(found: Found | None) -> bool:
+    if found is None:
+        return False
+    plugin, _ = found
     return plugin is None or plugin.needs_link

@@ -289,6 +289,9 @@ class Config(Record):
     """A JSON object with declared keys. Subclasses inherit the fields of their bases."""
 
     declared: ClassVar[dict[str, Field]] = {}
+    _by_key: ClassVar[dict[str, str]] = {}  # names of fields by their keys
+    _by_folded_key: ClassVar[dict[str, str]] = {}
+    _required: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
         own = {name: value for name, value in vars(cls).items() if isinstance(value, Field)}
@@ -299,15 +302,24 @@ class Config(Record):
         for name, declared in own.items():
             setattr(cls, name, declared.default)
         super().__init_subclass__()
+        cls._by_key = {declared.key: name for name, declared in cls.declared.items()}
+        cls._by_folded_key = {key.lower(): name for key, name in cls._by_key.items()}
+        cls._required = tuple(name for name, found in cls.declared.items() if found.required)
 
     @classmethod
     def decode(cls, document: Any, path: str = "") -> Self:
         """Read a JSON object. Raises CNIError (code 7) that names the first fault, and the rest."""
+        config = cls.typed(document, path)
+        config.validate()
+        return config
+
+    @classmethod
+    def typed(cls, document: Any, path: str = "") -> Self:
+        """`decode` but for the rules between keys, where the caller will see to them."""
         faults: list[Fault] = []
         config = cls.read(document, path, faults)
         if faults:
             raise faults_error(faults)
-        config.validate()
         return config
 
     @classmethod
@@ -331,20 +343,25 @@ class Config(Record):
         if not isinstance(document, dict):
             faults.append(Fault(path, f"{describe(document)} is not valid", "expected an object"))
             return cls()
+        given: dict[str, Any] = {}
+        for key, value in document.items():
+            name = cls._by_key.get(key)
+            if name is None:
+                name = cls._by_folded_key.get(key.lower())
+                if name is None or cls.declared[name].key in document:
+                    continue
+            given[name] = value
         values: dict[str, Any] = {}
-        folded: dict[str, Any] | None = None
-        for name, declared in cls.declared.items():
-            value = document.get(declared.key)
-            if value is None and declared.key not in document:
-                if folded is None:
-                    folded = {key.lower(): item for key, item in document.items()}
-                value = folded.get(declared.key.lower())
+        for name, value in given.items():
             if value is not None:
+                declared = cls.declared[name]
                 known = len(faults)
                 decoded = declared.kind.decode(value, _join(path, declared.key), faults)
                 if len(faults) == known:
                     values[name] = decoded
-            elif declared.required:
+        for name in cls._required:
+            if given.get(name) is None:
+                declared = cls.declared[name]
                 where = _join(path, declared.key)
                 faults.append(Fault(where, "missing", f"expected {declared.kind.expected}"))
         return cls(**values)

@@ -13,7 +13,7 @@ from _json import encode_basestring, make_scanner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any, NoReturn
 
 MAX_SIZE = 16 * 1024 * 1024  # bytes; a configuration with its prevResult is a few kilobytes
@@ -187,7 +187,9 @@ def dumps(value: Any, *, indent: int = 0, sort_keys: bool = False) -> str:
 
     Raises TypeError or ValueError for what has no JSON form.
     """
-    text = "".join(_write(value, " " * indent, "\n", sort_keys))
+    parts: list[str] = []
+    _write(value, parts.append, " " * indent, "\n", sort_keys)
+    text = "".join(parts)
     try:
         text.encode()
     except UnicodeEncodeError:  # os.environ's form of a byte that is not UTF-8
@@ -195,38 +197,40 @@ def dumps(value: Any, *, indent: int = 0, sort_keys: bool = False) -> str:
     return text
 
 
-def _write(value: Any, indent: str, newline: str, sort_keys: bool) -> Iterator[str]:
+def _write(
+    value: Any, put: Callable[[str], None], indent: str, newline: str, sort_keys: bool
+) -> None:
     if isinstance(value, str):
-        yield _string(value)
+        put(_string(value))
     elif value is None:
-        yield "null"
+        put("null")
     elif isinstance(value, bool):
-        yield "true" if value else "false"
+        put("true" if value else "false")
     elif isinstance(value, int | float):
-        yield _number(value)
+        put(_number(value))
     elif isinstance(value, dict):
         items = sorted(value.items()) if sort_keys else value.items()
         inner = newline + indent
         separator = "{"
         for key, item in items:
-            yield separator
+            put(separator)
             if indent:
-                yield inner
-            yield _string(key)
-            yield ": " if indent else ":"
-            yield from _write(item, indent, inner, sort_keys)
+                put(inner)
+            put(_string(key))
+            put(": " if indent else ":")
+            _write(item, put, indent, inner, sort_keys)
             separator = ","
-        yield _closing("{", "}", separator, newline if indent else "")
+        put(_closing("{", "}", separator, newline if indent else ""))
     elif isinstance(value, list | tuple):
         inner = newline + indent
         separator = "["
         for item in value:
-            yield separator
+            put(separator)
             if indent:
-                yield inner
-            yield from _write(item, indent, inner, sort_keys)
+                put(inner)
+            _write(item, put, indent, inner, sort_keys)
             separator = ","
-        yield _closing("[", "]", separator, newline if indent else "")
+        put(_closing("[", "]", separator, newline if indent else ""))
     else:
         raise TypeError(f"{type(value).__name__} has no JSON form")
 

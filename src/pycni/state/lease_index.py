@@ -18,7 +18,8 @@ here: any later writer, whoever it is, overwrites the stamp with the time of its
 changes within one tick of the kernel's clock cannot look the same. Hence: same boot, same directory
 (device and inode), modification time equal to the noted stamp: nothing has been made or removed
 since. While changes are under way the header holds no stamp, so a crash leaves an index that is not
-believed; the pages changed are written at the end, before the stamp. The boot id is compared because after a power failure some pages may be old.
+believed; the pages changed are written at the end, before the stamp. The boot id is compared
+because after a power failure some pages may be old.
 Header and buckets carry checksums: what was damaged on the disk is not believed either.
 What the rule cannot see is a name made or removed without the lock during our own change. Such a
 removal leaves an address that looks taken, so the store reads the directory before it says that a
@@ -342,7 +343,12 @@ def holder_key(content: bytes) -> bytes:
 
 def boot_id() -> bytes:
     """This boot's id as 36 characters: the kernel's, random at every start."""
-    return read_file("/proc/sys/kernel/random/boot_id")[:36]
+    if not _boot_ids:
+        _boot_ids.append(read_file("/proc/sys/kernel/random/boot_id")[:36])
+    return _boot_ids[0]
+
+
+_boot_ids: list[bytes] = []  # once read, the only one
 
 
 def _bitmaps(taken: list[IPAddress]) -> list[tuple[bytes, bytes]]:

@@ -109,9 +109,7 @@ class LeaseStore:
 
     def __enter__(self) -> Self:
         try:
-            if self._create:
-                make_directories(self.path)
-            self._dir = open_directory(self.path)
+            self._dir = self._open_directory()
         except FileNotFoundError:
             if self._create:
                 raise self._failure(FileNotFoundError(2, "removed while it was made")) from None
@@ -388,6 +386,15 @@ class LeaseStore:
         except (BadIndex, OSError):
             os.close(descriptor)
             return MemoryIndex(holders)
+
+    def _open_directory(self) -> int:
+        try:
+            return open_directory(self.path)
+        except FileNotFoundError:
+            if not self._create:
+                raise
+        make_directories(self.path)
+        return open_directory(self.path)
 
     def _open_index_file(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK

@@ -218,9 +218,7 @@ class NetlinkSocket:
         data = b"".join(
             pack(
                 request.kind,
-                request.flags
-                | NLM_F_REQUEST
-                | (flags or (0 if request.answered else NLM_F_ACK)),
+                request.flags | NLM_F_REQUEST | (flags or (0 if request.answered else NLM_F_ACK)),
                 first + position,
                 self._port,
                 request.body,

@@ -17,9 +17,13 @@ def apply(step: Forwarding, kernel: Kernel) -> Undo | None:
     if netconf.forwards(kernel.host.netlink, step.family):
         return None
     key = _key(step)
-    if _write(key, "1", kernel) == "1":  # another ADD was first
+    if kernel.host.write_sysctl(key, "1") == "1":  # another ADD was first
         return None
-    return lambda: _turn_off(key, kernel)
+
+    def undo() -> None:
+        kernel.host.write_sysctl(key, "0")
+
+    return undo
 
 
 def check(step: Forwarding, kernel: Kernel) -> list[str]:
@@ -30,15 +34,3 @@ def check(step: Forwarding, kernel: Kernel) -> list[str]:
 
 def _key(step: Forwarding) -> str:
     return "net/ipv4/ip_forward" if step.family == AF_INET else "net/ipv6/conf/all/forwarding"
-
-
-def _turn_off(key: str, kernel: Kernel) -> None:
-    _write(key, "0", kernel)
-
-
-def _write(key: str, value: str, kernel: Kernel) -> str:
-    """Set a sysctl of the host; returns what it was."""
-    from pycni.kernel import sysctl  # hardly ever needed
-
-    with kernel.host.enter():
-        return sysctl.write(key, value)

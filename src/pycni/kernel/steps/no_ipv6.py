@@ -7,8 +7,6 @@ changes: with 1,000 containers, more than a millisecond of each ADD.
 
 from __future__ import annotations
 
-from pycni.kernel import sysctl
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.kernel.context import Site
@@ -16,8 +14,7 @@ if TYPE_CHECKING:
 
 def switch_off(site: Site, name: str) -> None:
     """Disable IPv6 on an interface that is still down."""
-    with site.enter():
-        try:
-            sysctl.write(f"net/ipv6/conf/{name}/disable_ipv6", "1")
-        except OSError:
-            pass  # there is no IPv6, or nobody may say; all works with it too
+    try:
+        site.write_sysctl(f"net/ipv6/conf/{name}/disable_ipv6", "1")
+    except OSError:
+        pass  # there is no IPv6, or nobody may say; all works with it too

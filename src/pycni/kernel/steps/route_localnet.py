@@ -6,7 +6,7 @@ for IPv6: ::1 never leaves the host.
 
 from __future__ import annotations
 
-from pycni.kernel import route, sysctl
+from pycni.kernel import route
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,14 +15,12 @@ if TYPE_CHECKING:
 
 
 def apply(step: RouteLocalnet, kernel: Kernel) -> None:
-    with kernel.host.enter():
-        sysctl.write(_key(step, kernel), "1")
+    kernel.host.write_sysctl(_key(step, kernel), "1")
 
 
 def check(step: RouteLocalnet, kernel: Kernel) -> list[str]:
     key = _key(step, kernel)
-    with kernel.host.enter():
-        value = sysctl.read(key)
+    value = kernel.host.read_sysctl(key)
     if value == "1":
         return []
     return [f"{key} is {value}: localhost does not reach the container's ports"]

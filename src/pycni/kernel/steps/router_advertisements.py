@@ -5,8 +5,6 @@ A container could otherwise send one, and have the host route through it (CVE-20
 
 from __future__ import annotations
 
-from pycni.kernel import sysctl
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.kernel.context import Site
@@ -18,18 +16,16 @@ def refuse(site: Site, name: str) -> str:
     Raises OSError where it fails and IPv6 is in use there.
     """
     conf = f"net/ipv6/conf/{name}"
-    with site.enter():
-        try:
-            return sysctl.write(f"{conf}/accept_ra", "0")
-        except FileNotFoundError:
-            pass  # no IPv6, nothing to accept
-        except OSError:
-            if sysctl.read(f"{conf}/disable_ipv6") != "1":
-                raise
+    try:
+        return site.write_sysctl(f"{conf}/accept_ra", "0")
+    except FileNotFoundError:
+        pass  # no IPv6, nothing to accept
+    except OSError:
+        if site.read_sysctl(f"{conf}/disable_ipv6") != "1":
+            raise
     return ""
 
 
 def restore(site: Site, name: str, before: str) -> None:
     """Set an interface's accept_ra to what `refuse` found."""
-    with site.enter():
-        sysctl.write(f"net/ipv6/conf/{name}/accept_ra", before)
+    site.write_sysctl(f"net/ipv6/conf/{name}/accept_ra", before)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 
-from pycni.kernel import sysctl
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.kernel.context import Kernel
@@ -15,8 +13,7 @@ if TYPE_CHECKING:
 
 def apply(step: Sysctl, kernel: Kernel) -> Undo | None:
     try:
-        with kernel.site(step.where).enter():
-            before = sysctl.write(step.key, step.value)
+        before = kernel.site(step.where).write_sysctl(step.key, step.value)
     except OSError:
         if step.required:
             raise
@@ -28,8 +25,7 @@ def apply(step: Sysctl, kernel: Kernel) -> Undo | None:
 
 def check(step: Sysctl, kernel: Kernel) -> list[str]:
     try:
-        with kernel.site(step.where).enter():
-            value = sysctl.read(step.key)
+        value = kernel.site(step.where).read_sysctl(step.key)
     except OSError as error:
         return [f"{step.key} cannot be read: {error.strerror}"] if step.required else []
     if value.split() == step.value.split() or not step.required:
@@ -40,8 +36,7 @@ def check(step: Sysctl, kernel: Kernel) -> list[str]:
 def current(step: Sysctl, kernel: Kernel) -> Sysctl | None:
     """The same key with the value it has now, None if it has none yet. Raises OSError."""
     try:
-        with kernel.site(step.where).enter():
-            return step.replace(value=sysctl.read(step.key))
+        return step.replace(value=kernel.site(step.where).read_sysctl(step.key))
     except OSError as error:
         if error.errno == errno.EIO:  # stable_secret
             return None
@@ -49,5 +44,4 @@ def current(step: Sysctl, kernel: Kernel) -> Sysctl | None:
 
 
 def _restore(step: Sysctl, value: str, kernel: Kernel) -> None:
-    with kernel.site(step.where).enter():
-        sysctl.write(step.key, value)
+    kernel.site(step.where).write_sysctl(step.key, value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from pycni.kernel import link as links
 from pycni.kernel.netlink.errors import NetlinkError
@@ -86,6 +87,7 @@ def _create(step: VethPair, kernel: Kernel) -> Link:
         step.host_name,
         step.name,
         peer_netns=sandbox.namespace.fd,
+        mac=_port_mac() if step.port else None,
         peer_mac=step.mac or None,
         mtu=step.mtu,
         master=host.index(step.port.bridge) if step.port else 0,
@@ -108,6 +110,15 @@ def _create(step: VethPair, kernel: Kernel) -> Link:
     return links.create(host.netlink, request)
 
 
+def _port_mac() -> str:
+    """A random MAC address above that of any hardware, for a bridge takes the lowest of its ports.
+
+    With a lower one each container could change the bridge's address, and who had learned it would
+    not reach the bridge for a while.
+    """
+    return f"fe:{os.urandom(5).hex(':')}"
+
+
 def _set_up_host_end(step: VethPair, made: Link, host: Site) -> None:
     alias, port = step.owner.comment, step.port
     if port is None:
@@ -116,7 +127,8 @@ def _set_up_host_end(step: VethPair, made: Link, host: Site) -> None:
         router_advertisements.refuse(host, made.name)
         host.request(links.update(made, up=True, alias=alias))
         return
-    host.forget(port.bridge)  # a bridge may have taken over its new port's address
+    if made.mac < host.known(port.bridge).mac:
+        host.forget(port.bridge)  # it may have taken over its new port's address
     from pycni.kernel.steps import no_ipv6
 
     no_ipv6.switch_off(host, made.name)

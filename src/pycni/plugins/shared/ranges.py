@@ -120,21 +120,22 @@ def make_range(config: RangeConfig) -> Range:
             f'write "subnet": "{subnet.network}" instead of "{subnet}"',
         )
     first, last = subnet.first + 1, subnet.last - subnet.is_ipv4
-    bounds = f"usable are {_text(first, subnet)} to {_text(last, subnet)}"
     start = first if config.range_start is None else _bound("Start", config.range_start, subnet)
     end = last if config.range_end is None else _bound("End", config.range_end, subnet)
     if start > end:
         raise invalid_config(
             f"RangeStart {_text(start, subnet)} not in network {subnet}",
-            f"rangeEnd {_text(end, subnet)} lies before it; {bounds}",
+            f"rangeEnd {_text(end, subnet)} lies before it; {_usable(first, last, subnet)}",
         )
     if start < first:
         raise invalid_config(
-            f"RangeStart {_text(start, subnet)} is the address of network {subnet} itself", bounds
+            f"RangeStart {_text(start, subnet)} is the address of network {subnet} itself",
+            _usable(first, last, subnet),
         )
     if end > last:
         raise invalid_config(
-            f"RangeEnd {_text(end, subnet)} is the broadcast address of network {subnet}", bounds
+            f"RangeEnd {_text(end, subnet)} is the broadcast address of network {subnet}",
+            _usable(first, last, subnet),
         )
     gateway = config.gateway or IPAddress.from_int(first, subnet.family)
     return Range(subnet, start, end, gateway)
@@ -206,3 +207,7 @@ def _bound(which: str, address: IPAddress, subnet: IPNetwork) -> int:
 
 def _text(number: int, subnet: IPNetwork) -> str:
     return str(IPAddress.from_int(number, subnet.family))
+
+
+def _usable(first: int, last: int, subnet: IPNetwork) -> str:
+    return f"usable are {_text(first, subnet)} to {_text(last, subnet)}"
