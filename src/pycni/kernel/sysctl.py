@@ -5,8 +5,8 @@ of the two in it separates its parts, and the other one stands for a dot inside 
 `net/ipv4/conf/eth0.5/forwarding` and `net.ipv4.conf.eth0/5.forwarding` name the link eth0.5.
 Used by the executor of plans and by plugins.
 
-The kernel looks for the name `net` in /proc/sys among those of all network namespaces, one by one.
-Hence the directories behind it are kept open for namespaces that are worked in again and again.
+The kernel looks for a name in /proc/sys/net, such as `ipv4`, among those of all network namespaces,
+one by one. Hence such directories are kept open for a namespace that is worked in again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pycni.kernel.namespace import Namespace
 
 _ROOT = "/proc/sys"
-_NET = f"{_ROOT}/net/"
+_NET = f"{_ROOT}/net"
 # Most values are short, and for each read the kernel clears a buffer of the size asked for.
 _USUAL = 4096
 _LIMIT = 64 * 1024
@@ -114,22 +114,25 @@ def _read(fd: int) -> str:
 
 
 def _open(name: str, how: int, here: Namespace | None) -> int:
-    if here is not None and name.startswith(_NET):
-        directory = _kept.get((here.device, here.inode))
-        if directory is not None:
-            try:
-                return _open_genuine(name.removeprefix(_NET), how, directory)
-            except FileNotFoundError:
-                pass  # or it was that of another namespace, which has gone and left its number
-        directory = _NetDirectory()
-        if len(_kept) >= _MOST_KEPT:
-            _kept.clear()
-        _kept[here.device, here.inode] = directory
-        return _open_genuine(name.removeprefix(_NET), how, directory)
-    return _open_genuine(name, how, None)
+    parts = name.removeprefix(f"{_NET}/").split("/", 1)
+    if here is None or len(parts) != 2 or not name.startswith(_NET):
+        return _open_genuine(name, how, None)
+    family, rest = parts
+    key = here.device, here.inode, family
+    directory = _kept.get(key)
+    if directory is not None:
+        try:
+            return _open_genuine(rest, how, directory)
+        except FileNotFoundError:
+            pass  # or it was that of another namespace, which has gone and left its number
+    directory = _Directory(f"{_NET}/{family}")
+    if len(_kept) >= _MOST_KEPT:
+        _kept.clear()
+    _kept[key] = directory
+    return _open_genuine(rest, how, directory)
 
 
-def _open_genuine(name: str, how: int, directory: _NetDirectory | None) -> int:
+def _open_genuine(name: str, how: int, directory: _Directory | None) -> int:
     """Open what is the kernel's own, and not what was mounted over it."""
     dir_fd, device = (None, _device()) if directory is None else (directory.fd, directory.device)
     fd = os.open(name, how | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd)
@@ -139,22 +142,22 @@ def _open_genuine(name: str, how: int, directory: _NetDirectory | None) -> int:
     return fd
 
 
-class _NetDirectory:
-    """/proc/sys/net of the thread's namespace, open until nobody needs it any more."""
+class _Directory:
+    """A directory of the thread's namespace, open until nobody needs it any more."""
 
     __slots__ = ("device", "fd")
 
-    def __init__(self) -> None:
+    def __init__(self, path: str) -> None:
         self.fd = -1
         self.device = _device()
-        self.fd = _open_genuine(_NET, os.O_PATH | os.O_DIRECTORY, None)
+        self.fd = _open_genuine(path, os.O_PATH | os.O_DIRECTORY, None)
 
     def __del__(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
 
 
-_kept: dict[tuple[int, int], _NetDirectory] = {}  # by the namespace's device and inode
+_kept: dict[tuple[int, int, str], _Directory] = {}  # by the namespace's device and inode
 
 
 def _device() -> int:
