@@ -14,13 +14,14 @@ import os
 import shlex
 import sys
 import sysconfig
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from pycni import __version__, agent
 from pycni.agent.protocol import SOCKET
-from pycni.plugins import MARK, NAMES
+from pycni.plugins import MARK, NAMES, bundle
 from pycni.sdk.plugin import Plugin
 from pycni.spec.errors import INTERNAL
 from pycni.spec.names import check_plugin_type
@@ -69,7 +70,8 @@ python={python}
 if [ -x "$python" ] && [ -f {package}/pycni/__init__.py ] && [ -e {file} ]; then
   exec "$python" -IS -c 'import sys
 sys.path += sys.argv[1:]
-from pycni.plugins import resolve
+from pycni.plugins import bundle, resolve
+bundle.use()
 from pycni.sdk.entry import run
 run("{module}", "{attribute}", resolve)' {package} {folder} {libraries}
 fi
@@ -104,6 +106,8 @@ def install(
     Raises OSError.
     """
     compileall.compile_dir(PACKAGE / "pycni", quiet=2)
+    with suppress(OSError):  # it only saves time
+        bundle.write()
     directory.mkdir(parents=True, exist_ok=True)
     if native is None:
         native = LAUNCHER.is_file()

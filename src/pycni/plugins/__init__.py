@@ -72,6 +72,9 @@ def resolve(path: str) -> Plugin | None:
 def run(name: str) -> NoReturn:
     """Serve one call as the process of a plugin's executable, and end it."""
     gc.disable()  # it would look through what is being loaded, for garbage there is not
+    from pycni.plugins import bundle
+
+    bundle.use()
     from pycni.sdk.entry import main
 
     main(load(name), resolve)

@@ -1,0 +1,110 @@
+"""The file of bytecode that plugins' processes load their modules from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).resolve().parents[2] / "src"
+
+_LOAD = """
+from pycni.plugins import bundle, load
+bundle.use()
+load("noop")
+from pycni.spec import versions
+print(type(versions.__spec__.loader).__name__, versions.CURRENT, versions.__file__)
+import pycni.kernel.netlink
+print(pycni.kernel.netlink.__path__, pycni.kernel.netlink.__package__)
+"""
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A folder with a copy of the package and its bundle."""
+    shutil.copytree(SRC, tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    run(tmp_path / "src", "from pycni.plugins import bundle; bundle.write()")
+    return tmp_path / "src"
+
+
+def run(folder: Path, code: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-IS", "-c", f"import sys; sys.path.insert(0, {str(folder)!r})\n{code}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def bundle_of(folder: Path) -> Path:
+    (found,) = (folder / "pycni/__pycache__").glob("*.bundle")
+    return found
+
+
+def test_modules_and_packages_come_from_it(copy: Path) -> None:
+    module, package = run(copy, _LOAD)
+    assert module == f"Bundle 1.1.0 {copy}/pycni/spec/versions.py"
+    assert package == f"['{copy}/pycni/kernel/netlink'] pycni.kernel.netlink"
+
+
+def test_a_failure_is_told_with_its_place_in_the_source(copy: Path) -> None:
+    code = "from pycni.plugins import bundle; bundle.use()\nfrom pycni.spec.record import Record\n"
+    (frame,) = run(
+        copy,
+        f"{code}try:\n Record(1)\nexcept TypeError as error:\n"
+        " print(error.__traceback__.tb_next.tb_frame.f_code.co_filename)",
+    )
+    assert frame == f"{copy}/pycni/spec/record.py"
+
+
+def test_a_source_that_has_changed_counts(copy: Path) -> None:
+    source = copy / "pycni/spec/versions.py"
+    text = source.read_text()
+    source.write_text(text.replace('CURRENT = "1.1.0"', 'CURRENT = "9.9.9"'))
+    assert source.stat().st_size == len(text.encode())  # only its time tells
+    assert run(copy, _LOAD)[0].startswith("SourceFileLoader 9.9.9 ")
+    run(copy, "from pycni.plugins import bundle; bundle.write()")
+    assert run(copy, _LOAD)[0].startswith("Bundle 9.9.9 ")
+
+
+def test_a_source_that_has_gone_is_not_loaded(copy: Path) -> None:
+    (copy / "pycni/plugins/noop.py").unlink()
+    code = "from pycni.plugins import bundle, load; bundle.use()\n"
+    (said,) = run(
+        copy, f"{code}try:\n load('noop')\nexcept ImportError as error:\n print(error.name)"
+    )
+    assert said == "pycni.plugins.noop"
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "of another Python", "of zeros"])
+def test_without_a_good_one_modules_are_imported_as_usual(copy: Path, damage: str) -> None:
+    file = bundle_of(copy)
+    whole = file.read_bytes()
+    file.unlink()
+    if damage != "missing":
+        left = {"empty": b"", "cut": whole[:100], "of zeros": bytes(len(whole))}
+        file.write_bytes(left.get(damage, b"\0\0\r\n" + whole[4:]))
+    assert run(copy, _LOAD)[0] == f"SourceFileLoader 1.1.0 {copy}/pycni/spec/versions.py"
+
+
+def test_installed_plugins_use_it(tmp_path: Path) -> None:
+    from pycni.cli.install import install
+
+    (plugin,) = [path for path in install(tmp_path / "bin", socket=None) if path.name == "noop"]
+    environ = {**os.environ, "CNI_COMMAND": "VERSION"}
+    opened = subprocess.run(
+        ["strace", "-f", "-e", "trace=openat", plugin],
+        env=environ,
+        input="{}",
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    assert ".bundle" in opened
+    assert "versions" not in opened
