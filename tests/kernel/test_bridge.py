@@ -410,6 +410,25 @@ def test_address_of_the_bridge_does_not_change(attach: Attach, ranges: tuple[Any
         assert link("bridge0")["address"] == mac
 
 
+@pytest.mark.parametrize("uplink", ["", "52:54:00:12:34:56", "fc:ff:ff:ff:ff:ff"])
+def test_containers_do_not_change_the_address_of_a_bridge_with_an_uplink(
+    attach: Attach, uplink: str
+) -> None:
+    """One that others made takes the lowest address of its ports."""
+    for command in (
+        "ip link add bridge0 type bridge",
+        f"ip link add uplink address {uplink or '02:00:00:00:00:01'} type veth peer other",
+        *(["ip link set uplink master bridge0"] if uplink else []),
+    ):
+        run_in(None, command.split())
+    for _ in range(3):
+        reported = attach(()).add()["interfaces"]
+        assert reported[0]["mac"] == link("bridge0")["address"]
+        assert reported[1]["mac"] == link(reported[1]["name"])["address"]
+        if uplink:
+            assert reported[0]["mac"] == uplink
+
+
 def test_name_that_is_no_bridges(attach: Attach, leases: Callable[[], set[str]]) -> None:
     run_in(None, ["ip", "link", "add", "bridge0", "type", "veth", "peer", "name", "other"])
     one = attach()

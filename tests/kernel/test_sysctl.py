@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -119,3 +120,40 @@ def test_one_value_is_set_by_many_while_links_change(host: Host) -> None:
             busy.set()
         for change in changing:
             change.result()
+
+
+def test_a_namespace_with_the_number_of_one_that_has_gone(host: Host) -> None:
+    """The kernel gives numbers anew, and what was kept of the namespace before is of no use."""
+    with namespace.create() as first:
+        number = first.inode
+        with first.enter():
+            assert sysctl.write("net.ipv4.ip_forward", "1", here=first) == "0"
+            assert sysctl.read("net.ipv4.conf.lo.forwarding", here=first) == "1"
+    deadline = time.monotonic() + 20
+    others = []
+    while time.monotonic() < deadline:
+        again = namespace.create()
+        if again.inode == number:
+            break
+        others.append(again)
+        time.sleep(0.01)
+    else:
+        pytest.fail(f"no namespace got the number {number} again")
+    for other in others:
+        other.close()
+    with again, again.enter():
+        assert sysctl.read("net.ipv4.conf.lo.forwarding", here=again) == "0"
+        assert sysctl.write("net.ipv4.ip_forward", "1", here=again) == "0"
+        with pytest.raises(FileNotFoundError):
+            sysctl.read("net.ipv4.conf.none.forwarding", here=again)
+
+
+def test_no_more_is_kept_open_than_needed(host: Host) -> None:
+    def opened() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = opened()
+    for _ in range(100):
+        with namespace.create() as made, made.enter():
+            assert sysctl.write("net/ipv4/ip_forward", "1", here=made) == "0"
+    assert opened() < before + 20

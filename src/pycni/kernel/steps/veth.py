@@ -127,8 +127,9 @@ def _set_up_host_end(step: VethPair, made: Link, host: Site) -> None:
         router_advertisements.refuse(host, made.name)
         host.request(links.update(made, up=True, alias=alias))
         return
-    if made.mac < host.known(port.bridge).mac:
-        host.forget(port.bridge)  # it may have taken over its new port's address
+    bridge = host.known(port.bridge)
+    if bridge.operstate != "up" or made.mac < bridge.mac:  # up: it has other ports
+        host.forget(bridge.name)  # it may have taken over its new port's address
     from pycni.kernel.steps import no_ipv6
 
     no_ipv6.switch_off(host, made.name)
