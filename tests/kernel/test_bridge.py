@@ -821,6 +821,17 @@ def test_del_goes_on_where_the_configuration_has_a_fault(
     assert leases() == set()
 
 
+@pytest.mark.parametrize("plugin", ["bridge", "ptp"])
+def test_del_leaves_an_interface_that_cannot_be_a_plugin_s(
+    attach: Attach, plugin: str, plugin_dir: Path
+) -> None:
+    one = attach(ifname="lo")
+    one.plugin = plugin_dir / plugin
+    one.config["type"] = plugin
+    one.delete()
+    assert names(one.sandbox) == {"lo"}
+
+
 def test_del_tells_all_failures_and_removes_the_rest(
     attach: Attach, leases: Callable[[], set[str]]
 ) -> None:

@@ -6,6 +6,7 @@ it asks of the kernel, of the file system or of a program.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -19,6 +20,14 @@ import pytest
 
 from harness import Attachment, Host, Namespace, Snapshot, ip_json, run_in
 from harness.faults import each_change_failing
+from pycni.kernel import namespace
+from pycni.kernel.context import Kernel
+from pycni.kernel.netlink import socket as netlink_socket
+from pycni.kernel.netlink.codec import Request
+from pycni.kernel.netlink.errors import NetlinkError
+from pycni.kernel.steps import veth
+from pycni.plan.steps import VethPair
+from pycni.spec.owner import Owner
 
 TABLES_OF_IPTABLES = {
     "table ip nat {",
@@ -167,3 +176,22 @@ def test_what_one_batch_did_before_it_was_refused(
     before = observe(host, tmp_path, one.sandbox)
     assert "fd00:8::1" in one.refused()["msg"]
     assert observe(host, tmp_path, one.sandbox) == before
+
+
+def test_the_first_failure_is_told_when_the_link_has_gone_meanwhile(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What there is to be undone is gone, so that undoing it must not fail in its turn."""
+
+    def refuse(request: Request) -> None:
+        if request.what.startswith("set link"):
+            monkeypatch.undo()
+            run_in(None, ["ip", "link", "del", "vethtest"])
+            raise NetlinkError(errno.EBUSY, "", request.what)
+
+    step = VethPair(Owner("net", "one", "eth0"), "eth0", "vethtest")
+    with Kernel(namespace.create()) as kernel:
+        monkeypatch.setattr(netlink_socket, "before_send", refuse)
+        with pytest.raises(NetlinkError) as caught:
+            veth.apply(step, kernel)
+    assert (caught.value.errno, caught.value.what[:8]) == (errno.EBUSY, "set link")

@@ -7,7 +7,10 @@ writes a sysctl.
 
 from __future__ import annotations
 
+import errno
+
 from pycni.kernel import link, namespace
+from pycni.kernel.netlink.errors import NetlinkError
 from pycni.kernel.netlink.socket import NetlinkSocket
 from pycni.plan.steps import SANDBOX
 
@@ -105,6 +108,14 @@ class Site:
     def request(self, *requests: Request) -> None:
         """Have changes carried out, in order, sent together. Raises NetlinkError."""
         self.netlink.batch(requests)
+
+    def discard(self, target: Link | str) -> None:
+        """Delete an interface; one that has gone already is no error. Raises NetlinkError."""
+        try:
+            self.request(link.delete(target))
+        except NetlinkError as error:
+            if error.errno != errno.ENODEV:
+                raise
 
     def close(self) -> None:
         if self._netlink is not None:

@@ -81,7 +81,7 @@ def remove_unused(kernel: Kernel, name: str) -> None:
     """Delete a bridge that nobody has plugged anything into yet."""
     found = kernel.host.find(name)
     if found is not None and not links.dump(kernel.host.netlink, found.index):
-        kernel.host.request(links.delete(found))
+        kernel.host.discard(found)
 
 
 def _create(step: Bridge, kernel: Kernel) -> tuple[Link, bool]:

@@ -43,7 +43,7 @@ def apply(step: Shaping, kernel: Kernel) -> Undo:
             undo.append(lambda: _lift(host, outer))
         if step.egress is not None:
             ifb = _make_ifb(step, host, outer)
-            undo.append(lambda: _delete(host, ifb))
+            undo.append(lambda: host.discard(ifb))
             _limit(step, host, ifb, step.egress, towards=False)
             _redirect(host, outer, ifb, undo)
     except BaseException:
@@ -84,7 +84,7 @@ def remove(step: Shaping, kernel: Kernel) -> None:
                 _stop_redirection(host, outer, ifb)
     finally:
         if ifb is not None:
-            _delete(host, ifb)
+            host.discard(ifb)
 
 
 def collect(kernel: Kernel, network: str, keep: frozenset[Attachment]) -> None:
@@ -248,7 +248,7 @@ def _make_ifb(step: Shaping, host: Site, outer: Link) -> Link:
     first, second = _names(step.owner)
     taken = host.find(first)
     if taken is not None and _tag(taken) == step.owner.tag:
-        _delete(host, taken)  # of an attachment that was cut short
+        host.discard(taken)  # of an attachment that was cut short
         taken = None
     name = first if taken is None else second
     ifb = links.create(host.netlink, links.ifb(name, mtu=outer.mtu, txqlen=0))
@@ -256,7 +256,7 @@ def _make_ifb(step: Shaping, host: Site, outer: Link) -> Link:
         no_ipv6.switch_off(host, name)
         host.request(links.update(ifb, up=True, alias=step.owner.comment))
     except BaseException:
-        _delete(host, ifb)
+        host.discard(ifb)
         raise
     return ifb
 
@@ -310,14 +310,6 @@ def _ingress_parent(host: Site, outer: Link) -> int | None:
     if found is None:
         return None
     return tc.CLSACT_INGRESS if found.kind == "clsact" else tc.INGRESS_HANDLE
-
-
-def _delete(host: Site, link: Link) -> None:
-    try:
-        host.request(links.delete(link))
-    except NetlinkError as error:
-        if error.errno != errno.ENODEV:  # gone in the meantime
-            raise
 
 
 def _take_back(undo: list[Undo]) -> None:

@@ -23,7 +23,7 @@ def apply(step: SubLink, kernel: Kernel) -> Undo:
     sandbox = kernel.site(SANDBOX)
     require_free(step.name, sandbox)
     made = sandbox.remember(_create(step, kernel, sandbox))
-    return lambda: sandbox.request(links.delete(made))
+    return lambda: sandbox.discard(made)
 
 
 def check(step: SubLink, kernel: Kernel) -> list[str]:
@@ -56,7 +56,7 @@ def remove(step: SubLink, kernel: Kernel) -> None:
     for name in (step.name, _temporary(step)):
         found = kernel.sandbox.find(name)
         if found is not None and found.kind == step.type:
-            kernel.sandbox.request(links.delete(found))
+            kernel.sandbox.discard(found)
 
 
 def require_free(name: str, sandbox: Site) -> None:
@@ -121,7 +121,7 @@ def _create(step: SubLink, kernel: Kernel, sandbox: Site) -> Link:
     try:
         sandbox.request(links.update(made, name=step.name))
     except BaseException:
-        sandbox.request(links.delete(made))
+        sandbox.discard(made)
         raise
     return made.replace(name=step.name)
 

@@ -52,9 +52,9 @@ def apply(step: Tap, kernel: Kernel) -> Undo:
             )
             sandbox.forget(step.name)
     except BaseException:
-        sandbox.request(links.delete(step.name))
+        sandbox.discard(step.name)
         raise
-    return lambda: sandbox.request(links.delete(made))
+    return lambda: sandbox.discard(made)
 
 
 def check(step: Tap, kernel: Kernel) -> list[str]:
@@ -76,7 +76,7 @@ def remove(step: Tap, kernel: Kernel) -> None:
         return
     found = kernel.sandbox.find(step.name)
     if found is not None and found.kind == "tun":
-        kernel.sandbox.request(links.delete(found))
+        kernel.sandbox.discard(found)
 
 
 def _bridge(step: Tap, sandbox: Site) -> int | None:

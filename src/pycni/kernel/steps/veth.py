@@ -12,12 +12,9 @@ from pycni.spec.owner import Owner, network_tag
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pycni.kernel.context import Kernel, Site
     from pycni.kernel.executor import Undo
     from pycni.kernel.link import Link
-    from pycni.kernel.netlink.codec import Request
     from pycni.plan.steps import BridgePort, VethPair
     from pycni.spec.config import Attachment
 
@@ -31,9 +28,9 @@ def apply(step: VethPair, kernel: Kernel) -> Undo:
     try:
         _set_up_host_end(step, made, host)
     except BaseException:
-        host.request(links.delete(made))
+        host.discard(made)
         raise
-    return lambda: host.request(links.delete(made))
+    return lambda: host.discard(made)
 
 
 def check(step: VethPair, kernel: Kernel) -> list[str]:
@@ -59,13 +56,13 @@ def remove(step: VethPair, kernel: Kernel) -> None:
     """Delete the pair by its sandbox end, or by the host end where that is all that can be seen."""
     if kernel.sandbox is not None:
         inner = kernel.sandbox.find(step.name)
-        if inner is not None:
-            _delete(inner, kernel.sandbox.request)
+        if inner is not None and inner.kind:  # what has none, such as lo, stays
+            kernel.sandbox.discard(inner)
             return
     outer = kernel.host.find(step.host_name)
     # The reference does not say whose it is; we do.
     if outer is not None and outer.kind == "veth" and _tag(outer) in ("", step.owner.tag):
-        _delete(outer, kernel.host.request)
+        kernel.host.discard(outer)
 
 
 def collect(kernel: Kernel, network: str, keep: frozenset[Attachment]) -> None:
@@ -145,14 +142,6 @@ def _set_up_host_end(step: VethPair, made: Link, host: Site) -> None:
 def _tag(found: Link) -> str:
     """Whose pair it is; "" for one that was not made here."""
     return found.alias.partition(",")[0]
-
-
-def _delete(found: Link, request: Callable[[Request], None]) -> None:
-    try:
-        request(links.delete(found))
-    except NetlinkError as error:
-        if error.errno != errno.ENODEV:  # gone in the meantime
-            raise
 
 
 def _check_port(port: BridgePort, outer: Link, kernel: Kernel) -> list[str]:

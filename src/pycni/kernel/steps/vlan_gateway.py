@@ -43,9 +43,9 @@ def apply(step: VLANGateway, kernel: Kernel) -> Undo | None:
         port_vlans.assign(host, host.link(peer), step.vlans)
         host.request(links.update(made, up=True))
     except BaseException:
-        host.request(links.delete(made))
+        host.discard(made)
         raise
-    return lambda: host.request(links.delete(made))
+    return lambda: host.discard(made)
 
 
 def check(step: VLANGateway, kernel: Kernel) -> list[str]:

@@ -203,4 +203,4 @@ def _strike_off(missing: set[IPAddress], found: list[Route], table: int) -> None
 
 def _remove_unused(site: Site, vrf: Link) -> None:
     if not links.dump(site.netlink, vrf.index):
-        site.request(links.delete(vrf))
+        site.discard(vrf)
