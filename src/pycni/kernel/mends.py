@@ -211,7 +211,7 @@ def _source_routing(step: steps.SourceRouting, kernel: Kernel) -> None:
         if step.table is not None:
             for source in step.sources:
                 if not _leads(site, source, step.table):
-                    sbr._lead(source, step.table, changes)
+                    sbr.lead_to(source, step.table, changes)
             return
         present = [item for item in routes.dump(site.netlink) if item.leaves_by(index)]
         present.sort(key=lambda item: bool(item.gateways))
@@ -219,25 +219,25 @@ def _source_routing(step: steps.SourceRouting, kernel: Kernel) -> None:
             table = _own_table(site, source, index) or free_table(site.netlink, sbr.FIRST_TABLE)
             there = routes.dump(site.netlink, source.address.family, table=table)
             known = [item.dst for item in there if item.leaves_by(index)]
-            for item in sbr._routes_of(source, present, index):
+            for item in sbr.routes_of(source, present, index):
                 if item.dst not in known:
                     site.request(routes.append(item.replace(table=table)))
             if not _leads(site, source, table):
-                sbr._lead(source, table, changes)
+                sbr.lead_to(source, table, changes)
         hinted = [
-            sbr._hint(source, present, index, changes) for source in step.sources if step.hints
+            sbr.hint_of(source, present, index, changes) for source in step.sources if step.hints
         ]
         for item in present:
             if item in hinted or item.dst.address.is_link_local:
                 continue
-            if not (step.hints and sbr._on_link(item)):
+            if not (step.hints and sbr.is_on_link(item)):
                 site.request(routes.delete(item))
 
 
 def _leads(site: Site, source: steps.Source, table: int) -> bool:
     from pycni.kernel.steps import source_routing as sbr
 
-    return any(rule.table == table for rule in sbr._rules_from(site, source.address.address))
+    return any(rule.table == table for rule in sbr.rules_from(site, source.address.address))
 
 
 def _own_table(site: Site, source: steps.Source, index: int) -> int:
@@ -245,13 +245,13 @@ def _own_table(site: Site, source: steps.Source, index: int) -> int:
     from pycni.kernel import rule as rules
     from pycni.kernel.steps import source_routing as sbr
 
-    for rule in sbr._rules_from(site, source.address.address):
+    for rule in sbr.rules_from(site, source.address.address):
         if rule.table not in routes.SYSTEM_TABLES:
             return int(rule.table)
     family = source.address.family
     used = {rule.table for rule in rules.dump(site.netlink, family)} | set(routes.SYSTEM_TABLES)
     for item in routes.dump(site.netlink, family, table=0, index=index):
-        if item.table not in used and sbr._belongs(item, source):
+        if item.table not in used and sbr.belongs_to(item, source):
             return int(item.table)
     return 0
 
@@ -264,15 +264,15 @@ def _shaping(step: steps.Shaping, kernel: Kernel) -> None:
     from pycni.kernel.steps import shaping as shape
 
     host = kernel.host
-    outer = shape._host_end(step, kernel)
+    outer = shape.host_end(step, kernel)
 
     def limit(link: Link, wanted: steps.Limit, towards: bool) -> None:
-        if not shape._limit_differences(step, host, link, wanted):
+        if not shape.limit_differences(step, host, link, wanted):
             return
         found = tc.qdisc(host.netlink, link.index)
-        if found is not None and shape._is_limit(found):
+        if found is not None and shape.is_limit(found):
             host.request(tc.delete_qdisc(found))
-        shape._limit(step, host, link, wanted, towards=towards)
+        shape.set_limit(step, host, link, wanted, towards=towards)
 
     if step.ingress is not None:
         limit(outer, step.ingress, True)
@@ -280,17 +280,17 @@ def _shaping(step: steps.Shaping, kernel: Kernel) -> None:
         return
     ifb = shape.find_ifb(step.owner, kernel)
     if ifb is None:
-        ifb = shape._make_ifb(step, host, outer)
+        ifb = shape.make_ifb(step, host, outer)
     if not ifb.is_up:
         host.request(links.update(ifb, up=True))
     limit(ifb, step.egress, False)
-    parent = shape._ingress_parent(host, outer)
+    parent = shape.ingress_parent(host, outer)
     found = tc.filters(host.netlink, outer.index, parent) if parent is not None else []
     if any(item.redirect == ifb.index for item in found):
         return
     if parent is not None and any(_leads_nowhere(item, host) for item in found):
         host.request(tc.delete_redirection(outer.index, parent))
-    shape._redirect(host, outer, ifb, [])
+    shape.redirect_to(host, outer, ifb, [])
 
 
 def _leads_nowhere(found: tc.Filter, host: Site) -> bool:
@@ -307,14 +307,14 @@ def _firewall(step: steps.Firewall, kernel: Kernel) -> None:
     from pycni.kernel.steps import firewall as fw
 
     netfilter = kernel.host.netfilter
-    backend = fw.chosen(step.backend, fw._families(step), netfilter)
-    fw._register(step, netfilter, filters=backend == "nftables")
+    backend = fw.chosen(step.backend, fw.families_of(step), netfilter)
+    fw.register(step, netfilter, filters=backend == "nftables")
     if backend == "iptables":
         from pycni.kernel.steps import firewall_iptables
 
         firewall_iptables.apply(step, netfilter, fresh=False)
     elif backend == "firewalld":
-        fw._apply_firewalld(step)
+        fw.apply_firewalld(step)
 
 
 def _unregistered(step: steps.Firewall, kernel: Kernel) -> list[str]:
@@ -324,7 +324,7 @@ def _unregistered(step: steps.Firewall, kernel: Kernel) -> list[str]:
     netfilter = kernel.host.netfilter
     if not step.addresses or not nfnetlink.supported(netfilter):
         return []
-    if fw.chosen(step.backend, fw._families(step), netfilter) == "nftables":
+    if fw.chosen(step.backend, fw.families_of(step), netfilter) == "nftables":
         return []  # CHECK tells
     return [
         f"nftables: {address} is not in set inet {TABLE} {fw.SETS[address.family]}, "
@@ -345,7 +345,7 @@ def _masquerade(step: steps.Masquerade, kernel: Kernel) -> None:
     from pycni.kernel.steps import masquerade_iptables
 
     chain = step.owner.chain()
-    for family, rules in masquerade_iptables._rules(step).items():
+    for family, rules in masquerade_iptables.rules_of(step).items():
         table = masquerade_iptables.TABLE
         present = iptables.present(kernel.host.netfilter, family, table, [chain])
         own = [rule for rule in rules if rule.startswith(f"-A {chain} ")]

@@ -83,7 +83,7 @@ def apply(step: Firewall, kernel: Kernel) -> Undo | None:
     if not step.addresses:
         return None
     netfilter = kernel.host.netfilter
-    backend = chosen(step.backend, _families(step), netfilter)
+    backend = chosen(step.backend, families_of(step), netfilter)
     done: list[Undo] = []
 
     def undo() -> None:
@@ -91,7 +91,7 @@ def apply(step: Firewall, kernel: Kernel) -> Undo | None:
             done.pop()()
 
     try:
-        registered = _register(step, netfilter, filters=backend == "nftables")
+        registered = register(step, netfilter, filters=backend == "nftables")
         if registered is not None:
             done.append(registered)
         if backend == "iptables":
@@ -99,7 +99,7 @@ def apply(step: Firewall, kernel: Kernel) -> Undo | None:
 
             done += firewall_iptables.apply(step, netfilter, fresh=registered is not None)
         elif backend == "firewalld":
-            done += _apply_firewalld(step)
+            done += apply_firewalld(step)
     except (OSError, CNIError):
         undo()
         raise
@@ -111,7 +111,7 @@ def check(step: Firewall, kernel: Kernel) -> list[str]:
     if not step.addresses:
         return []
     netfilter = kernel.host.netfilter
-    backend = chosen(step.backend, _families(step), netfilter)
+    backend = chosen(step.backend, families_of(step), netfilter)
     if backend == "iptables":
         from pycni.kernel.steps import firewall_iptables
 
@@ -165,7 +165,8 @@ def collect(kernel: Kernel, network: str, keep: Collection[Attachment]) -> None:
 ANY_ZONE = "*"
 
 
-def _families(step: Firewall) -> set[int]:
+def families_of(step: Firewall) -> set[int]:
+    """The families (AF_INET, AF_INET6) of the addresses."""
     return {address.family for address in step.addresses}
 
 
@@ -197,7 +198,8 @@ def _source(address: IPAddress) -> str:
     return f"{address}/{address.bits}"
 
 
-def _apply_firewalld(step: Firewall) -> list[Undo]:
+def apply_firewalld(step: Firewall) -> list[Undo]:
+    """Have firewalld trust the addresses. Returns how to undo it."""
     from pycni.kernel import firewalld
 
     added: list[str] = []
@@ -248,7 +250,7 @@ def _explained(error: OSError, step: Firewall) -> CNIError:
 # --- who has which address -----------------------------------------------------------------------
 
 
-def _register(step: Firewall, netfilter: NetfilterSocket, *, filters: bool) -> Undo | None:
+def register(step: Firewall, netfilter: NetfilterSocket, *, filters: bool) -> Undo | None:
     """Enter the addresses into the sets, in place of earlier owners. Returns how to undo it.
 
     filters: whether the sets are there to filter by. If not, a host may be without nftables.

@@ -38,7 +38,7 @@ def apply(step: Masquerade, netfilter: NetfilterSocket) -> Callable[[], None] | 
             iptables.undo(family, TABLE, lines)
 
     try:
-        for family, rules in _rules(step).items():
+        for family, rules in rules_of(step).items():
             lines = iptables.ensure(netfilter, family, TABLE, chain, rules)
             if lines:
                 made.append((family, lines))
@@ -51,7 +51,7 @@ def apply(step: Masquerade, netfilter: NetfilterSocket) -> Callable[[], None] | 
 def check(step: Masquerade) -> list[str]:
     """The rules that are missing, a sentence each."""
     differences: list[str] = []
-    for family, rules in _rules(step).items():
+    for family, rules in rules_of(step).items():
         present = {*iptables.save(family, TABLE), *iptables.legacy_lines(family, TABLE)}
         program = "iptables" if family == AF_INET else "ip6tables"
         differences += (
@@ -102,7 +102,7 @@ def collect_legacy(network: str, keep: Collection[str]) -> None:
     iptables.collect_legacy(TABLE, lambda comments: _chains_of(comments, network, keep))
 
 
-def _rules(step: Masquerade) -> dict[int, list[str]]:
+def rules_of(step: Masquerade) -> dict[int, list[str]]:
     """The rules by family, in the form of iptables-save."""
     rules: dict[int, list[str]] = {}
     for network in step.addresses:

@@ -35,17 +35,17 @@ FIRST_PRIORITY = 15  # of filters that assign classes
 
 def apply(step: Shaping, kernel: Kernel) -> Undo:
     host = kernel.host
-    outer = _host_end(step, kernel)
+    outer = host_end(step, kernel)
     undo: list[Undo] = []
     try:
         if step.ingress is not None:
-            _limit(step, host, outer, step.ingress, towards=True)
+            set_limit(step, host, outer, step.ingress, towards=True)
             undo.append(lambda: _lift(host, outer))
         if step.egress is not None:
-            ifb = _make_ifb(step, host, outer)
+            ifb = make_ifb(step, host, outer)
             undo.append(lambda: host.discard(ifb))
-            _limit(step, host, ifb, step.egress, towards=False)
-            _redirect(host, outer, ifb, undo)
+            set_limit(step, host, ifb, step.egress, towards=False)
+            redirect_to(host, outer, ifb, undo)
     except BaseException:
         _take_back(undo)
         raise
@@ -54,16 +54,16 @@ def apply(step: Shaping, kernel: Kernel) -> Undo:
 
 def check(step: Shaping, kernel: Kernel) -> list[str]:
     host = kernel.host
-    outer = _host_end(step, kernel)
+    outer = host_end(step, kernel)
     differences = []
     if step.ingress is not None:
-        differences += _limit_differences(step, host, outer, step.ingress)
+        differences += limit_differences(step, host, outer, step.ingress)
     if step.egress is not None:
         ifb = find_ifb(step.owner, kernel)
         if ifb is None:
             return [*differences, f"interface {_names(step.owner)[0]} is missing: no egress limit"]
-        differences += _limit_differences(step, host, ifb, step.egress)
-        parent = _ingress_parent(host, outer)
+        differences += limit_differences(step, host, ifb, step.egress)
+        parent = ingress_parent(host, outer)
         found = tc.filters(host.netlink, outer.index, parent) if parent is not None else []
         if not any(item.redirect == ifb.index for item in found):
             differences.append(f"what {outer.name} receives is not redirected to {ifb.name}")
@@ -78,7 +78,7 @@ def remove(step: Shaping, kernel: Kernel) -> None:
         outer = _peer(step, kernel) if kernel.sandbox is not None else None
         if outer is not None:
             found = tc.qdisc(host.netlink, outer.index)
-            if step.ingress is not None and found is not None and _is_limit(found):
+            if step.ingress is not None and found is not None and is_limit(found):
                 host.request(tc.delete_qdisc(found))
             if ifb is not None:
                 _stop_redirection(host, outer, ifb)
@@ -132,7 +132,7 @@ def _tag(link: Link) -> str:
     return link.alias.partition(",")[0]
 
 
-def _host_end(step: Shaping, kernel: Kernel) -> Link:
+def host_end(step: Shaping, kernel: Kernel) -> Link:
     """The host end of the sandbox's veth. Raises CNIError."""
     inner = kernel.site("sandbox").link(step.link)
     if inner.kind != "veth" or not inner.link:
@@ -172,7 +172,8 @@ def _peer(step: Shaping, kernel: Kernel) -> Link | None:
 # --- limits --------------------------------------------------------------------------------------
 
 
-def _limit(step: Shaping, host: Site, link: Link, limit: Limit, *, towards: bool) -> None:
+def set_limit(step: Shaping, host: Site, link: Link, limit: Limit, *, towards: bool) -> None:
+    """Put a limit on what a link sends; towards: whether that is what the container receives."""
     bucket = tc.token_bucket(limit.rate, limit.burst)
     networks = step.shaped or step.unshaped
     if not networks:
@@ -205,12 +206,13 @@ def _lift(host: Site, link: Link) -> None:
         host.request(tc.delete_qdisc(found))
 
 
-def _is_limit(found: tc.Qdisc) -> bool:
-    """Whether a discipline is one that `_limit` sets, or the reference."""
+def is_limit(found: tc.Qdisc) -> bool:
+    """Whether a discipline is one that `set_limit` sets, or the reference."""
     return found.kind in ("tbf", "htb") and found.handle == 1 << 16
 
 
-def _limit_differences(step: Shaping, host: Site, link: Link, limit: Limit) -> list[str]:
+def limit_differences(step: Shaping, host: Site, link: Link, limit: Limit) -> list[str]:
+    """How what limits a link differs from what is wanted."""
     wanted = tc.token_bucket(limit.rate, limit.burst)
     found = tc.qdisc(host.netlink, link.index)
     classful = bool(step.shaped or step.unshaped)
@@ -244,7 +246,8 @@ def _limit_differences(step: Shaping, host: Site, link: Link, limit: Limit) -> l
 # --- redirection ---------------------------------------------------------------------------------
 
 
-def _make_ifb(step: Shaping, host: Site, outer: Link) -> Link:
+def make_ifb(step: Shaping, host: Site, outer: Link) -> Link:
+    """The ifb for what the container sends, up and marked as the attachment's."""
     first, second = _names(step.owner)
     taken = host.find(first)
     if taken is not None and _tag(taken) == step.owner.tag:
@@ -261,7 +264,7 @@ def _make_ifb(step: Shaping, host: Site, outer: Link) -> Link:
     return ifb
 
 
-def _redirect(host: Site, outer: Link, ifb: Link, undo: list[Undo]) -> None:
+def redirect_to(host: Site, outer: Link, ifb: Link, undo: list[Undo]) -> None:
     """Send all that a link receives to the ifb.
 
     An ingress or clsact qdisc that is there already is used, unless it has filters: those would
@@ -273,7 +276,7 @@ def _redirect(host: Site, outer: Link, ifb: Link, undo: list[Undo]) -> None:
     except NetlinkError as error:
         if error.errno != errno.EEXIST:
             raise
-    parent = _ingress_parent(host, outer)
+    parent = ingress_parent(host, outer)
     if parent is None:
         raise NetlinkError(errno.ENOENT, "no ingress qdisc", f"redirect link {outer.name}")
     others = tc.filters(host.netlink, outer.index, parent)
@@ -289,8 +292,8 @@ def _redirect(host: Site, outer: Link, ifb: Link, undo: list[Undo]) -> None:
 
 
 def _stop_redirection(host: Site, outer: Link, ifb: Link) -> None:
-    """Take back `_redirect`. A qdisc that others may have filters in stays."""
-    parent = _ingress_parent(host, outer)
+    """Take back `redirect_to`. A qdisc that others may have filters in stays."""
+    parent = ingress_parent(host, outer)
     if parent is None:
         return
     if any(item.redirect == ifb.index for item in tc.filters(host.netlink, outer.index, parent)):
@@ -305,7 +308,8 @@ def _remove_ingress(host: Site, outer: Link) -> None:
         host.request(tc.delete_qdisc(found))
 
 
-def _ingress_parent(host: Site, outer: Link) -> int | None:
+def ingress_parent(host: Site, outer: Link) -> int | None:
+    """The handle that filters of what a link receives hang on, None if there is none."""
     found = tc.qdisc(host.netlink, outer.index, tc.INGRESS)
     if found is None:
         return None

@@ -43,7 +43,7 @@ def apply(step: SourceRouting, kernel: Kernel) -> Undo:
                 _separate(step, site, changes)
             else:
                 for source in step.sources:
-                    _lead(source, step.table, changes)
+                    lead_to(source, step.table, changes)
     except BaseException:
         changes.take_back()
         raise
@@ -56,7 +56,7 @@ def check(step: SourceRouting, kernel: Kernel) -> list[str]:
     differences = []
     for source in step.sources:
         address = source.address.address
-        tables = [rule.table for rule in _rules_from(site, address)]
+        tables = [rule.table for rule in rules_from(site, address)]
         if step.table is not None:
             if step.table not in tables:
                 differences.append(f"rule from {address} lookup {step.table} is missing")
@@ -93,7 +93,7 @@ def remove(step: SourceRouting, kernel: Kernel) -> None:
         sources |= {found.network.address for found in addresses.dump(site.netlink, link.index)}
     moved: list[Route] = []
     for address in sorted(sources):
-        for rule in _rules_from(site, address):
+        for rule in rules_from(site, address):
             if step.table not in (None, rule.table):
                 continue
             _delete(site, rules.delete(rule))
@@ -149,26 +149,27 @@ def _separate(step: SourceRouting, site: Site, changes: Changes) -> None:
     present.sort(key=lambda route: not route.gateways)
     for source in step.sources:
         table = free_table(site.netlink, FIRST_TABLE)
-        for route in _routes_of(source, present, index):
+        for route in routes_of(source, present, index):
             copy = route.replace(table=table)
             changes.make(routes.append(copy), routes.delete(copy))
-        _lead(source, table, changes)
-    hinted = [_hint(source, present, index, changes) for source in step.sources if step.hints]
+        lead_to(source, table, changes)
+    hinted = [hint_of(source, present, index, changes) for source in step.sources if step.hints]
     for route in present:
         if route in hinted or route.dst.address.is_link_local:
             continue
-        if not (step.hints and _on_link(route)):
+        if not (step.hints and is_on_link(route)):
             changes.make(routes.delete(route), routes.prepend(route))
 
 
-def _lead(source: Source, table: int, changes: Changes) -> None:
+def lead_to(source: Source, table: int, changes: Changes) -> None:
+    """Have what leaves by an address routed by a table."""
     rule = Rule(source.address.family, table, src=host_network(source.address.address))
     changes.make(rules.add(rule), rules.delete(rule))
 
 
-def _routes_of(source: Source, present: list[Route], index: int) -> list[Route]:
+def routes_of(source: Source, present: list[Route], index: int) -> list[Route]:
     """What belongs into a source's table: routes to neighbours first, the default route last."""
-    own = [route for route in present if _belongs(route, source)]
+    own = [route for route in present if belongs_to(route, source)]
     if source.gateway is not None:
         default = Route(default_network(source.address.family), index, source.gateway)
         for route in own:
@@ -178,7 +179,7 @@ def _routes_of(source: Source, present: list[Route], index: int) -> list[Route]:
     return sorted(own, key=lambda route: bool(route.gateways))
 
 
-def _belongs(route: Route, source: Source) -> bool:
+def belongs_to(route: Route, source: Source) -> bool:
     """Whether a route is the source's: by its own source or gateway, or as it has neither."""
     if route.dst.family != source.address.family:
         return False
@@ -186,13 +187,13 @@ def _belongs(route: Route, source: Source) -> bool:
     return not marks or any(source.address.contains(mark) for mark in marks)
 
 
-def _hint(source: Source, present: list[Route], index: int, changes: Changes) -> Route | None:
+def hint_of(source: Source, present: list[Route], index: int, changes: Changes) -> Route | None:
     """Have main's route to the source's subnet choose it; returns the route this replaces."""
     subnet = source.address.network
     scope = RT_SCOPE_LINK if subnet.is_ipv4 else RT_SCOPE_UNIVERSE
     hint = Route(subnet, index, source=source.address.address, scope=scope)
     for route in present:
-        if route.dst == subnet and _on_link(route):
+        if route.dst == subnet and is_on_link(route):
             hint = hint.replace(priority=route.priority)
             changes.make(routes.replace(hint), routes.replace(route))
             return route
@@ -200,14 +201,14 @@ def _hint(source: Source, present: list[Route], index: int, changes: Changes) ->
     return None
 
 
-def _on_link(route: Route) -> bool:
+def is_on_link(route: Route) -> bool:
     """Whether a route leads to neighbours. IPv6 has no scope that tells."""
     if route.dst.is_ipv4:
         return route.scope == RT_SCOPE_LINK
     return not route.gateways and not route.dst.is_default
 
 
-def _rules_from(site: Site, source: IPAddress) -> list[Rule]:
+def rules_from(site: Site, source: IPAddress) -> list[Rule]:
     """The rules that match this source address and nothing else."""
     return [
         rule
