@@ -7,6 +7,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -293,6 +294,41 @@ def test_many_at_once(lab: Lab, sandbox: Callable[[], Namespace]) -> None:
     assert ports() == []
     assert all(links(box) == ["lo"] for box in boxes)
     assert lab.left() == []
+
+
+def test_how_many_at_once_by_default(host: Host, tmp_path: Path) -> None:
+    """In one process two, for which there is no gain in more; a process each is of no such kind."""
+    at_once: list[int] = []
+    present: set[int] = set()
+
+    class Slow(Plugin):
+        type = "slow"
+
+        def add(self, request: Request) -> Result:
+            present.add(threading.get_ident())
+            time.sleep(0.02)
+            at_once.append(len(present))
+            present.discard(threading.get_ident())
+            return Result()
+
+    document = {"cniVersion": "1.1.0", "name": "mine", "plugins": [{"type": "slow"}]}
+    endpoints = [Endpoint(f"box-{number}", "/run/netns/box") for number in range(8)]
+    network = Network.from_dict(document, cache_dir=tmp_path, resolve={"slow": Slow()}.get)
+    assert all(outcome.ok for outcome in network.add_many(endpoints))
+    assert max(at_once) == 2
+    at_once.clear()
+    assert all(outcome.ok for outcome in network.add_many(endpoints, workers=5))
+    assert max(at_once) == 5
+    program = tmp_path / "slow"
+    program.write_text(
+        "#!/bin/sh\n"
+        f"cd {tmp_path}; touch $CNI_CONTAINERID; sleep 0.3; ls | grep -c box >> seen\n"
+        'rm $CNI_CONTAINERID; echo \'{"cniVersion": "1.1.0"}\'\n'
+    )
+    program.chmod(0o755)
+    network = Network.from_dict(document, cache_dir=tmp_path / "cache", plugin_dirs=tmp_path)
+    assert all(outcome.ok for outcome in network.add_many(endpoints))
+    assert max(map(int, (tmp_path / "seen").read_text().split())) > 2
 
 
 def test_many_of_one_container(lab: Lab, sandbox: Callable[[], Namespace]) -> None:

@@ -99,7 +99,7 @@ class AsyncNetwork:
         self,
         endpoints: Iterable[Endpoint],
         *,
-        workers: int = WORKERS,
+        workers: int | None = None,
         **options: Unpack[Options],
     ) -> list[Outcome]:
         """Attach many containers at once. Cancelled, it leaves none of them attached."""
@@ -107,7 +107,7 @@ class AsyncNetwork:
 
         def undo(outcomes: list[Outcome]) -> None:
             done = [outcome.endpoint for outcome in outcomes if outcome.ok]
-            self.network.delete_many(done, workers=workers)
+            self.network.delete_many(done)
 
         add = partial(self.network.add_many, endpoints, workers=workers)
         return await _run(add, options, undo=undo)

@@ -176,6 +176,14 @@ class Chain(Record):
         except CNIError as error:
             raise _told(error, plugin, command) from error
 
+    @property
+    def is_in_process(self) -> bool:
+        """Whether all plugins are called in this process."""
+        try:
+            return all(self.engine.find(plugin.type).plugin for plugin in self.config.plugins)
+        except CNIError:
+            return False
+
     def cached(self, endpoint: Endpoint) -> CachedAttachment | None:
         """What the cache has of an attachment. Raises CNIError for a damaged file."""
         return self.cache.read(self.config.name, endpoint.container_id, endpoint.ifname)

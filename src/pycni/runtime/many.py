@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # The kernel lets a deletion wait some 20 ms, in which others can go on; more than this many only
 # wait for its one lock on interfaces.
 WORKERS = 16
+# What an ADD does in this process is Python's work for the most part, of which one thread at a time
+# has its turn; a second one goes on while the kernel makes an interface.
+ADD_WORKERS = 2
 
 
 class Outcome(Record):

@@ -20,7 +20,7 @@ from pycni.runtime.chain import Chain, as_endpoint, completed
 from pycni.runtime.endpoint import IFNAME, Endpoint, check_capabilities, pairs
 from pycni.runtime.engine import Engine, in_version
 from pycni.runtime.errors import PluginError, one_error
-from pycni.runtime.many import WORKERS, add_many, delete_many
+from pycni.runtime.many import ADD_WORKERS, WORKERS, add_many, delete_many
 from pycni.spec import versions
 from pycni.spec.errors import (
     INCOMPATIBLE_VERSION,
@@ -285,12 +285,19 @@ class Network:
         return Attached(self, Endpoint(container_id, netns, ifname, args, capabilities), options)
 
     def add_many(
-        self, endpoints: Iterable[Endpoint], *, workers: int = WORKERS, **options: Unpack[Options]
+        self,
+        endpoints: Iterable[Endpoint],
+        *,
+        workers: int | None = None,
+        **options: Unpack[Options],
     ) -> list[Outcome]:
         """Attach many containers at once, in `workers` threads; see `pycni.runtime.many`.
 
-        Returns an outcome for each, in order. One that fails is undone and the others go on.
+        workers: by default as many as help, which for plugins in this process are fewer. Returns an
+        outcome for each, in order. One that fails is undone and the others go on.
         """
+        if workers is None:
+            workers = ADD_WORKERS if self._chain.is_in_process else WORKERS
         return add_many(self, endpoints, workers, options)
 
     def delete_many(
