@@ -374,7 +374,16 @@ def test_an_add_that_is_ended_takes_back_what_it_did(
     log.touch()
     lab.write("20.conf", cniVersion="1.1.0", name="slow", type="slow")
     command = [str(PROGRAM), "add", "--conf-dir", str(lab.conf_dir), "--plugin-dir", str(tmp_path)]
-    with subprocess.Popen([*command, "slow", NETNS], stderr=subprocess.PIPE) as process:
+
+    def heed() -> None:
+        """What runs in the background ignores an interrupt, and so would what it starts."""
+        signal.signal(number, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        [*command, "slow", NETNS],
+        stderr=subprocess.PIPE,
+        preexec_fn=heed,  # noqa: PLW1509 - there are no threads
+    ) as process:
         while not log.read_text():
             time.sleep(0.01)
         process.send_signal(number)

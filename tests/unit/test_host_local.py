@@ -366,8 +366,8 @@ def test_faults_are_all_named(net: Network) -> None:
     assert [fault.path for fault in HostLocalConf.faults(document)] == [
         "ipam.subnet",
         "ipam.ranges[0][0].subnet",
-        "ipam.routes[0].dst",
         "ipam.routes[0].gw",
+        "ipam.routes[0].dst",
     ]
 
 
