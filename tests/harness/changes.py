@@ -24,6 +24,7 @@ from unittest import mock
 from pycni.kernel import firewalld, namespace, nftables
 from pycni.kernel.netlink import socket
 from pycni.kernel.netlink.codec import Request
+from pycni.kernel.netlink.constants import RTM_DELLINK
 from pycni.kernel.netlink.errors import EventsLost, NetlinkError
 from pycni.kernel.steps import tap
 from pycni.plugins.shared import dhcp
@@ -31,7 +32,8 @@ from pycni.plugins.shared import dhcp
 T = TypeVar("T")
 
 # The errors of issue and practice. ENOBUFS from netlink is another matter than the rest: the
-# request may have been carried out, and here it has been.
+# request may have been carried out, and here it has been. And who is told ENODEV when he deletes a
+# link can rely on it that the link has gone.
 ERRORS = (errno.EBUSY, errno.ENOSPC, errno.EPERM, errno.EEXIST, errno.ENODEV, errno.ENOBUFS)
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | (os.O_TMPFILE & ~os.O_DIRECTORY)
@@ -63,7 +65,7 @@ class Watch:
         self._position = position
         self._number = number
         self._kill = kill
-        self._lose = False
+        self._answer: Exception | None = None  # in place of the kernel's next one
         self._stack = ExitStack()
         self.seen: list[Change] = []
 
@@ -78,9 +80,9 @@ class Watch:
 
         def read(sock: socket.NetlinkSocket, timeout: float | None) -> Any:
             answer = real_read(sock, timeout)
-            if self._lose and sys._getframe(1).f_code.co_name in ("_receive", "_judge"):
-                self._lose = False
-                raise EventsLost
+            if self._answer and sys._getframe(1).f_code.co_name in ("_receive", "_judge"):
+                instead, self._answer = self._answer, None
+                raise instead
             return answer
 
         self._patch(socket.NetlinkSocket, "_read", read)
@@ -135,10 +137,15 @@ class Watch:
         if _asks(request):
             return
         number = self._at(Change("netlink", request.what))
+        if not number:
+            return
+        refusal = NetlinkError(number, f"{os.strerror(number)} (by the test)", request.what)
         if number == errno.ENOBUFS:
-            self._lose = True
-        elif number:
-            raise NetlinkError(number, f"{os.strerror(number)} (by the test)", request.what)
+            self._answer = EventsLost()
+        elif number == errno.ENODEV and request.kind == RTM_DELLINK:
+            self._answer = refusal
+        else:
+            raise refusal
 
     def _at(self, change: Change, *, can_fail: bool = True) -> int:
         """Note a change; the errno it is to be refused with, or 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from harness import Attachment, Host, Namespace, call_plugin, ip_json, run_in, run_plugin
+from harness.changes import refused
 
 Sandbox = Callable[[], Namespace]
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -152,3 +154,23 @@ def test_namespace_that_is_none(loopback: Attachment) -> None:
         error = loopback.refused()
         assert error["code"] == 8
         assert path in error["msg"]
+
+
+@pytest.mark.parametrize("up", [False, True], ids=["down", "up"])
+def test_after_a_lost_answer_lo_is_as_it_was(
+    host: Host, sandbox: Sandbox, plugin_dir: Path, up: bool
+) -> None:
+    """The kernel may have set it up, and nobody has heard of it."""
+    config = {"cniVersion": "1.1.0", "name": "lo-net", "type": "loopback"}
+    one = Attachment(plugin_dir / "loopback", config, sandbox(), call=call_plugin)
+    if up:
+        run_in(one.sandbox, ["ip", "link", "set", "lo", "up"])
+    lost = 0
+    for position in range(10):
+        run, watch = refused(lambda: one.run("ADD"), position, errno.ENOBUFS)
+        if watch.disturbed is None:
+            break
+        assert run.code == 1
+        assert is_up(one.sandbox) == up
+        lost += watch.disturbed.sort == "netlink"
+    assert lost == 1

@@ -14,6 +14,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import ClassVar
 
+    from pycni.kernel.address import Address
+    from pycni.kernel.context import Site
+    from pycni.kernel.link import Link
     from pycni.plan.difference import Difference
     from pycni.sdk.request import Request
     from pycni.spec.ip import IPAddress
@@ -34,8 +37,7 @@ class Loopback(Plugin):
                 lo = sandbox.link(LO)
                 for found in addresses.dump(sandbox.netlink, lo.index):
                     _require_loopback(found.network.address, request)
-                sandbox.request(links.update(LO, up=True))
-                present = addresses.dump(sandbox.netlink, lo.index)
+                present = _set_up(sandbox, lo)
             except OSError as error:
                 raise translate(error) from error
         if previous is not None:
@@ -87,6 +89,20 @@ class Loopback(Plugin):
                 kernel.sandbox.request(links.update(LO, up=False))
             except OSError as error:
                 raise translate(error) from error
+
+
+def _set_up(sandbox: Site, lo: Link) -> list[Address]:
+    """Set lo up and return the addresses it has then; if that fails, it is as it was."""
+    try:
+        sandbox.request(links.update(LO, up=True))
+        return addresses.dump(sandbox.netlink, lo.index)
+    except OSError:
+        if not lo.is_up:
+            try:
+                sandbox.request(links.update(LO, up=False))
+            except OSError:
+                pass  # the failure that led here is the one to tell
+        raise
 
 
 def _on_lo(result: Result) -> list[IPConfig]:
