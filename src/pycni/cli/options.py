@@ -36,6 +36,19 @@ def output_option(default: str, *others: str) -> Callable[..., Any]:
     )
 
 
+def plugin_dirs_option(without: str) -> Callable[..., Any]:
+    """Where plugins are. without: a sentence that says what counts where none is given."""
+    return click.option(
+        "--plugin-dir",
+        "plugin_dirs",
+        multiple=True,
+        type=click.Path(),
+        envvar="CNI_PATH",
+        show_envvar=True,
+        help=f"Where plugins are; may be repeated. {without}",
+    )
+
+
 conf_dir_option = click.option(
     "--conf-dir",
     envvar="NETCONFPATH",
@@ -44,15 +57,8 @@ conf_dir_option = click.option(
     show_envvar=True,
     help="Where network configurations are; several with ':' between them.",
 )
-plugin_dir_option = click.option(
-    "--plugin-dir",
-    "plugin_dirs",
-    multiple=True,
-    type=click.Path(),
-    envvar="CNI_PATH",
-    show_envvar=True,
-    help="Where plugins are; may be repeated. Without any, pycni's own plugins are used, in "
-    "this process.",
+plugin_dir_option = plugin_dirs_option(
+    "Without any, pycni's own plugins are used, in this process."
 )
 engine_option = click.option(
     "--engine",

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pycni.cli.linter import capabilities
-from pycni.cli.options import output_option
+from pycni.cli.options import output_option, plugin_dirs_option
 from pycni.cli.output import Progress, table
 from pycni.plugins import NAMES, load, resolve
 from pycni.runtime.engine import Engine, Found
@@ -19,15 +19,7 @@ _SECONDS = 5.0  # for a plugin to say its versions
 
 
 @click.command()
-@click.option(
-    "--plugin-dir",
-    "plugin_dirs",
-    multiple=True,
-    type=click.Path(),
-    envvar="CNI_PATH",
-    show_envvar=True,
-    help="Where plugins are; may be repeated. Without any: those that come with pycni.",
-)
+@plugin_dirs_option("Without any: those that come with pycni.")
 @output_option("table", "json")
 def plugins(plugin_dirs: tuple[str, ...], output: str) -> None:
     """Show the plugins that there are, with versions and capabilities.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pycni.kernel.namespace import Namespace
 
 _ROOT = "/proc/sys"
-_NET = f"{_ROOT}/net"
+_NET = f"{_ROOT}/net/"
 # Most values are short, and for each read the kernel clears a buffer of the size asked for.
 _USUAL = 4096
 _LIMIT = 64 * 1024
@@ -114,27 +114,25 @@ def _read(fd: int) -> str:
 
 
 def _open(name: str, how: int, here: Namespace | None) -> int:
-    parts = name.removeprefix(f"{_NET}/").split("/", 1)
-    if here is None or len(parts) != 2 or not name.startswith(_NET):
-        return _open_genuine(name, how, None)
-    family, rest = parts
+    family, _, rest = name.removeprefix(_NET).partition("/")
+    if here is None or not rest or not name.startswith(_NET):
+        return _open_genuine(name, how, _device())
     key = here.device, here.inode, family
     directory = _kept.get(key)
     if directory is not None:
         try:
-            return _open_genuine(rest, how, directory)
+            return directory.open(rest, how)
         except FileNotFoundError:
             pass  # or it was that of another namespace, which has gone and left its number
-    directory = _Directory(f"{_NET}/{family}")
+    directory = _Directory(f"{_NET}{family}")
     if len(_kept) >= _MOST_KEPT:
         _kept.clear()
     _kept[key] = directory
-    return _open_genuine(rest, how, directory)
+    return directory.open(rest, how)
 
 
-def _open_genuine(name: str, how: int, directory: _Directory | None) -> int:
-    """Open what is the kernel's own, and not what was mounted over it."""
-    dir_fd, device = (None, _device()) if directory is None else (directory.fd, directory.device)
+def _open_genuine(name: str, how: int, device: int, dir_fd: int | None = None) -> int:
+    """Open what is the kernel's own, on the device of /proc, and not what was mounted over it."""
     fd = os.open(name, how | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd)
     if os.fstat(fd).st_dev != device:
         os.close(fd)
@@ -145,16 +143,19 @@ def _open_genuine(name: str, how: int, directory: _Directory | None) -> int:
 class _Directory:
     """A directory of the thread's namespace, open until nobody needs it any more."""
 
-    __slots__ = ("device", "fd")
+    __slots__ = ("_device", "_fd")
 
     def __init__(self, path: str) -> None:
-        self.fd = -1
-        self.device = _device()
-        self.fd = _open_genuine(path, os.O_PATH | os.O_DIRECTORY, None)
+        self._fd = -1
+        self._device = _device()
+        self._fd = _open_genuine(path, os.O_PATH | os.O_DIRECTORY, self._device)
+
+    def open(self, name: str, how: int) -> int:
+        return _open_genuine(name, how, self._device, self._fd)
 
     def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
+        if self._fd >= 0:
+            os.close(self._fd)
 
 
 _kept: dict[tuple[int, int, str], _Directory] = {}  # by the namespace's device and inode

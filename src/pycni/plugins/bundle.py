@@ -90,6 +90,8 @@ def use() -> None:
 
 def write() -> None:
     """Write the bundle anew, in the place of the one before. Raises OSError."""
+    from pycni.state.files import make_directories, write_file  # plugins only read it
+
     index: dict[str, Entry] = {}
     codes: list[bytes] = []
     offset = 0
@@ -102,12 +104,9 @@ def write() -> None:
         codes.append(code)
         offset += len(code)
     encoded = marshal.dumps(index)
-    temporary = f"{PATH}.{os.getpid()}"
-    os.makedirs(os.path.dirname(PATH), exist_ok=True)
-    with open(temporary, "wb") as bundle:
-        bundle.write(MAGIC_NUMBER + len(encoded).to_bytes(4, "little") + encoded)
-        bundle.writelines(codes)
-    os.replace(temporary, PATH)
+    head = MAGIC_NUMBER + len(encoded).to_bytes(4, "little") + encoded
+    make_directories(os.path.dirname(PATH))
+    write_file(PATH, head + b"".join(codes), 0o644, sync=False)
 
 
 def _sources() -> list[str]:

@@ -11,7 +11,6 @@ import os
 import time
 
 from pycni.plugins.shared.ranges import Range, RangeConfig, RangeSet, make_range_sets
-from pycni.plugins.shared.resolvconf import parse_resolv_conf
 from pycni.sdk.plugin import Plugin
 from pycni.spec.args import known_args
 from pycni.spec.config import DNS, Attachment, NetConf
@@ -382,6 +381,8 @@ def _is_set(address: IPAddress) -> bool:
 
 
 def _read_resolv_conf(path: str) -> DNS:
+    from pycni.plugins.shared.resolvconf import parse_resolv_conf  # few configurations name one
+
     try:
         # /etc/resolv.conf is a symbolic link on many hosts.
         data = read_file(os.path.realpath(path))

@@ -22,8 +22,7 @@ from pycni.spec.names import check_container_id, check_interface_name, check_net
 from pycni.spec.record import Record
 from pycni.spec.result import Result, decode_result, result_version
 from pycni.state.files import (
-    make_directories,
-    open_directory,
+    open_or_make_directory,
     read_file,
     remove_file,
     write_file,
@@ -91,11 +90,7 @@ class ResultCache:
         path = self.path(entry.network, entry.container_id, entry.ifname)
         text = dumps(_encode(entry)).encode()
         try:
-            try:
-                directory = open_directory(self._directory)
-            except FileNotFoundError:
-                make_directories(self._directory, 0o700)
-                directory = open_directory(self._directory)
+            directory = open_or_make_directory(self._directory, 0o700)
             try:
                 write_file(os.path.basename(path), text, dir_fd=directory, sync=False)
             finally:

@@ -69,6 +69,15 @@ def open_directory(path: str) -> int:
         return os.open(path, flags)
 
 
+def open_or_make_directory(path: str, mode: int = 0o755) -> int:
+    """The same for one that is made, with those above it, where it is missing."""
+    try:
+        return open_directory(path)
+    except FileNotFoundError:
+        make_directories(path, mode)
+        return open_directory(path)
+
+
 def read_file(
     name: str, dir_fd: int | None = None, limit: int = MAX_SIZE, *, own: bool = False
 ) -> bytes:

@@ -169,11 +169,11 @@ class LeaseIndex:
         """Stamp the directory and note the stamp: from here on the index may be believed."""
         if self._settled:
             return
-        # At least two seconds back, for file systems that keep whole seconds only; and unlike any
-        # stamp before it.
         for bucket in self._changed:
             os.pwrite(self._file, _page(self._pages[bucket]), _PAGE * (bucket + 1))
         self._changed.clear()
+        # At least two seconds back, for file systems that keep whole seconds only; and unlike any
+        # stamp before it.
         stamp = time.time_ns() - 2_000_000_000 - int.from_bytes(os.urandom(4), "big")
         os.utime(directory, ns=(stamp, stamp))
         now = os.fstat(directory)

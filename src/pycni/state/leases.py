@@ -33,8 +33,8 @@ from pycni.spec.record import Record
 from pycni.state.files import (
     Lock,
     create_file,
-    make_directories,
     open_directory,
+    open_or_make_directory,
     read_file,
     remove_file,
 )
@@ -109,7 +109,8 @@ class LeaseStore:
 
     def __enter__(self) -> Self:
         try:
-            self._dir = self._open_directory()
+            opened = open_or_make_directory if self._create else open_directory
+            self._dir = opened(self.path)
         except FileNotFoundError:
             if self._create:
                 raise self._failure(FileNotFoundError(2, "removed while it was made")) from None
@@ -387,23 +388,9 @@ class LeaseStore:
             os.close(descriptor)
             return MemoryIndex(holders)
 
-    def _open_directory(self) -> int:
-        try:
-            return open_directory(self.path)
-        except FileNotFoundError:
-            if not self._create:
-                raise
-        make_directories(self.path)
-        return open_directory(self.path)
-
     def _open_index_file(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        path = os.path.join(self._data_dir, ".pycni")
-        try:
-            folder = open_directory(path)
-        except FileNotFoundError:
-            make_directories(path, 0o700)
-            folder = open_directory(path)
+        folder = open_or_make_directory(os.path.join(self._data_dir, ".pycni"), 0o700)
         try:
             return os.open(self._network + ".index", flags, 0o600, dir_fd=folder)
         finally:
