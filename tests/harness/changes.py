@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import posix
 import signal
 import sys
 from collections.abc import Callable
@@ -87,9 +88,9 @@ class Watch:
 
         self._patch(socket.NetlinkSocket, "_read", read)
         for name in _FILES:
-            self._door(os, name, "file")
-        self._door(os, "open", "file", _opens_to_write)
-        self._door(os, "posix_spawn", "program", after=True)
+            self._door(posix, name, "file")
+        self._door(posix, "open", "file", _opens_to_write)
+        self._door(posix, "posix_spawn", "program", after=True)
         self._door(fcntl, "flock", "lock")
         self._door(tap, "ioctl", "ioctl")
         self._door(namespace, "setns", "namespace", _goes_away)

@@ -6,7 +6,7 @@ answers nothing but tells where packets came from.
 
 from __future__ import annotations
 
-import os
+import posix
 import shutil
 import socket
 import subprocess
@@ -252,7 +252,7 @@ def test_removal_without_addresses(kernel: Kernel) -> None:
 def test_removal_where_nothing_is_runs_no_program(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "posix_spawn", lambda *_, **__: pytest.fail("a program was run"))
+    monkeypatch.setattr(posix, "posix_spawn", lambda *_, **__: pytest.fail("a program was run"))
     before = ruleset()
     masquerade.remove(step("one", "10.15.20.2/24"), kernel)
     masquerade.remove(step("one"), kernel)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 import socket
 import struct
 import threading
@@ -39,7 +39,7 @@ def portmap_for(
 
 
 def no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "posix_spawn", lambda *_, **__: pytest.fail("a program was run"))
+    monkeypatch.setattr(posix, "posix_spawn", lambda *_, **__: pytest.fail("a program was run"))
 
 
 # --- packets -------------------------------------------------------------------------------------

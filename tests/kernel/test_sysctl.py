@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posix
 import threading
 import time
 from collections.abc import Iterator
@@ -56,7 +57,7 @@ def test_value_that_is_set_is_not_written(
         written.append(data)
         return write(fd, data, offset)
 
-    monkeypatch.setattr(os, "pwrite", watch)
+    monkeypatch.setattr(posix, "pwrite", watch)
     assert sysctl.write("net.ipv4.ip_local_port_range", value.replace("\t", " "), space) == value
     assert written == []
     assert sysctl.write("net.ipv4.ip_local_port_range", "2000 3000", space) == value

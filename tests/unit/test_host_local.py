@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import posix
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -590,7 +591,7 @@ def test_an_add_does_the_same_work_however_many_leases(
         return operation
 
     for name in ("open", "read", "pread", "pwrite", "link", "unlink", "stat", "fstat", "listdir"):
-        monkeypatch.setattr(os, name, count(name, getattr(os, name)))
+        monkeypatch.setattr(posix, name, count(name, getattr(posix, name)))
 
     def work() -> int:
         del calls[:]

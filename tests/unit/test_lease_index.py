@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import posix
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -189,7 +190,7 @@ def test_growth_costs_no_single_change_more(place: Place, monkeypatch: pytest.Mo
         writes[-1] += len(data)
         return real(descriptor, data, offset)
 
-    monkeypatch.setattr(os, "pwrite", count)
+    monkeypatch.setattr(posix, "pwrite", count)
     for number in range(3000):
         writes.append(0)
         index.add(key(f"c{number}"), numbered(number, V4))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import posix
 import shutil
 import signal
 import stat
@@ -269,7 +270,7 @@ def test_calls_in_a_row_read_no_directory(
     with net.open() as store:
         store.reserve(address(0), A, 0)
     del rebuilds[:]
-    monkeypatch.setattr(os, "listdir", None)
+    monkeypatch.setattr(posix, "listdir", None)
     for number in range(1, 300):
         attachment = Attachment(f"c{number}", "eth0")
         with net.open() as store:
@@ -484,7 +485,7 @@ def killed_at(step: int, work: Callable[[], None], *, after: bool) -> bool:
             return operation
 
         for name in OPERATIONS:
-            setattr(os, name, watch(getattr(os, name)))
+            setattr(posix, name, watch(getattr(posix, name)))
         status = 1
         try:
             work()
@@ -515,7 +516,7 @@ def test_a_reserve_killed_at_any_step(
     net: Network, monkeypatch: pytest.MonkeyPatch, after: bool, nameless: bool, fresh: bool
 ) -> None:
     if not nameless:
-        monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)  # which cannot be written: EISDIR
+        monkeypatch.setattr(posix, "O_TMPFILE", os.O_DIRECTORY)  # which cannot be written: EISDIR
 
     def work() -> None:
         with net.open() as store:

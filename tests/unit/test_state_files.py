@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import posix
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -93,9 +94,9 @@ def test_create_where_nameless_files_cannot_be_had(
         real_link(source, name, **kwargs)
 
     if lacking == "O_TMPFILE":
-        monkeypatch.setattr(os, "open", refuse_open)
+        monkeypatch.setattr(posix, "open", refuse_open)
     else:
-        monkeypatch.setattr(os, "link", refuse_link)
+        monkeypatch.setattr(posix, "link", refuse_link)
     test_create(tmp_path, directory)
     assert os.listdir(tmp_path) == ["file"]
 

@@ -7,7 +7,7 @@ the mounts that hold them. Used by `pycni ipam reclaim`.
 
 from __future__ import annotations
 
-import os
+import posix
 
 from pycni.kernel import address, namespace
 from pycni.kernel.namespace import NAMED, OWN, Namespace
@@ -29,7 +29,7 @@ def addresses(paths: Iterable[str] = ()) -> dict[IPAddress, str]:
     seen: set[tuple[int, int]] = set()
     for path in (OWN, *paths, *_named(), *_mounted(), *_of_processes()):
         try:
-            status = os.stat(path)
+            status = posix.stat(path)
             if (status.st_dev, status.st_ino) in seen:
                 continue
             space = namespace.open_path(path)
@@ -65,7 +65,7 @@ def _addresses(space: Namespace) -> list[IPAddress]:
 
 def _named() -> list[str]:
     try:
-        return [f"{NAMED}/{name}" for name in sorted(os.listdir(NAMED))]
+        return [f"{NAMED}/{name}" for name in sorted(posix.listdir(NAMED))]
     except OSError:
         return []
 
@@ -86,6 +86,6 @@ def _mounted() -> Iterator[str]:
 
 
 def _of_processes() -> Iterator[str]:
-    for name in os.listdir("/proc"):
+    for name in posix.listdir("/proc"):
         if name.isdigit():
             yield f"/proc/{name}/ns/net"

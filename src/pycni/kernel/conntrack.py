@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 from _socket import AF_INET, AF_INET6, IPPROTO_UDP
-from struct import Struct
+from _struct import Struct
 
 from pycni.kernel.netlink.codec import BE16, BYTES, IP, U8, U32, Request, Schema, attribute
 from pycni.kernel.netlink.constants import NLA_F_NESTED

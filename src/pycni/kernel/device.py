@@ -6,7 +6,7 @@ was mounted in. Used by host-device and its step.
 
 from __future__ import annotations
 
-import os
+import posix
 
 from pycni.kernel import link as links
 from pycni.spec.errors import INVALID_CONFIG, CNIError
@@ -71,10 +71,10 @@ def is_userspace(device: Device) -> bool:
     if not folder:
         return False
     try:
-        driver = os.readlink(f"{folder}/driver")
+        driver = posix.readlink(f"{folder}/driver")
     except OSError:
         return False  # no driver at all
-    return os.path.basename(driver) in USERSPACE_DRIVERS
+    return driver.rpartition("/")[2] in USERSPACE_DRIVERS
 
 
 def _net_folder(device: Device) -> str:
@@ -102,9 +102,9 @@ def _pci_folder(device: Device) -> str:
     if not device.id:
         return f"{PCI}/{device.pci}" if device.pci else ""
     if "/" not in device.id:
-        if os.path.exists(f"{PCI}/{device.id}"):
+        if posix.access(f"{PCI}/{device.id}", posix.F_OK):
             return f"{PCI}/{device.id}"
-        if os.path.exists(f"{AUXILIARY}/{device.id}"):
+        if posix.access(f"{AUXILIARY}/{device.id}", posix.F_OK):
             return ""
     raise CNIError(
         INVALID_CONFIG,
@@ -115,6 +115,6 @@ def _pci_folder(device: Device) -> str:
 
 def _entries(folder: str) -> list[str]:
     try:
-        return sorted(os.listdir(folder))
+        return sorted(posix.listdir(folder))
     except OSError:
         return []

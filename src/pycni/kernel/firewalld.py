@@ -8,7 +8,7 @@ firewall step.
 from __future__ import annotations
 
 import errno
-import os
+import posix
 
 from pycni.kernel import nfnetlink
 from pycni.kernel.nfnetlink import NFPROTO_INET, NFPROTO_IPV4
@@ -39,7 +39,7 @@ class FirewalldError(OSError):
     """
 
     def __init__(self, number: int, text: str, code: str = "") -> None:
-        super().__init__(number, os.strerror(number))
+        super().__init__(number, posix.strerror(number))
         self.text = text
         self.code = code
 
@@ -127,7 +127,7 @@ def is_active(netfilter: NetfilterSocket) -> bool:
     """
     if any(nfnetlink.chain_exists(netfilter, *chain) for chain in _CHAINS):
         return True
-    if not os.path.exists(PROGRAM):
+    if not posix.access(PROGRAM, posix.F_OK):
         return False
     try:
         with Firewalld() as firewalld:

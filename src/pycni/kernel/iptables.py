@@ -11,7 +11,7 @@ steps that have an iptables backend.
 from __future__ import annotations
 
 import errno
-import os
+import posix
 from _socket import AF_INET, AF_INET6
 
 from pycni.kernel import nfnetlink, process
@@ -36,7 +36,7 @@ class IPTablesError(OSError):
     """
 
     def __init__(self, number: int, program: str, text: str) -> None:
-        super().__init__(number, os.strerror(number), program)
+        super().__init__(number, posix.strerror(number), program)
         self.text = text
 
     def __str__(self) -> str:
@@ -50,6 +50,8 @@ def available(family: int) -> bool:
 
 def is_nft(family: int) -> bool:
     """Whether the programs for a family keep their rules in nftables."""
+    import os
+
     path = _find(_name(family, "-restore"))
     return path is not None and os.path.realpath(path).endswith("xtables-nft-multi")
 
@@ -249,6 +251,8 @@ def _name(family: int, suffix: str) -> str:
 
 
 def _find(name: str) -> str | None:
+    import os
+
     return process.find(name, f"{os.environ.get('PATH', '')}:{SYSTEM_PATH}")
 
 

@@ -9,7 +9,7 @@ xt_conntrack.h. Used by the iptables backend of firewall.
 
 from __future__ import annotations
 
-from struct import Struct
+from _struct import Struct
 
 from pycni.kernel import nfnetlink
 from pycni.kernel.netlink.codec import BE32, BYTES, STRING, U64, Schema

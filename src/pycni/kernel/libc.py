@@ -7,7 +7,7 @@ plugin. Used by `namespace` and the conformance kit.
 from __future__ import annotations
 
 import _ctypes
-import os
+import posix
 
 # linux/mount.h
 MS_BIND = 0x1000
@@ -47,12 +47,12 @@ def unshare(flags: int) -> None:
 
 def mount(source: str, target: str, kind: str, flags: int) -> None:
     """mount(2), without data."""
-    _call("mount", os.fsencode(source), os.fsencode(target), os.fsencode(kind), flags, None)
+    _call("mount", _path(source), _path(target), kind.encode(), flags, None)
 
 
 def unmount(target: str, flags: int = MNT_DETACH) -> None:
     """umount2(2)."""
-    _call("umount2", os.fsencode(target), flags)
+    _call("umount2", _path(target), flags)
 
 
 def become_subreaper() -> None:
@@ -68,7 +68,11 @@ def _call(name: str, *arguments: bytes | int | None) -> None:
     _judge(function(*words))
 
 
+def _path(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
 def _judge(answer: int) -> None:
     if answer == -1:
         error = _ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
+        raise OSError(error, posix.strerror(error))

@@ -9,9 +9,9 @@ is not there. Used by the executor of plans and by plugins that look at the host
 from __future__ import annotations
 
 import errno
-import os
+import posix
 from _socket import AF_BRIDGE, AF_INET6, AF_UNSPEC
-from struct import Struct
+from _struct import Struct
 
 from pycni.kernel.netlink import constants as c
 from pycni.kernel.netlink.codec import (
@@ -280,7 +280,7 @@ def delete_together(netlink: NetlinkSocket, targets: Sequence[Link]) -> None:
     """
     if not targets:
         return
-    group = int.from_bytes(os.urandom(4), "big") | 1 << 31  # those that people use are small
+    group = int.from_bytes(posix.urandom(4), "big") | 1 << 31  # those that people use are small
     for start in range(0, len(targets), BATCH):
         try:
             netlink.batch([_into_group(target, group) for target in targets[start : start + BATCH]])

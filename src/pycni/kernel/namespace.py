@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import _thread
 import errno
-import os
+import posix
 import sys
 import time
 from fcntl import F_DUPFD_CLOEXEC, LOCK_EX, fcntl, flock, ioctl
@@ -18,7 +18,7 @@ from pycni.kernel.netlink.constants import NETLINK_ROUTE
 from pycni.kernel.netlink.socket import NetlinkSocket
 
 if sys.version_info >= (3, 12):
-    from os import setns, unshare
+    from posix import setns, unshare
 else:
     from pycni.kernel.libc import setns, unshare
 
@@ -60,9 +60,9 @@ class Namespace:
         except OSError:
             kind = 0
         if kind != CLONE_NEWNET:
-            os.close(fd)
+            posix.close(fd)
             raise NotANamespace(errno.EINVAL, "not a network namespace", path or f"fd {fd}")
-        status = os.fstat(fd)
+        status = posix.fstat(fd)
         self._identity = (status.st_dev, status.st_ino)
 
     def __enter__(self) -> Self:
@@ -77,7 +77,7 @@ class Namespace:
     def close(self) -> None:
         """Close the descriptor; closing twice is fine."""
         if self.fd >= 0:
-            os.close(self.fd)
+            posix.close(self.fd)
             self.fd = -1
 
     @property
@@ -118,10 +118,10 @@ class Entered:
         self._home = -1 if home is None else home.fd
 
     def __enter__(self) -> None:
-        if self._target.fd < 0:  # os.setns has a ValueError for it, the C library an OSError
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        if self._target.fd < 0:  # posix.setns has a ValueError for it, the C library an OSError
+            raise OSError(errno.EBADF, posix.strerror(errno.EBADF))
         if not self._given:
-            self._home = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
+            self._home = posix.open(OWN, posix.O_RDONLY | posix.O_CLOEXEC)
         try:
             setns(self._target.fd, CLONE_NEWNET)
         except BaseException:
@@ -137,7 +137,7 @@ class Entered:
 
     def _forget_home(self) -> None:
         if not self._given:
-            os.close(self._home)
+            posix.close(self._home)
 
 
 def open_path(path: str) -> Namespace:
@@ -147,11 +147,11 @@ def open_path(path: str) -> Namespace:
     """
     try:
         # O_NONBLOCK: should it be a FIFO, say.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
     except OSError as error:
         # ESRCH: the process of /proc/<pid>/ns/net has just ended.
         if error.errno in (errno.ENOENT, errno.ESRCH):
-            raise NamespaceNotFound(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
+            raise NamespaceNotFound(errno.ENOENT, posix.strerror(errno.ENOENT), path) from None
         if error.errno == errno.ENXIO:  # a socket
             raise NotANamespace(errno.EINVAL, "not a network namespace", path) from None
         raise
@@ -178,14 +178,18 @@ def create_named(name: str) -> Namespace:
 
     Raises FileExistsError; ValueError if `name` is not a file name.
     """
+    import os  # plugins find their namespaces made
+
     path = _named_path(name)
     os.makedirs(NAMED, 0o755, exist_ok=True)
     _share_mounts(NAMED)
-    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
+    posix.close(
+        posix.open(path, posix.O_RDONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0)
+    )
     try:
         return _in_new_namespace(path)
     except BaseException:
-        os.unlink(path)
+        posix.unlink(path)
         raise
 
 
@@ -198,10 +202,10 @@ def delete_named(name: str) -> None:
         libc.unmount(path)
     except OSError as error:
         if error.errno == errno.ENOENT:
-            raise NamespaceNotFound(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
+            raise NamespaceNotFound(errno.ENOENT, posix.strerror(errno.ENOENT), path) from None
         if error.errno != errno.EINVAL:  # not mounted: the plain file is still to be removed
             raise
-    os.unlink(path)
+    posix.unlink(path)
 
 
 def _named_path(name: str) -> str:
@@ -242,7 +246,7 @@ def _share_mounts(directory: str) -> None:
     """Let mounts below a directory reach other mount namespaces, as `ip netns` does."""
     from pycni.kernel import libc
 
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = posix.open(directory, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
     try:
         flock(fd, LOCK_EX)
         try:
@@ -254,7 +258,7 @@ def _share_mounts(directory: str) -> None:
             libc.mount(directory, directory, "none", libc.MS_BIND | libc.MS_REC)
             libc.mount("", directory, "none", libc.MS_SHARED | libc.MS_REC)
     finally:
-        os.close(fd)
+        posix.close(fd)
 
 
 def _go_home(home: int) -> None:
@@ -272,4 +276,4 @@ def _go_home(home: int) -> None:
             return
     sys.stderr.write(f"pycni: cannot return to the thread's network namespace: {error}; exiting\n")
     sys.stderr.flush()
-    os._exit(_EX_OSERR)
+    posix._exit(_EX_OSERR)

@@ -6,7 +6,7 @@ Formats: include/uapi/linux/neighbour.h. Errors: `NetlinkError`. Used by the exe
 from __future__ import annotations
 
 from _socket import AF_INET, AF_INET6, AF_UNSPEC
-from struct import Struct
+from _struct import Struct
 
 from pycni.kernel.netlink import constants as c
 from pycni.kernel.netlink.codec import IP, MAC, U32, MalformedMessage, Request, Schema

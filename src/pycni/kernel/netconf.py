@@ -7,7 +7,7 @@ Used by the executor of plans.
 from __future__ import annotations
 
 import errno
-from struct import Struct
+from _struct import Struct
 
 from pycni.kernel.netlink import constants as c
 from pycni.kernel.netlink.codec import S32, Request, Schema

@@ -11,9 +11,9 @@ steps that keep something in nftables.
 from __future__ import annotations
 
 import errno
-import os
+import posix
 from _socket import AF_INET, AF_INET6, SOL_SOCKET
-from struct import Struct
+from _struct import Struct
 
 from pycni.kernel.netlink import socket as netlink_socket
 from pycni.kernel.netlink.codec import (
@@ -217,7 +217,7 @@ def borrow(space: Namespace) -> NetfilterSocket:
         home, netfilter = _idle.pop()
     except IndexError:
         return NetfilterSocket()
-    if home == (os.getpid(), space.device, space.inode):
+    if home == (posix.getpid(), space.device, space.inode):
         return netfilter
     _idle.append((home, netfilter))
     return NetfilterSocket()
@@ -230,11 +230,11 @@ def give_back(netfilter: NetfilterSocket, space: Namespace) -> None:
     this process itself, that is, of its main thread.
     """
     try:
-        status = os.stat("/proc/self/ns/net")
+        status = posix.stat("/proc/self/ns/net")
     except OSError:  # the main thread has ended
         netfilter.close()
         return
-    home = (os.getpid(), status.st_dev, status.st_ino)
+    home = (posix.getpid(), status.st_dev, status.st_ino)
     for item in [item for item in _idle if item[0] != home]:
         try:
             _idle.remove(item)

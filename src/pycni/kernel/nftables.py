@@ -11,7 +11,7 @@ from __future__ import annotations
 import _ctypes
 import _thread
 import errno
-import os
+import posix
 
 from pycni.kernel.nfnetlink import NetfilterSocket, supported
 
@@ -33,7 +33,7 @@ class NftError(OSError):
     """
 
     def __init__(self, number: int, text: str, commands: str = "") -> None:
-        super().__init__(number, os.strerror(number))
+        super().__init__(number, posix.strerror(number))
         self.text = text
         self.commands = commands
 
@@ -98,7 +98,7 @@ def run(commands: str) -> None:
 
 def available() -> bool:
     """Whether the library is there and the kernel has nf_tables in this network namespace."""
-    status = os.stat("/proc/thread-self/ns/net")
+    status = posix.stat("/proc/thread-self/ns/net")
     identity = status.st_dev, status.st_ino
     if identity not in _usable:
         _usable[identity] = _probe()
@@ -133,5 +133,5 @@ def _error(said: str, commands: str) -> NftError:
             if reason not in reasons:
                 reasons.append(reason)
     text = "; ".join(reasons) or said.strip() or "refused without a reason"
-    number = next((known for known in _KNOWN if os.strerror(known) in text), errno.EIO)
+    number = next((known for known in _KNOWN if posix.strerror(known) in text), errno.EIO)
     return NftError(number, text, commands)

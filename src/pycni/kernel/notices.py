@@ -7,9 +7,9 @@ is told to watch.
 
 from __future__ import annotations
 
-import os
+import posix
 import time
-from struct import Struct
+from _struct import Struct
 
 from pycni.kernel import link as links
 from pycni.kernel.netconf import turned_off
@@ -161,4 +161,4 @@ class Notices:
 
 def _is_own(thread: int) -> bool:
     """Whether a thread is one of this process."""
-    return bool(thread) and os.path.exists(f"/proc/self/task/{thread}")
+    return bool(thread) and posix.access(f"/proc/self/task/{thread}", posix.F_OK)

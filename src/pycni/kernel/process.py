@@ -8,8 +8,9 @@ plugins.
 from __future__ import annotations
 
 import errno
-import os
+import posix
 import time
+from _stat import S_ISREG
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from select import POLLIN, POLLOUT, poll
 
@@ -27,9 +28,16 @@ def find(name: str, folders: str) -> str | None:
     """The first executable file of this name in folders, separated by colons."""
     for folder in folders.split(":"):
         path = f"{folder}/{name}"
-        if folder and os.path.isfile(path) and os.access(path, os.X_OK):
+        if folder and _is_program(path):
             return path
     return None
+
+
+def _is_program(path: str) -> bool:
+    try:
+        return S_ISREG(posix.stat(path).st_mode) and posix.access(path, posix.X_OK)
+    except OSError:
+        return False
 
 
 def run(
@@ -47,6 +55,10 @@ def run(
     descriptor, it is killed when that can be read. Raises OSError if it cannot be started, Killed
     if it was killed.
     """
+    if env is None:
+        import os  # plugins hand on what they were given
+
+        env = os.environ
     ours: list[int] = []
     theirs: list[int] = []
     try:
@@ -54,17 +66,17 @@ def run(
             reader, writer = _pipe()
             ours.append(writer if inward else reader)
             theirs.append(reader if inward else writer)
-        pid = _spawn(argv, theirs, os.environ if env is None else env)
+        pid = _spawn(argv, theirs, env)
         while theirs:
-            os.close(theirs.pop())
+            posix.close(theirs.pop())
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             stdout, stderr = _converse(pid, ours, stdin, deadline, cancel)
         except BaseException:
-            os.kill(pid, _SIGKILL)
+            posix.kill(pid, _SIGKILL)
             raise
         finally:
-            _, status = os.waitpid(pid, 0)
+            _, status = posix.waitpid(pid, 0)
     except _GivenUp as given_up:
         if given_up.overdue:
             reason = (errno.ETIMEDOUT, f"not finished after {timeout:g} seconds, killed")
@@ -74,8 +86,8 @@ def run(
     finally:
         for fd in ours + theirs:
             if fd >= 0:
-                os.close(fd)
-    return os.waitstatus_to_exitcode(status), stdout, stderr
+                posix.close(fd)
+    return posix.waitstatus_to_exitcode(status), stdout, stderr
 
 
 class Killed(TimeoutError):
@@ -97,19 +109,19 @@ class _GivenUp(Exception):
 
 def _pipe() -> tuple[int, int]:
     """A pipe whose ends are not 0, 1 or 2, which the program's own ends are put on."""
-    ends = list(os.pipe())
+    ends = list(posix.pipe())
     for position, fd in enumerate(ends):
         if fd < 3:
             ends[position] = fcntl(fd, F_DUPFD_CLOEXEC, 3)
-            os.close(fd)
+            posix.close(fd)
     return ends[0], ends[1]
 
 
 def _spawn(argv: Sequence[str], ends: Sequence[int], env: Mapping[str, str]) -> int:
-    actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(ends)]
+    actions = [(posix.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(ends)]
     for pause in (*_BUSY_PAUSES, None):
         try:
-            return os.posix_spawn(
+            return posix.posix_spawn(
                 argv[0],
                 [*argv],
                 env,
@@ -130,13 +142,13 @@ def _converse(
 ) -> tuple[bytes, bytes]:
     """Feed and read a program until it ends. Raises _GivenUp. Closes the end it writes to."""
     for fd in ours:
-        os.set_blocking(fd, False)
+        posix.set_blocking(fd, False)
     write_end, *read_ends = ours
     output: dict[int, list[bytes]] = {fd: [] for fd in read_ends}
     waiting = poll()
     for fd in read_ends:
         waiting.register(fd, POLLIN)
-    end = os.pidfd_open(pid)
+    end = posix.pidfd_open(pid)
     try:
         waiting.register(end, POLLIN)
         if cancel is not None:
@@ -156,7 +168,7 @@ def _converse(
             for fd in ready:
                 if fd == write_end and rest:
                     try:
-                        rest = rest[os.write(fd, rest[:_CHUNK]) :]
+                        rest = rest[posix.write(fd, rest[:_CHUNK]) :]
                     except BlockingIOError:
                         continue
                     except BrokenPipeError:
@@ -172,13 +184,13 @@ def _converse(
                         pass
                 return b"".join(output[read_ends[0]]), b"".join(output[read_ends[1]])
     finally:
-        os.close(end)
+        posix.close(end)
 
 
 def _read(fd: int, into: list[bytes]) -> bytes | None:
     """Take what is there; b"" at the end, None if there is nothing for now."""
     try:
-        data = os.read(fd, _CHUNK)
+        data = posix.read(fd, _CHUNK)
     except BlockingIOError:
         return None
     into.append(data)
@@ -187,4 +199,4 @@ def _read(fd: int, into: list[bytes]) -> bytes | None:
 
 def _close(ours: list[int], fd: int) -> None:
     ours[ours.index(fd)] = -1
-    os.close(fd)
+    posix.close(fd)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from _socket import AF_INET, AF_INET6, AF_UNSPEC
-from struct import Struct
+from _struct import Struct
 
 from pycni.kernel.netlink import constants as c
 from pycni.kernel.netlink.codec import BYTES, IP, U32, MalformedMessage, Request, Schema

@@ -12,7 +12,7 @@ one by one. Hence such directories are kept open for a namespace that is worked 
 from __future__ import annotations
 
 import errno
-import os
+import posix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,11 +51,11 @@ def read(key: str, namespace: Namespace | None = None, *, here: Namespace | None
     if namespace is not None:
         with namespace.enter():
             return read(key)
-    fd = _open(path(key), os.O_RDONLY, here)
+    fd = _open(path(key), posix.O_RDONLY, here)
     try:
         return _read(fd)
     finally:
-        os.close(fd)
+        posix.close(fd)
 
 
 def write(
@@ -71,7 +71,7 @@ def write(
             return write(key, value)
     name = path(key)
     try:
-        fd = _open(name, os.O_RDWR, here)
+        fd = _open(name, posix.O_RDWR, here)
     except OSError:
         # Whoever may not write has no need to, where the value is the one wanted.
         before = read(key, here=here)
@@ -85,14 +85,14 @@ def write(
         # Of several who set ip_forward at once, one that has to wait for the kernel's lock puts the
         # old value back first, over that of another as well (devinet_sysctl_forward).
         for _ in range(_TRIES):
-            os.pwrite(fd, value.encode(), 0)
+            posix.pwrite(fd, value.encode(), 0)
             after = _value(fd, unreadable=value)
             if after.split() == value.split():
                 return before
     except OSError as error:
         raise OSError(error.errno, error.strerror, name) from None
     finally:
-        os.close(fd)
+        posix.close(fd)
     raise SysctlRejected(errno.EINVAL, f"set to {value!r}, but holds {after!r}", name)
 
 
@@ -107,9 +107,9 @@ def _value(fd: int, unreadable: str) -> str:
 
 
 def _read(fd: int) -> str:
-    data = os.pread(fd, _USUAL, 0)
+    data = posix.pread(fd, _USUAL, 0)
     if len(data) == _USUAL:
-        data = os.pread(fd, _LIMIT, 0)
+        data = posix.pread(fd, _LIMIT, 0)
     return data.decode("utf-8", "replace").removesuffix("\n")
 
 
@@ -133,10 +133,10 @@ def _open(name: str, how: int, here: Namespace | None) -> int:
 
 def _open_genuine(name: str, how: int, device: int, dir_fd: int | None = None) -> int:
     """Open what is the kernel's own, on the device of /proc, and not what was mounted over it."""
-    fd = os.open(name, how | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd)
-    if os.fstat(fd).st_dev != device:
-        os.close(fd)
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    fd = posix.open(name, how | posix.O_CLOEXEC | posix.O_NOFOLLOW, dir_fd=dir_fd)
+    if posix.fstat(fd).st_dev != device:
+        posix.close(fd)
+        raise FileNotFoundError(errno.ENOENT, posix.strerror(errno.ENOENT), name)
     return fd
 
 
@@ -148,14 +148,14 @@ class _Directory:
     def __init__(self, path: str) -> None:
         self._fd = -1
         self._device = _device()
-        self._fd = _open_genuine(path, os.O_PATH | os.O_DIRECTORY, self._device)
+        self._fd = _open_genuine(path, posix.O_PATH | posix.O_DIRECTORY, self._device)
 
     def open(self, name: str, how: int) -> int:
         return _open_genuine(name, how, self._device, self._fd)
 
     def __del__(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            posix.close(self._fd)
 
 
 _kept: dict[tuple[int, int, str], _Directory] = {}  # by the namespace's device and inode
@@ -163,4 +163,4 @@ _kept: dict[tuple[int, int, str], _Directory] = {}  # by the namespace's device 
 
 def _device() -> int:
     """The device number of /proc."""
-    return os.stat("/proc/self").st_dev
+    return posix.stat("/proc/self").st_dev

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 from _socket import AF_UNSPEC, htons
-from struct import Struct
+from _struct import Struct
 
 from pycni.kernel.netlink import constants as c
 from pycni.kernel.netlink.codec import (

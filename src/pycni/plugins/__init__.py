@@ -6,7 +6,7 @@ Each module ends in its `plugin` object. Nothing here is imported until it is as
 from __future__ import annotations
 
 import gc
-import os
+import posix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,19 +53,19 @@ def load(name: str) -> Plugin:
 
 def resolve(path: str) -> Plugin | None:
     """The plugin behind an executable that `pycni install` wrote; None for any other."""
-    name = os.path.basename(path)
+    name = path.rpartition("/")[2]
     if name not in NAMES or name == path:  # a mere name is no path: it would be one of any folder
         return None
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError:
         return None
     line = MARK + name.encode() + b"\n"
     try:
-        end = os.lseek(descriptor, 0, os.SEEK_END)
-        tail = os.pread(descriptor, len(line), max(0, end - len(line)))
+        end = posix.fstat(descriptor).st_size
+        tail = posix.pread(descriptor, len(line), max(0, end - len(line)))
     finally:
-        os.close(descriptor)
+        posix.close(descriptor)
     return load(name) if tail == line else None
 
 

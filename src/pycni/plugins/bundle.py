@@ -13,7 +13,7 @@ Used by `pycni.plugins.run`, before anything else is imported.
 from __future__ import annotations
 
 import marshal
-import os
+import posix
 import sys
 from _frozen_importlib import ModuleSpec
 from _frozen_importlib_external import MAGIC_NUMBER
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     # A source below the package's folder, its size and time, and where its bytecode is.
     Entry = tuple[str, int, int, int, int]
 
-ROOT = os.path.dirname(os.path.dirname(__file__))  # of the package
-PATH = os.path.join(ROOT, "__pycache__", f"plugins.{sys.implementation.cache_tag}.bundle")
+ROOT = __file__.rpartition("/plugins/")[0]  # of the package
+PATH = f"{ROOT}/__pycache__/plugins.{sys.implementation.cache_tag}.bundle"
 
 _FOLDERS = ("spec", "plan", "kernel", "state", "sdk", "plugins")
 _PACKAGE = "__init__.py"
@@ -52,7 +52,7 @@ class Bundle:
         file, size, time, offset, length = entry
         origin = f"{ROOT}/{file}"
         try:
-            source = os.stat(origin)
+            source = posix.stat(origin)
         except OSError:
             return None
         if (source.st_size, source.st_mtime_ns) != (size, time):
@@ -60,7 +60,7 @@ class Bundle:
         spec = ModuleSpec(name, self, origin=origin, loader_state=(offset, length))  # type: ignore[arg-type]
         spec.has_location = True
         if file.endswith(_PACKAGE):
-            spec.submodule_search_locations = [os.path.dirname(origin)]
+            spec.submodule_search_locations = [origin.removesuffix(f"/{_PACKAGE}")]
         return spec
 
     def create_module(self, spec: ModuleSpec) -> None:
@@ -69,20 +69,20 @@ class Bundle:
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
         offset, length = module.__spec__.loader_state
-        code = marshal.loads(os.pread(self._descriptor, length, self._start + offset))  # noqa: S302
+        code = marshal.loads(posix.pread(self._descriptor, length, self._start + offset))  # noqa: S302
         exec(code, module.__dict__)  # noqa: S102 - both are what importing is
 
 
 def use() -> None:
     """Have modules loaded from the bundle, if there is one for this Python."""
     try:
-        descriptor = os.open(PATH, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = posix.open(PATH, posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError:
         return
-    head = os.pread(descriptor, _FIRST, 0)
+    head = posix.pread(descriptor, _FIRST, 0)
     start = 8 + int.from_bytes(head[4:8], "little")
     if head[:4] != MAGIC_NUMBER or len(head) < start:
-        os.close(descriptor)
+        posix.close(descriptor)
         return
     index = marshal.loads(head[8:start])  # noqa: S302
     sys.meta_path.insert(0, Bundle(descriptor, index, start))
@@ -99,18 +99,20 @@ def write() -> None:
         origin = f"{ROOT}/{file}"
         with open(origin, "rb") as source:
             code = marshal.dumps(compile(source.read(), origin, "exec", dont_inherit=True))
-            found = os.fstat(source.fileno())
+            found = posix.fstat(source.fileno())
         index[_name(file)] = (file, found.st_size, found.st_mtime_ns, offset, len(code))
         codes.append(code)
         offset += len(code)
     encoded = marshal.dumps(index)
     head = MAGIC_NUMBER + len(encoded).to_bytes(4, "little") + encoded
-    make_directories(os.path.dirname(PATH))
+    make_directories(f"{ROOT}/__pycache__")
     write_file(PATH, head + b"".join(codes), 0o644, sync=False)
 
 
 def _sources() -> list[str]:
     """The modules of the plugin path as files below the package's folder."""
+    import os
+
     found = []
     for folder in _FOLDERS:
         for parent, _, names in os.walk(os.path.join(ROOT, folder)):

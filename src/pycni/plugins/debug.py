@@ -5,7 +5,7 @@ Chained behind other plugins it shows what a runtime hands on; it changes nothin
 
 from __future__ import annotations
 
-import os
+import posix
 
 from pycni.kernel import namespace, process
 from pycni.sdk.execute import tell
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 LINE = "-" * 22
 # O_NONBLOCK: a FIFO that nobody reads is an error, not a wait without end.
-_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+_DEFAULT_PATH = "/bin:/usr/bin"  # os.defpath
+_APPEND = posix.O_WRONLY | posix.O_APPEND | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NONBLOCK
 
 Hooks = tuple[tuple[str, ...], ...]
 
@@ -78,11 +79,11 @@ def record(request: Request, command: str, path: str) -> None:
         LINE,
     )
     try:
-        descriptor = os.open(path, _APPEND, 0o644)
+        descriptor = posix.open(path, _APPEND, 0o644)
         try:
-            os.write(descriptor, "".join(f"{line}\n" for line in lines).encode())
+            posix.write(descriptor, "".join(f"{line}\n" for line in lines).encode())
         finally:
-            os.close(descriptor)
+            posix.close(descriptor)
     except OSError as error:
         raise CNIError(
             IO_FAILURE, f"cannot write {path}: {error.strerror}", 'it is "cniOutput"'
@@ -110,7 +111,7 @@ def run_hooks(request: Request, hooks: Hooks) -> None:
 def _run(request: Request, hook: tuple[str, ...]) -> None:
     program = hook[0]
     if "/" not in program:
-        program = process.find(program, request.environ.get("PATH", os.defpath)) or program
+        program = process.find(program, request.environ.get("PATH", _DEFAULT_PATH)) or program
     try:
         code, stdout, stderr = process.run([program, *hook[1:]], env=request.environ)
     except OSError as error:

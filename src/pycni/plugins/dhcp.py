@@ -7,7 +7,7 @@ makes the result; it needs the container's interface to be there (`needs_link`).
 
 from __future__ import annotations
 
-import os
+import posix
 
 from pycni.plugins.shared.dhcp import SOCKET, NoDaemon, ask
 from pycni.sdk.execute import tell
@@ -172,11 +172,11 @@ class DHCP(Plugin):
     def add(self, request: Request) -> Result:
         ipam = DHCPConf.decode(request.document).ipam
         assert ipam is not None
-        wanted = ipam.wanted
+        wanted, netns = ipam.wanted, request.netns
         question = {
             "command": "ADD",
             **_attachment(request),
-            "netns": os.path.abspath(request.netns),
+            "netns": netns if netns.startswith("/") else f"{posix.getcwd()}/{netns}",
             "options": {
                 str(code): value.hex() for code, value in ipam.provided(request.args).items()
             },

@@ -6,8 +6,6 @@ drives by itself (DPDK) stays where it is, and the result only tells of it.
 
 from __future__ import annotations
 
-import os
-
 from pycni.kernel import device as devices
 from pycni.kernel import executor
 from pycni.kernel.context import Kernel
@@ -57,14 +55,14 @@ class HostDeviceConfig(NetConf):
         return Device(
             self.device,
             self.hwaddr,
-            os.path.normpath(self.kernelpath) if self.kernelpath else "",
+            _normal(self.kernelpath) if self.kernelpath else "",
             self.runtime_config.device_id,
             self.pci_bus_id,
         )
 
     def validate(self) -> None:
         path = self.kernelpath
-        if path and not os.path.normpath(path).startswith(_DEVICES):
+        if path and not _normal(path).startswith(_DEVICES):
             raise invalid_config(
                 f'kernel device path "{path}" must be absolute and begin with {_DEVICES}',
                 'see "kernelpath"',
@@ -125,6 +123,13 @@ class HostDevicePlugin(InterfacePlugin):
             failures.append(error)
         if failures:
             raise join_errors(failures)
+
+
+def _normal(path: str) -> str:
+    """A path without `..` and the like."""
+    import os  # hardly any configuration has a path
+
+    return os.path.normpath(path)
 
 
 plugin = HostDevicePlugin()

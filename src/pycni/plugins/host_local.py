@@ -7,7 +7,7 @@ keeps the whole network locked meanwhile; it takes all or nothing. The state is 
 
 from __future__ import annotations
 
-import os
+import posix
 import time
 
 from pycni.plugins.shared.ranges import Range, RangeConfig, RangeSet, make_range_sets
@@ -29,7 +29,7 @@ from pycni.spec.fields import Config, Fault, ListOf, Object, Text, faults_error,
 from pycni.spec.ip import IPAddress, IPNetwork, parse_address_or_network
 from pycni.spec.result import IPConfig, Result, Route
 from pycni.spec.versions import at_least
-from pycni.state.files import read_file
+from pycni.state.files import below, read_file
 from pycni.state.leases import LeaseStore
 
 TYPE_CHECKING = False
@@ -183,7 +183,7 @@ class HostLocal(Plugin):
 
     def status(self, request: Request) -> None:
         sets = HostLocalConf.typed(request.document).range_sets()
-        _require_writable(os.path.join(_data_dir(request.document), request.network))
+        _require_writable(below(_data_dir(request.document), request.network))
         with _existing_leases(request) as leases:
             allocator = _Allocator(leases, sets, Attachment("", ""))
             for range_set in sets:
@@ -381,7 +381,9 @@ def _is_set(address: IPAddress) -> bool:
 
 
 def _read_resolv_conf(path: str) -> DNS:
-    from pycni.plugins.shared.resolvconf import parse_resolv_conf  # few configurations name one
+    import os  # few configurations name one
+
+    from pycni.plugins.shared.resolvconf import parse_resolv_conf
 
     try:
         # /etc/resolv.conf is a symbolic link on many hosts.
@@ -396,6 +398,8 @@ def _read_resolv_conf(path: str) -> DNS:
 
 
 def _require_writable(path: str) -> None:
+    import os  # only STATUS asks
+
     existing = path
     while not os.path.lexists(existing) and os.path.dirname(existing) != existing:
         existing = os.path.dirname(existing)
@@ -418,7 +422,7 @@ def _date(seconds: float) -> str:
 
 
 def _note(text: str) -> None:
-    os.write(2, f"host-local: {text}\n".encode())
+    posix.write(2, f"host-local: {text}\n".encode())
 
 
 plugin = HostLocal()

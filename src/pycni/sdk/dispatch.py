@@ -8,7 +8,7 @@ version rules, the namespace rule, and the operation itself.
 
 from __future__ import annotations
 
-import os
+import posix
 
 from pycni.sdk.request import Request
 from pycni.spec import versions
@@ -212,7 +212,7 @@ def make_request(environ: Mapping[str, str], document: Mapping[str, Any]) -> Req
         netns=environ.get("CNI_NETNS", "") if attachment else "",
         ifname=environ["CNI_IFNAME"] if attachment else "",
         args=environ.get("CNI_ARGS", "") if attachment else "",
-        path=tuple(path.split(os.pathsep)) if path else (),
+        path=tuple(path.split(":")) if path else (),
         environ=environ,
     )
 
@@ -297,10 +297,10 @@ def _check_namespace(request: Request) -> None:
         return
     try:
         if request.netns_fd is not None:
-            theirs = os.fstat(request.netns_fd)
+            theirs = posix.fstat(request.netns_fd)
         else:
-            theirs = os.stat(request.netns)
-        ours = os.stat("/proc/thread-self/ns/net")
+            theirs = posix.stat(request.netns)
+        ours = posix.stat("/proc/thread-self/ns/net")
     except OSError:
         return  # a path that cannot be opened is the operation's to judge
     if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino):

@@ -6,7 +6,8 @@ Only the result goes to stdout. While the plugin runs, descriptor 1 is stderr, s
 
 from __future__ import annotations
 
-import os
+import posix
+import sys
 
 from pycni.sdk.dispatch import VERSION_SECONDS, failure, serve
 from pycni.spec.errors import INTERNAL, CNIError
@@ -27,16 +28,16 @@ def main(plugin: Plugin, resolve: Callable[[str], Plugin | None] | None = None) 
 
     The interpreter is not torn down: nothing is left to do, and it would take milliseconds.
     """
-    stdout = os.dup(1)
-    os.dup2(2, 1)
-    outcome = serve(plugin, os.environ, _read_stdin, resolve=resolve)
+    stdout = posix.dup(1)
+    posix.dup2(2, 1)
+    outcome = serve(plugin, _environ(), _read_stdin, resolve=resolve)
     code = outcome.code
     try:
         _write(2, outcome.stderr)
         _write(stdout, outcome.stdout)
     except OSError:
         code = 1  # the caller is gone; it cannot have taken this for success
-    os._exit(code)
+    posix._exit(code)
 
 
 def run(
@@ -52,17 +53,26 @@ def run(
             "what it needs may have been removed; install the plugin again",
         )
         _write(1, failure(said).stdout)
-        os._exit(1)
+        posix._exit(1)
     main(plugin, resolve)
 
 
+def _environ() -> dict[str, str]:
+    """The environment, as `os.environ` has it."""
+    encoding = sys.getfilesystemencoding()
+    return {
+        name.decode(encoding, "surrogateescape"): value.decode(encoding, "surrogateescape")
+        for name, value in posix.environ.items()
+    }
+
+
 def _read_stdin() -> bytes:
-    if os.environ.get("CNI_COMMAND") == "VERSION" and not _is_coming(VERSION_SECONDS):
+    if posix.environ.get(b"CNI_COMMAND") == b"VERSION" and not _is_coming(VERSION_SECONDS):
         return b""
     chunks = []
     size = 0
     # One byte more than is read as JSON is enough to refuse it: what comes may have no end.
-    while size <= MAX_SIZE and (chunk := os.read(0, _CHUNK)):
+    while size <= MAX_SIZE and (chunk := posix.read(0, _CHUNK)):
         chunks.append(chunk)
         size += len(chunk)
     return b"".join(chunks)
@@ -74,10 +84,10 @@ def _is_coming(seconds: float) -> bool:
 
     poll = select.poll()
     poll.register(0, select.POLLIN)
-    return not os.isatty(0) and bool(poll.poll(seconds * 1000))
+    return not posix.isatty(0) and bool(poll.poll(seconds * 1000))
 
 
 def _write(descriptor: int, text: str) -> None:
     data = text.encode()
     while data:
-        data = data[os.write(descriptor, data) :]
+        data = data[posix.write(descriptor, data) :]

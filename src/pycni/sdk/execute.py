@@ -6,13 +6,14 @@ failures are the reference's, since runtimes match on some of them.
 
 from __future__ import annotations
 
-import os
-import stat
+import posix
+from _stat import S_ISREG
 
 from pycni.spec.errors import UNKNOWN, CNIError
 from pycni.spec.jsontext import JSONError, loads
 from pycni.spec.names import check_plugin_type
 from pycni.spec.versions import quote
+from pycni.state.files import below
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ def find_plugin(plugin_type: str, directories: Sequence[str]) -> str:
             f"CNI_PATH must name the directories to find the plugin {quote(plugin_type)} in",
         )
     for directory in directories:
-        path = os.path.join(directory, plugin_type)
+        path = below(directory, plugin_type)
         try:
-            if stat.S_ISREG(os.stat(path).st_mode):
+            if S_ISREG(posix.stat(path).st_mode):
                 return path
         except OSError:
             continue
@@ -112,7 +113,7 @@ def tell(stderr: int, text: bytes, within: float = 5.0) -> None:
     try:
         while text and waiting.poll(max(0.0, until - time.monotonic()) * 1000):
             # So much a pipe takes without waiting, once it can be written to.
-            text = text[os.write(stderr, text[:PIPE_BUF]) :]
+            text = text[posix.write(stderr, text[:PIPE_BUF]) :]
     except OSError:
         pass  # the answer is what counts
 

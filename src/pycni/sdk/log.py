@@ -14,7 +14,7 @@ quoted. A log that cannot be written is no reason for a call to fail: its lines 
 
 from __future__ import annotations
 
-import os
+import posix
 import time
 
 from pycni.spec.record import Record
@@ -73,18 +73,18 @@ class Log(Record):
             except OSError as error:
                 line = f"pycni: cannot log to {self.path}: {error.strerror}\n".encode() + line
         try:
-            os.write(self.stderr, line)
+            posix.write(self.stderr, line)
         except OSError:
             pass  # nobody listens
 
     def _append(self, line: bytes) -> None:
         """One write at the end of the file, which those of other processes do not mix with."""
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-        descriptor = os.open(self.path, flags, 0o640)
+        flags = posix.O_WRONLY | posix.O_APPEND | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NONBLOCK
+        descriptor = posix.open(self.path, flags, 0o640)
         try:
-            os.write(descriptor, line)
+            posix.write(descriptor, line)
         finally:
-            os.close(descriptor)
+            posix.close(descriptor)
 
 
 def log_of(request: Request, plugin_type: str = "") -> Log:

@@ -6,14 +6,17 @@ attachment whoever made it. They are the reference's names, since other programs
 
 from __future__ import annotations
 
+import sys
+
 from pycni.spec.config import Attachment
 from pycni.spec.record import Record
 from pycni.spec.versions import quote
 
-try:  # the C modules behind hashlib, which itself loads OpenSSL
-    from _sha2 import sha512  # type: ignore[import-not-found,unused-ignore]
-except ImportError:
-    from _sha512 import sha512  # type: ignore[import-not-found,unused-ignore]
+# The C modules behind hashlib, which itself loads OpenSSL.
+if sys.version_info >= (3, 12):
+    from _sha2 import sha512  # type: ignore[import-not-found]
+else:
+    from _sha512 import sha512  # type: ignore[import-not-found]
 
 __all__ = ["MAX_COMMENT", "Owner", "containers_named", "hashed_name", "network_tag", "sha512"]
 

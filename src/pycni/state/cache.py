@@ -13,7 +13,7 @@ the runtime.
 
 from __future__ import annotations
 
-import os
+import posix
 
 from pycni.spec.config import Attachment
 from pycni.spec.errors import DECODING_FAILURE, IO_FAILURE, CNIError
@@ -22,6 +22,7 @@ from pycni.spec.names import check_container_id, check_interface_name, check_net
 from pycni.spec.record import Record
 from pycni.spec.result import Result, decode_result, result_version
 from pycni.state.files import (
+    below,
     open_or_make_directory,
     read_file,
     remove_file,
@@ -70,7 +71,7 @@ class ResultCache:
     """The cache below one root directory, `/var/lib/cni` for the runtimes of a host."""
 
     def __init__(self, root: str = ROOT) -> None:
-        self._directory = os.path.join(root or ROOT, "results")
+        self._directory = below(root or ROOT, "results")
 
     def path(self, network: str, container_id: str, ifname: str) -> str:
         """The file of an attachment. Raises CNIError for a part that cannot be a name."""
@@ -83,7 +84,7 @@ class ResultCache:
         check_network_name(network)
         check_container_id(container_id)
         check_interface_name(ifname)
-        return os.path.join(self._directory, f"{network}-{container_id}-{ifname}")
+        return below(self._directory, f"{network}-{container_id}-{ifname}")
 
     def write(self, entry: CachedAttachment) -> None:
         """Remember an attachment, in place of what was known of it. Raises CNIError (code 5)."""
@@ -92,9 +93,9 @@ class ResultCache:
         try:
             directory = open_or_make_directory(self._directory, 0o700)
             try:
-                write_file(os.path.basename(path), text, dir_fd=directory, sync=False)
+                write_file(path.rpartition("/")[2], text, dir_fd=directory, sync=False)
             finally:
-                os.close(directory)
+                posix.close(directory)
         except OSError as error:
             raise _failure("write", path, error) from None
 
@@ -146,7 +147,7 @@ class ResultCache:
         be read.
         """
         try:
-            names = sorted(os.listdir(self._directory))
+            names = sorted(posix.listdir(self._directory))
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -154,7 +155,7 @@ class ResultCache:
         found = []
         for name in names:
             writer = writer_of(name)
-            if writer is not None and not os.path.exists(f"/proc/{writer}"):
+            if writer is not None and not posix.access(f"/proc/{writer}", posix.F_OK):
                 self._forget_remnant(name)
                 continue
             if container_id and f"-{container_id}-" not in name:
@@ -162,7 +163,7 @@ class ResultCache:
             if network and not name.startswith(f"{network}-"):
                 continue
             try:
-                document = loads(read_file(os.path.join(self._directory, name), own=True))
+                document = loads(read_file(below(self._directory, name), own=True))
             except (OSError, JSONError):
                 continue
             if not isinstance(document, dict) or document.get("kind") != KIND:
@@ -179,7 +180,7 @@ class ResultCache:
 
     def _forget_remnant(self, name: str) -> None:
         try:
-            remove_file(os.path.join(self._directory, name))
+            remove_file(below(self._directory, name))
         except OSError:
             pass
 
@@ -189,7 +190,7 @@ class ResultCache:
             path = self.path(entry.network, entry.container_id, entry.ifname)
         except CNIError:
             return False
-        return os.path.basename(path) == name
+        return path.rpartition("/")[2] == name
 
 
 def _encode(entry: CachedAttachment) -> dict[str, Any]:

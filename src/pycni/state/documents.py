@@ -6,11 +6,12 @@ round. Called by the plugins that must remember something: tuning, flannel.
 
 from __future__ import annotations
 
-import os
+import posix
 
 from pycni.spec.errors import IO_FAILURE, CNIError
 from pycni.spec.jsontext import JSONError, loads
 from pycni.state.files import (
+    below,
     create_file,
     make_directories,
     open_directory,
@@ -65,8 +66,8 @@ class Documents:
         except JSONError:
             document = None
         if not isinstance(document, dict):
-            path = os.path.join(self._directory, name)
-            os.write(2, f"{path} is damaged, and not used\n".encode())
+            path = below(self._directory, name)
+            posix.write(2, f"{path} is damaged, and not used\n".encode())
             return {}
         return document
 
@@ -105,7 +106,7 @@ class Documents:
     def _failure(self, verb: str, name: str, error: OSError) -> CNIError:
         return CNIError(
             IO_FAILURE,
-            f"cannot {verb} {os.path.join(self._directory, name)}: {error.strerror}",
+            f"cannot {verb} {below(self._directory, name)}: {error.strerror}",
             f'{self._directory} is the network\'s "dataDir"; root must be able to use it',
         )
 
@@ -113,9 +114,9 @@ class Documents:
 def _without_remnants(directory: int) -> list[str]:
     """The names in a directory, without what is removed: files whose writer has died."""
     names = []
-    for name in os.listdir(directory):
+    for name in posix.listdir(directory):
         writer = writer_of(name)
-        if writer is None or os.path.exists(f"/proc/{writer}"):
+        if writer is None or posix.access(f"/proc/{writer}", posix.F_OK):
             names.append(name)
         else:
             remove_file(name, directory)
@@ -134,4 +135,4 @@ class _Opened:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self.fd)
+        posix.close(self.fd)

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
-import stat
+import posix
 import time
+from _stat import S_ISDIR, S_ISLNK
 from _thread import allocate_lock
 
 from pycni.spec.errors import IO_FAILURE, TRY_AGAIN_LATER, CNIError
@@ -29,27 +29,41 @@ if TYPE_CHECKING:
 MAX_SIZE = 16 * 1024 * 1024  # bytes that `read_file` takes; our largest are results with configs
 
 # O_NONBLOCK: opening a FIFO that someone left under the name must not hang.
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC | posix.O_NONBLOCK
+_WRITE_NEW = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT, errno.EXDEV)
 _CHUNK = 1 << 16
 _NEW = ".new"  # how temporary names end
 _LONGEST_PAUSE = 0.01  # seconds between two tries for a lock that has a deadline
 
 
+def below(directory: str, name: str) -> str:
+    """The path of a name in a directory."""
+    return (
+        f"{directory}{name}" if directory.endswith("/") or not directory else f"{directory}/{name}"
+    )
+
+
 def make_directories(path: str, mode: int = 0o755) -> None:
     """Make a directory and the ones above it, each with `mode` less the umask."""
     try:
-        os.mkdir(path, mode)
+        posix.mkdir(path, mode)
     except FileExistsError:
-        if not os.path.isdir(path):
+        if not _is_directory(path):
             raise
     except FileNotFoundError:
-        parent = os.path.dirname(path.rstrip("/"))
-        if not parent or parent == path:
+        parent = path.rstrip("/").rpartition("/")[0]
+        if not parent:
             raise
         make_directories(parent, mode)
         make_directories(path, mode)
+
+
+def _is_directory(path: str) -> bool:
+    try:
+        return S_ISDIR(posix.stat(path).st_mode)
+    except OSError:
+        return False
 
 
 def open_directory(path: str) -> int:
@@ -57,16 +71,16 @@ def open_directory(path: str) -> int:
 
     A symbolic link is followed if root or this user made it: operators do move state that way.
     """
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    flags = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
     try:
-        return os.open(path, flags | os.O_NOFOLLOW)
+        return posix.open(path, flags | posix.O_NOFOLLOW)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENOTDIR):
             raise
-        made_by = os.lstat(path)
-        if not stat.S_ISLNK(made_by.st_mode) or made_by.st_uid not in (0, os.geteuid()):
+        made_by = posix.lstat(path)
+        if not S_ISLNK(made_by.st_mode) or made_by.st_uid not in (0, posix.geteuid()):
             raise
-        return os.open(path, flags)
+        return posix.open(path, flags)
 
 
 def open_or_make_directory(path: str, mode: int = 0o755) -> int:
@@ -82,20 +96,20 @@ def read_file(
     name: str, dir_fd: int | None = None, limit: int = MAX_SIZE, *, own: bool = False
 ) -> bytes:
     """The first `limit` bytes of a file; own: only if root or this user made it. Raises OSError."""
-    descriptor = os.open(name, _READ, dir_fd=dir_fd)
+    descriptor = posix.open(name, _READ, dir_fd=dir_fd)
     try:
-        if own and os.fstat(descriptor).st_uid not in (0, os.geteuid()):
+        if own and posix.fstat(descriptor).st_uid not in (0, posix.geteuid()):
             raise PermissionError(errno.EPERM, "it belongs to another user", name)
-        data = os.read(descriptor, min(limit, _CHUNK))
+        data = posix.read(descriptor, min(limit, _CHUNK))
         if len(data) < _CHUNK:  # most files end here, and a second read would be a tenth of it all
             return data
         chunks = [data]
         while data and (limit := limit - len(data)) > 0:
-            data = os.read(descriptor, min(limit, _CHUNK))
+            data = posix.read(descriptor, min(limit, _CHUNK))
             chunks.append(data)
         return b"".join(chunks)
     finally:
-        os.close(descriptor)
+        posix.close(descriptor)
 
 
 def write_file(
@@ -109,9 +123,9 @@ def write_file(
     temporary = _temporary(name)
     _write_new(temporary, data, mode, dir_fd, sync)
     try:
-        os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        posix.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     except OSError:
-        os.unlink(temporary, dir_fd=dir_fd)
+        posix.unlink(temporary, dir_fd=dir_fd)
         raise
 
 
@@ -124,21 +138,23 @@ def create_file(
     linked. File systems without such files get one with a name ending in ".new".
     """
     try:
-        descriptor = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+        descriptor = posix.open(
+            ".", posix.O_WRONLY | posix.O_TMPFILE | posix.O_CLOEXEC, mode, dir_fd=dir_fd
+        )
     except OSError as error:
         if error.errno not in _NO_TMPFILE:
             raise
         return _create_by_name(name, data, mode, dir_fd, sync)
     try:
         _write_all(descriptor, data, sync)
-        # Only linkat follows the link in /proc, and only a directory makes os.link use it.
-        os.link(f"/proc/self/fd/{descriptor}", name, dst_dir_fd=dir_fd, follow_symlinks=True)
+        # Only linkat follows the link in /proc, and only a directory makes posix.link use it.
+        posix.link(f"/proc/self/fd/{descriptor}", name, dst_dir_fd=dir_fd, follow_symlinks=True)
         return None
     except OSError as error:
         if error.errno not in _NO_TMPFILE:
             raise
     finally:
-        os.close(descriptor)
+        posix.close(descriptor)
     return _create_by_name(name, data, mode, dir_fd, sync)  # /proc is not mounted
 
 
@@ -146,13 +162,13 @@ def _create_by_name(name: str, data: bytes, mode: int, dir_fd: int, sync: bool) 
     temporary = _temporary(name)
     _write_new(temporary, data, mode, dir_fd, sync)
     try:
-        os.link(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+        posix.link(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
     finally:
-        os.unlink(temporary, dir_fd=dir_fd)
+        posix.unlink(temporary, dir_fd=dir_fd)
 
 
 def _temporary(name: str) -> str:
-    return f"{name}.{os.getpid()}-{os.urandom(4).hex()}{_NEW}"
+    return f"{name}.{posix.getpid()}-{posix.urandom(4).hex()}{_NEW}"
 
 
 def writer_of(name: str) -> int | None:
@@ -169,7 +185,7 @@ def writer_of(name: str) -> int | None:
 def remove_file(name: str, dir_fd: int | None = None) -> bool:
     """Remove a file; False if there was none. Raises OSError."""
     try:
-        os.unlink(name, dir_fd=dir_fd)
+        posix.unlink(name, dir_fd=dir_fd)
     except FileNotFoundError:
         return False
     return True
@@ -203,9 +219,13 @@ class Lock:
         give_up = None if self._timeout is None else time.monotonic() + self._timeout
         while True:
             try:
-                self._descriptor = os.open(
+                self._descriptor = posix.open(
                     self._name,
-                    os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK,
+                    posix.O_RDONLY
+                    | posix.O_CREAT
+                    | posix.O_NOFOLLOW
+                    | posix.O_CLOEXEC
+                    | posix.O_NONBLOCK,
                     self._mode,
                     dir_fd=self._dir_fd,
                 )
@@ -216,7 +236,7 @@ class Lock:
                     "it must be a plain file that this user may open, or its directory writable",
                 ) from None
             try:
-                opened = os.fstat(self._descriptor)
+                opened = posix.fstat(self._descriptor)
                 turn = _Turn.take((opened.st_dev, opened.st_ino), give_up)
                 if turn is None:
                     raise self._busy()
@@ -235,12 +255,12 @@ class Lock:
                     raise
                 turn.end()
             except BaseException:
-                os.close(self._descriptor)
+                posix.close(self._descriptor)
                 raise
-            os.close(self._descriptor)
+            posix.close(self._descriptor)
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
+        posix.close(self._descriptor)
         self._turn.end()
 
     def _acquire(self, give_up: float | None) -> None:
@@ -258,16 +278,16 @@ class Lock:
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
-    def _still_names(self, opened: os.stat_result) -> bool:
+    def _still_names(self, opened: posix.stat_result) -> bool:
         """Whether the name still leads to the locked file: it may have been removed meanwhile."""
         try:
-            named = os.stat(self._name, dir_fd=self._dir_fd, follow_symlinks=False)
+            named = posix.stat(self._name, dir_fd=self._dir_fd, follow_symlinks=False)
         except FileNotFoundError:
             return False
-        return os.path.samestat(named, opened)
+        return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
 
     def _busy(self) -> CNIError:
-        holder = _flock_holder(os.fstat(self._descriptor))
+        holder = _flock_holder(posix.fstat(self._descriptor))
         return CNIError(
             TRY_AGAIN_LATER,
             f"the lock {self._path} is held by {holder}",
@@ -309,8 +329,8 @@ class _Turn:
                 del self._turns[self._key]
 
 
-def _flock_holder(locked: os.stat_result) -> str:
-    device = f"{os.major(locked.st_dev):02x}:{os.minor(locked.st_dev):02x}:{locked.st_ino}"
+def _flock_holder(locked: posix.stat_result) -> str:
+    device = f"{posix.major(locked.st_dev):02x}:{posix.minor(locked.st_dev):02x}:{locked.st_ino}"
     try:
         lines = read_file("/proc/locks").decode().splitlines()
         # 1: FLOCK  ADVISORY  WRITE 1234 fe:00:5678 0 EOF
@@ -322,18 +342,18 @@ def _flock_holder(locked: os.stat_result) -> str:
 
 
 def _write_new(name: str, data: bytes, mode: int, dir_fd: int | None, sync: bool) -> None:
-    descriptor = os.open(name, _WRITE_NEW, mode, dir_fd=dir_fd)
+    descriptor = posix.open(name, _WRITE_NEW, mode, dir_fd=dir_fd)
     try:
         _write_all(descriptor, data, sync)
     except OSError:
-        os.unlink(name, dir_fd=dir_fd)
+        posix.unlink(name, dir_fd=dir_fd)
         raise
     finally:
-        os.close(descriptor)
+        posix.close(descriptor)
 
 
 def _write_all(descriptor: int, data: bytes, sync: bool) -> None:
     while data:
-        data = data[os.write(descriptor, data) :]
+        data = data[posix.write(descriptor, data) :]
     if sync:
-        os.fsync(descriptor)
+        posix.fsync(descriptor)

@@ -30,10 +30,10 @@ Used by `pycni.state.leases` only, under its lock.
 
 from __future__ import annotations
 
-import os
+import posix
 import time
 from _socket import AF_INET
-from struct import Struct
+from _struct import Struct
 
 from pycni.spec.ip import IPAddress
 from pycni.spec.owner import sha512
@@ -90,7 +90,7 @@ class LeaseIndex:
 
         Raises DamagedIndex.
         """
-        header = os.pread(descriptor, _HEADER.size + _CHECKSUM, 0)
+        header = posix.pread(descriptor, _HEADER.size + _CHECKSUM, 0)
         if len(header) < _HEADER.size + _CHECKSUM:
             return None
         if not header.startswith(_MAGIC):
@@ -101,7 +101,7 @@ class LeaseIndex:
         if checksum != _checksum(header):
             raise DamagedIndex("its header is damaged")
         magic, boot, device, inode, stamp, buckets, records = _HEADER.unpack(header)
-        now = os.fstat(directory)
+        now = posix.fstat(directory)
         if (
             magic != _MAGIC
             or stamp == _NO_STAMP
@@ -127,18 +127,18 @@ class LeaseIndex:
                 page.append(key + value)
             else:
                 spilled.append((key, value))
-        os.ftruncate(descriptor, 0)
+        posix.ftruncate(descriptor, 0)
         index = cls(descriptor, boot_id(), buckets, len(records) - len(spilled), settled=False)
         data = bytes(_PAGE) + b"".join(_page(b"".join(page)) for page in pages)
         view, offset = memoryview(data), 0
         while offset < len(data):
-            offset += os.pwrite(descriptor, view[offset:], offset)
+            offset += posix.pwrite(descriptor, view[offset:], offset)
         for key, value in spilled:
             index._insert(key, value)
         return index
 
     def close(self) -> None:
-        os.close(self._file)
+        posix.close(self._file)
 
     # --- questions and changes ---------------------------------------------------------------
 
@@ -170,13 +170,13 @@ class LeaseIndex:
         if self._settled:
             return
         for bucket in self._changed:
-            os.pwrite(self._file, _page(self._pages[bucket]), _PAGE * (bucket + 1))
+            posix.pwrite(self._file, _page(self._pages[bucket]), _PAGE * (bucket + 1))
         self._changed.clear()
         # At least two seconds back, for file systems that keep whole seconds only; and unlike any
         # stamp before it.
-        stamp = time.time_ns() - 2_000_000_000 - int.from_bytes(os.urandom(4), "big")
-        os.utime(directory, ns=(stamp, stamp))
-        now = os.fstat(directory)
+        stamp = time.time_ns() - 2_000_000_000 - int.from_bytes(posix.urandom(4), "big")
+        posix.utime(directory, ns=(stamp, stamp))
+        now = posix.fstat(directory)
         self._write_header(now.st_dev, now.st_ino, now.st_mtime_ns)
         self._settled = True
 
@@ -189,7 +189,7 @@ class LeaseIndex:
         header = _HEADER.pack(
             _MAGIC, self._boot, device, inode, stamp, self._buckets, self._records
         )
-        os.pwrite(self._file, header + _checksum(header), 0)
+        posix.pwrite(self._file, header + _checksum(header), 0)
 
     # --- the tree of bitmaps -------------------------------------------------------------------
 
@@ -290,7 +290,7 @@ class LeaseIndex:
         known = self._pages.get(bucket)
         if known is not None:
             return known
-        page = os.pread(self._file, _PAGE, _PAGE * (bucket + 1))
+        page = posix.pread(self._file, _PAGE, _PAGE * (bucket + 1))
         if len(page) != _PAGE or page[0] > _CAPACITY:
             raise DamagedIndex("a page is damaged")
         records = page[_HEAD : _HEAD + page[0] * _RECORD]

@@ -23,7 +23,7 @@ Called by the host-local plugin, and by the command line's view of addresses.
 
 from __future__ import annotations
 
-import os
+import posix
 
 from pycni.spec.config import Attachment
 from pycni.spec.errors import IO_FAILURE, CNIError
@@ -32,6 +32,7 @@ from pycni.spec.names import check_network_name, is_name
 from pycni.spec.record import Record
 from pycni.state.files import (
     Lock,
+    below,
     create_file,
     open_directory,
     open_or_make_directory,
@@ -95,7 +96,7 @@ class LeaseStore:
         in_use: Callable[[IPAddress], bool] = _unused,
     ) -> None:
         check_network_name(network)
-        self.path = os.path.join(data_dir, network)
+        self.path = below(data_dir, network)
         self._data_dir = data_dir
         self._network = network
         self._create = create
@@ -121,12 +122,12 @@ class LeaseStore:
             "lock",
             dir_fd=self._dir,
             timeout=self._timeout,
-            shown_as=os.path.join(self.path, "lock"),
+            shown_as=f"{self.path}/lock",
         )
         try:
             lock.__enter__()
         except BaseException:
-            os.close(self._dir)
+            posix.close(self._dir)
             raise
         self._lock = lock
         return self
@@ -145,7 +146,7 @@ class LeaseStore:
         finally:
             self._lock.__exit__(None)
             self._lock = None
-            os.close(self._dir)
+            posix.close(self._dir)
         if isinstance(error, OSError):
             raise self._failure(error) from None
 
@@ -277,7 +278,7 @@ class LeaseStore:
         """
         if self._lock is None:
             return
-        for name in os.listdir(self._dir):
+        for name in posix.listdir(self._dir):
             try:
                 address = parse_address(name)
             except ValueError:
@@ -310,7 +311,7 @@ class LeaseStore:
 
     def _lease(self, address: IPAddress) -> Lease | None:
         try:
-            since = os.stat(str(address), dir_fd=self._dir, follow_symlinks=False).st_mtime
+            since = posix.stat(str(address), dir_fd=self._dir, follow_symlinks=False).st_mtime
         except FileNotFoundError:
             return None
         content = self._content_of(str(address)) or b""
@@ -329,15 +330,17 @@ class LeaseStore:
     def _write_last_reserved(self, address: IPAddress, range_set: int) -> None:
         """Written in place, which is ten times cheaper: whatever a crash leaves of it is a hint."""
         name = _LAST_RESERVED + str(range_set)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        flags = (
+            posix.O_WRONLY | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC | posix.O_NONBLOCK
+        )
         text = str(address).encode()
         try:
-            descriptor = os.open(name, flags, 0o600, dir_fd=self._dir)
+            descriptor = posix.open(name, flags, 0o600, dir_fd=self._dir)
             try:
-                os.ftruncate(descriptor, len(text))
-                os.pwrite(descriptor, text, 0)
+                posix.ftruncate(descriptor, len(text))
+                posix.pwrite(descriptor, text, 0)
             finally:
-                os.close(descriptor)
+                posix.close(descriptor)
         except OSError as error:
             self._note(f"{self.path}/{name} could not be written: {error.strerror}")
 
@@ -352,10 +355,10 @@ class LeaseStore:
             try:
                 self._index = LeaseIndex.load(descriptor, self._dir)
             except (BadIndex, OSError) as error:  # OSError: a FIFO, say
-                os.close(descriptor)
+                posix.close(descriptor)
                 return self._mend(error)
             if self._index is None:
-                os.close(descriptor)
+                posix.close(descriptor)
                 return self._rebuild()
         return self._index
 
@@ -385,16 +388,16 @@ class LeaseStore:
         try:
             return LeaseIndex.build(descriptor, holders)
         except (BadIndex, OSError):
-            os.close(descriptor)
+            posix.close(descriptor)
             return MemoryIndex(holders)
 
     def _open_index_file(self) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        folder = open_or_make_directory(os.path.join(self._data_dir, ".pycni"), 0o700)
+        flags = posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC | posix.O_NONBLOCK
+        folder = open_or_make_directory(below(self._data_dir, ".pycni"), 0o700)
         try:
-            return os.open(self._network + ".index", flags, 0o600, dir_fd=folder)
+            return posix.open(self._network + ".index", flags, 0o600, dir_fd=folder)
         finally:
-            os.close(folder)
+            posix.close(folder)
 
     def _failure(self, error: OSError) -> CNIError:
         return CNIError(
@@ -407,7 +410,7 @@ class LeaseStore:
 def networks(data_dir: str) -> list[str]:
     """The names of the networks that have a directory of leases below a data directory."""
     try:
-        with os.scandir(data_dir) as entries:
+        with posix.scandir(data_dir) as entries:
             return sorted(item.name for item in entries if is_name(item.name) and item.is_dir())
     except FileNotFoundError:
         return []

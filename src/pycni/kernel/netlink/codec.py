@@ -12,8 +12,8 @@ build on this; `pycni.kernel.netlink.socket` moves the bytes.
 
 from __future__ import annotations
 
-from struct import Struct
-from struct import error as StructError  # noqa: N812
+from _struct import Struct
+from _struct import error as StructError  # type: ignore[attr-defined]  # noqa: N812
 
 from pycni.kernel.netlink.constants import (
     NLA_F_NESTED,

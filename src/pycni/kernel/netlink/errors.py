@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from os import strerror
+from posix import strerror
 
 
 class NetlinkError(OSError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
+import posix
 
 from pycni.kernel import link as links
 from pycni.kernel.netlink.constants import IFF_PROMISC
@@ -108,6 +108,6 @@ def _create(step: Bridge, kernel: Kernel) -> tuple[Link, bool]:
 
 def random_mac() -> str:
     """A random unicast MAC address from the locally administered ones."""
-    octets = bytearray(os.urandom(6))
+    octets = bytearray(posix.urandom(6))
     octets[0] = octets[0] & 0xFE | 0x02
     return octets.hex(":")

@@ -5,7 +5,7 @@ The lock is the reference's: an flock on the namespace itself. Used by source_ro
 
 from __future__ import annotations
 
-import os
+import posix
 from fcntl import LOCK_EX, flock
 
 TYPE_CHECKING = False
@@ -24,13 +24,13 @@ class SandboxLock:
     def __enter__(self) -> Self:
         # Opened anew: who shares a descriptor shares its locks.
         path = f"/proc/self/fd/{self._site.namespace.fd}"
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
         try:
             flock(self._descriptor, LOCK_EX)
         except BaseException:
-            os.close(self._descriptor)
+            posix.close(self._descriptor)
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
+        posix.close(self._descriptor)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import os
+import posix
+from _struct import Struct
 from fcntl import ioctl
-from struct import Struct
 
 from pycni.kernel import link as links
 from pycni.kernel.steps.sub_link import require_free
@@ -102,7 +102,7 @@ def _create(step: Tap) -> None:
     flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_TUN_EXCL
     if step.multi_queue:
         flags |= _IFF_MULTI_QUEUE
-    descriptor = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    descriptor = posix.open(DEVICE, posix.O_RDWR | posix.O_CLOEXEC)
     try:
         ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(step.name.encode(), flags))
         for command, number in ((_TUNSETOWNER, step.owner), (_TUNSETGROUP, step.group)):
@@ -113,7 +113,7 @@ def _create(step: Tap) -> None:
         reason = f"create tap: {error.strerror}"
         raise OSError(error.errno or errno.EIO, reason, step.name) from None
     finally:
-        os.close(descriptor)
+        posix.close(descriptor)
 
 
 def _create_labelled(step: Tap) -> None:
@@ -147,11 +147,11 @@ def _create_labelled(step: Tap) -> None:
 def _set_exec_label(context: str) -> None:
     """Set the context of the next program that this thread starts; "" for the usual one."""
     try:
-        descriptor = os.open(_EXEC_LABEL, os.O_WRONLY | os.O_CLOEXEC)
+        descriptor = posix.open(_EXEC_LABEL, posix.O_WRONLY | posix.O_CLOEXEC)
         try:
-            os.write(descriptor, context.encode())
+            posix.write(descriptor, context.encode())
         finally:
-            os.close(descriptor)
+            posix.close(descriptor)
     except OSError as error:
         raise CNIError(
             INVALID_CONFIG,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
+import posix
 
 from pycni.kernel import link as links
 from pycni.kernel.netlink.errors import NetlinkError
@@ -113,7 +113,7 @@ def _port_mac() -> str:
     With a lower one each container could change the bridge's address, and who had learned it would
     not reach the bridge for a while.
     """
-    return f"fe:{os.urandom(5).hex(':')}"
+    return f"fe:{posix.urandom(5).hex(':')}"
 
 
 def _set_up_host_end(step: VethPair, made: Link, host: Site) -> None:

@@ -13,7 +13,7 @@ daemon speaks Go's own net/rpc and gob instead. Called by the plugin and by `pyc
 from __future__ import annotations
 
 import errno
-import os
+import posix
 import time
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
 from select import POLLIN, poll
@@ -139,7 +139,7 @@ def _connect(connection: socket, path: str) -> None:
 
 
 def _unreachable(path: str, error: OSError) -> CNIError:
-    words = os.strerror(error.errno).lower() if error.errno else str(error)
+    words = posix.strerror(error.errno).lower() if error.errno else str(error)
     absent = error.errno in (errno.ENOENT, errno.ECONNREFUSED)
     return (NoDaemon if absent else CNIError)(
         UNAVAILABLE,
