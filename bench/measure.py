@@ -109,6 +109,7 @@ def measure_at_once(
                 configs = [scenario.configured(i, contender.room.name)[0] for i in range(count)]
                 for operation, found in values.items():
                     with inside(contender.room):
+                        contender.arrive()
                         work = list(zip(configs, boxes, strict=True))
                         elapsed, results = contender.at_once(operation, work)
                     configs = [
@@ -133,6 +134,7 @@ def cycle(
     """Attach a container, check it, detach it; the seconds by operation."""
     spent: dict[str, float] = {}
     with inside(contender.room):
+        contender.arrive()
         result, spent["ADD"] = attach(contender, configs, attachment)
         configs = [{**config, "prevResult": result} for config in configs]
         if "CHECK" in operations and "CHECK" in contender.operations:
