@@ -113,6 +113,8 @@ def test_gateway_of_a_vlan(attach: Attach, preserve: bool) -> None:
     port = ip_json("link", "show", "br0.100")[0]["link"]
     expected = {100: NATIVE} | ({1: {"Egress Untagged"}} if preserve else {})
     assert members(port) == expected
+    # Above that of any hardware, so that the bridge does not take it on from this port.
+    assert ip_json("link", "show", port)[0]["address"].startswith("fe:")
     for address in ("10.8.0.1", "fd00:8::1"):
         assert run_in(one.sandbox, ["ping", "-c1", "-W5", address]).returncode == 0
     one.check()

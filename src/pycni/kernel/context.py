@@ -65,14 +65,14 @@ class Site:
         from pycni.kernel import sysctl  # DEL does without
 
         with self.enter():
-            return sysctl.read(key, here=self._kept)
+            return sysctl.read(key, self._kept)
 
     def write_sysctl(self, key: str, value: str) -> str:
         """Set a kernel parameter and return what it was: see `sysctl.write`."""
         from pycni.kernel import sysctl
 
         with self.enter():
-            return sysctl.write(key, value, here=self._kept)
+            return sysctl.write(key, value, self._kept)
 
     @property
     def _kept(self) -> Namespace | None:

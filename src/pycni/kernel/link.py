@@ -358,6 +358,15 @@ def veth(
     )
 
 
+def port_mac() -> str:
+    """A random MAC address for a bridge's port, above that of any hardware.
+
+    A bridge takes the lowest of its ports' addresses: with a lower one each container could change
+    it, and who had learned the bridge's address would not reach it for a while.
+    """
+    return f"fe:{posix.urandom(5).hex(':')}"
+
+
 def macvlan(
     name: str,
     parent: int,

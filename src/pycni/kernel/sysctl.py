@@ -42,15 +42,12 @@ def path(key: str) -> str:
     return f"{_ROOT}/{key}"
 
 
-def read(key: str, namespace: Namespace | None = None, *, here: Namespace | None = None) -> str:
-    """The value without its final newline; in the thread's namespace if none is given.
+def read(key: str, here: Namespace | None = None) -> str:
+    """The value in the thread's namespace, without its final newline.
 
-    here: the thread's namespace, if it is one that is worked in again. Raises FileNotFoundError if
+    here: that namespace, if it is one that is worked in again. Raises FileNotFoundError if
     there is no such key, ValueError, another OSError.
     """
-    if namespace is not None:
-        with namespace.enter():
-            return read(key)
     fd = _open(path(key), posix.O_RDONLY, here)
     try:
         return _read(fd)
@@ -58,23 +55,18 @@ def read(key: str, namespace: Namespace | None = None, *, here: Namespace | None
         posix.close(fd)
 
 
-def write(
-    key: str, value: str, namespace: Namespace | None = None, *, here: Namespace | None = None
-) -> str:
+def write(key: str, value: str, here: Namespace | None = None) -> str:
     """Set a value unless it is set already; return the one before, "" if it cannot be read.
 
     Values are compared word by word: the kernel separates them by tabs. here: as above. Raises
     FileNotFoundError, SysctlRejected, ValueError, another OSError.
     """
-    if namespace is not None:
-        with namespace.enter():
-            return write(key, value)
     name = path(key)
     try:
         fd = _open(name, posix.O_RDWR, here)
     except OSError:
         # Whoever may not write has no need to, where the value is the one wanted.
-        before = read(key, here=here)
+        before = read(key, here)
         if before.split() == value.split():
             return before
         raise

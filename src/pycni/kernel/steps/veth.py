@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import posix
 
 from pycni.kernel import link as links
 from pycni.kernel.netlink.errors import NetlinkError
@@ -84,7 +83,7 @@ def _create(step: VethPair, kernel: Kernel) -> Link:
         step.host_name,
         step.name,
         peer_netns=sandbox.namespace.fd,
-        mac=_port_mac() if step.port else None,
+        mac=links.port_mac() if step.port else None,
         peer_mac=step.mac or None,
         mtu=step.mtu,
         master=host.index(step.port.bridge) if step.port else 0,
@@ -105,15 +104,6 @@ def _create(step: VethPair, kernel: Kernel) -> Link:
     # The name is ours alone, so this is the host end of an attachment that was cut short.
     remove(step, kernel)
     return links.create(host.netlink, request)
-
-
-def _port_mac() -> str:
-    """A random MAC address above that of any hardware, for a bridge takes the lowest of its ports.
-
-    With a lower one each container could change the bridge's address, and who had learned it would
-    not reach the bridge for a while.
-    """
-    return f"fe:{posix.urandom(5).hex(':')}"
 
 
 def _set_up_host_end(step: VethPair, made: Link, host: Site) -> None:

@@ -32,7 +32,8 @@ def apply(step: VLANGateway, kernel: Kernel) -> Undo | None:
     bridge = host.link(step.bridge)
     peer = _peer_name(step)
     try:
-        made = links.create(host.netlink, links.veth(step.name, peer, mtu=bridge.mtu))
+        request = links.veth(step.name, peer, peer_mac=links.port_mac(), mtu=bridge.mtu)
+        made = links.create(host.netlink, request)
     except NetlinkError as error:
         if error.errno == errno.EEXIST:  # another ADD was first
             return None
