@@ -143,7 +143,7 @@ def test_masq_all(machines: Machines, backend: str, version: int) -> None:
 
 @both_families
 def test_overlapping_subnets(machines: Machines, version: int) -> None:
-    """Who is in a container's own subnet is masqueraded, not who is in one that overlaps with it."""
+    """Who is in a container's own subnet is masqueraded, not who is in one that overlaps."""
     one, two = machines.container("one"), machines.container("two")
     near = machines.container("near", bridge="br1")
     for ip in two.result["ips"]:

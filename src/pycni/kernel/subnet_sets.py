@@ -174,15 +174,17 @@ def discard(netfilter: NetfilterSocket, feature: Feature, subnets: Iterable[str]
 def _delete_unused(netfilter: NetfilterSocket, feature: Feature, names: Iterable[str]) -> None:
     rules = nfnetlink.rules(netfilter, NFPROTO_INET, TABLE, feature.chain)
     for name in names:
-        own = [
+        unused = [
             nfnetlink.delete_rule(NFPROTO_INET, TABLE, feature.chain, rule.handle)
             for rule in rules
             if set_name(feature, rule.comment) == name
         ]
         if nfnetlink.elements(netfilter, NFPROTO_INET, TABLE, name):
-            nfnetlink.discard(netfilter, *own[1:])
+            del unused[:1]
         else:
-            nfnetlink.discard(netfilter, *own, nfnetlink.delete_set(NFPROTO_INET, TABLE, name))
+            unused.append(nfnetlink.delete_set(NFPROTO_INET, TABLE, name))
+        if unused:
+            nfnetlink.discard(netfilter, *unused)
 
 
 def _make(feature: Feature, subnets: Iterable[IPNetwork]) -> None:
