@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pycni.kernel.netlink.codec import Request
     from pycni.kernel.nfnetlink import Element, NetfilterSocket
     from pycni.spec.ip import IPNetwork
+    from pycni.spec.owner import Owner
 
 _HOOK = "type nat hook postrouting priority srcnat"
 
@@ -54,68 +55,137 @@ class Member(Record):
     text: str
 
 
-class Change(Record):
-    """What `enter` finds to do: requests, the members they make, the subnets whose rule is new."""
+class Membership:
+    """An owner's keys in the sets of their subnets, as they should be.
 
-    requests: list[Request]
-    members: list[Member]
-    fresh: list[str]
+    made: the members that `missing` last asked for; fresh: the subnets whose rules it made.
+    """
+
+    def __init__(
+        self,
+        netfilter: NetfilterSocket,
+        feature: Feature,
+        members: Collection[Member],
+        owner: Owner,
+    ) -> None:
+        self.made: list[Member] = []
+        self.fresh: set[str] = set()
+        self._netfilter = netfilter
+        self._feature = feature
+        self._members = members
+        self._owner = owner
+
+    def missing(self) -> list[Request]:
+        """What makes the keys members of their sets, and of no others. Raises NftError.
+
+        Rules and sets that are missing are made at once.
+        """
+        self.made.clear()
+        if not self._members:
+            return []
+        feature, comment = self._feature, self._owner.comment
+        present = self._subnets()
+        missing = {
+            str(one.subnet): one.subnet for one in self._members if str(one.subnet) not in present
+        }
+        if missing:
+            _make(feature, missing.values())
+            self.fresh.update(missing)
+        requests: list[Request] = []
+        for member in self._members:
+            own = set_name(feature, member.subnet)
+            found = self._find(member, present)
+            if [*found] == [own] and found[own].comment == comment:
+                continue
+            # The lease is the owner's, so whoever had the address before is gone.
+            requests += (_delete(name, member.key) for name in found)
+            requests.append(nfnetlink.add_element(NFPROTO_INET, TABLE, own, member.key, comment))
+            self.made.append(member)
+        return requests
+
+    def leftovers(self) -> list[Request]:
+        """What takes the keys out of their sets that are the owner's."""
+        return self._deletions(self._members)
+
+    def undone(self) -> list[Request]:
+        """The same, of those keys that `missing` asked for."""
+        return self._deletions(self.made)
+
+    def discard_fresh(self) -> None:
+        """Take away what `missing` made besides members, unless others use it by now."""
+        if not self.fresh:
+            return
+        netfilter, feature = self._netfilter, self._feature
+        _delete_unused(netfilter, feature, [set_name(feature, subnet) for subnet in self.fresh])
+        if not nfnetlink.rules(netfilter, NFPROTO_INET, TABLE, feature.chain):
+            chain = nfnetlink.delete_chain(NFPROTO_INET, TABLE, feature.chain, empty=True)
+            nfnetlink.discard(netfilter, chain)
+            nfnetlink.discard(netfilter, nfnetlink.delete_table(NFPROTO_INET, TABLE))
+
+    def collect_earlier(self) -> None:
+        """When a subnet is new, delete the sets of earlier ones that are not used any more.
+
+        So they do not pile up on a host whose runtime has no GC. DEL leaves a set to the next
+        container of the subnet.
+        """
+        if self.fresh:
+            try:
+                delete_unused(self._netfilter, self._feature)
+            except OSError:
+                pass  # the next one will, or GC
+
+    def differences(self, is_own: Callable[[Element], bool], harm: str) -> list[str]:
+        """What is not as `missing` has it, a sentence each.
+
+        is_own: whether an element is the owner's. harm: see `constant_rules`.
+        """
+        if not self._members:
+            return []
+        feature = self._feature
+        rules = {str(member.subnet): _rule(feature, member.subnet) for member in self._members}
+        told = constant_rules.differences(self._netfilter, [Chain(feature.chain, rules)], harm)
+        present = self._subnets()
+        for member in self._members:
+            own = set_name(feature, member.subnet)
+            found = self._find(member, present)
+            if not found:
+                told.append(f"nftables: {member.text} is not in set inet {TABLE} {own}")
+            for name, item in found.items():
+                place = f"nftables: {member.text} in set inet {TABLE} {name}"
+                if not is_own(item):
+                    told.append(f"{place} belongs to another attachment: {item.comment}")
+                elif name != own:
+                    told.append(f"{place} should be in {own}")
+        return told
+
+    def _deletions(self, members: Iterable[Member]) -> list[Request]:
+        places = [(set_name(self._feature, member.subnet), member.key) for member in members]
+        return [
+            _delete(*place)
+            for place in places
+            if (found := _element(self._netfilter, *place)) is not None
+            and found.comment.startswith(self._owner.tag)
+        ]
+
+    def _subnets(self) -> list[str]:
+        """The subnets that have a rule: the rules' comments."""
+        found = nfnetlink.rules(self._netfilter, NFPROTO_INET, TABLE, self._feature.chain)
+        return [rule.comment for rule in found]
+
+    def _find(self, member: Member, present: Iterable[str]) -> dict[str, Element]:
+        """The elements with a member's key, by set: its own, and those of the subnets present."""
+        others = (subnet for subnet in present if (":" in subnet) != member.subnet.is_ipv4)
+        names = (set_name(self._feature, subnet) for subnet in (str(member.subnet), *others))
+        return {
+            name: found
+            for name in dict.fromkeys(names)
+            if (found := _element(self._netfilter, name, member.key)) is not None
+        }
 
 
 def set_name(feature: Feature, subnet: IPNetwork | str) -> str:
     """The name of a subnet's set. Names of sets may hold no colon."""
     return f"{feature.prefix}{subnet}".replace(":", "_")
-
-
-def enter(
-    netfilter: NetfilterSocket, feature: Feature, members: Collection[Member], comment: str
-) -> Change:
-    """What makes keys members, with this comment, of their sets and no others. Raises NftError.
-
-    Rules and sets that are missing are made at once.
-    """
-    change = Change([], [], [])
-    if not members:
-        return change
-    present = _subnets(netfilter, feature)
-    missing = {str(one.subnet): one.subnet for one in members if str(one.subnet) not in present}
-    if missing:
-        _make(feature, missing.values())
-        change.fresh.extend(missing)
-    for member in members:
-        own = set_name(feature, member.subnet)
-        found = _find(netfilter, feature, member, present)
-        if [*found] == [own] and found[own].comment == comment:
-            continue
-        # The lease is the caller's, so whoever had the address before is gone.
-        change.requests.extend(_delete(name, member.key) for name in found)
-        change.requests.append(nfnetlink.add_element(NFPROTO_INET, TABLE, own, member.key, comment))
-        change.members.append(member)
-    return change
-
-
-def leave(
-    netfilter: NetfilterSocket, feature: Feature, members: Iterable[Member], tag: str
-) -> list[Request]:
-    """What takes those keys out of their sets that are an owner's (its tag)."""
-    places = [(set_name(feature, member.subnet), member.key) for member in members]
-    return [
-        _delete(name, key)
-        for name, key in places
-        if (found := nfnetlink.element(netfilter, NFPROTO_INET, TABLE, name, key))
-        and found.comment.startswith(tag)
-    ]
-
-
-def elements(
-    netfilter: NetfilterSocket, names: Iterable[str], tag: str
-) -> list[tuple[str, Element]]:
-    """The elements of these sets whose comment contains a tag, each with its set's name."""
-    return [
-        (name, item)
-        for name in names
-        for item in nfnetlink.elements(netfilter, NFPROTO_INET, TABLE, name, tag)
-    ]
 
 
 def sets(netfilter: NetfilterSocket, feature: Feature) -> list[str]:
@@ -124,51 +194,9 @@ def sets(netfilter: NetfilterSocket, feature: Feature) -> list[str]:
     return [name for name in found if name.startswith(feature.prefix)]
 
 
-def differences(
-    netfilter: NetfilterSocket,
-    feature: Feature,
-    members: Collection[Member],
-    is_own: Callable[[Element], bool],
-    harm: str,
-) -> list[str]:
-    """What is not as `enter` leaves it, a sentence each.
-
-    is_own: whether an element is the caller's. harm: see `constant_rules`.
-    """
-    if not members:
-        return []
-    rules = {str(member.subnet): _rule(feature, member.subnet) for member in members}
-    told = constant_rules.differences(netfilter, [Chain(feature.chain, rules)], harm)
-    present = _subnets(netfilter, feature)
-    for member in members:
-        own = set_name(feature, member.subnet)
-        found = _find(netfilter, feature, member, present)
-        if not found:
-            told.append(f"nftables: {member.text} is not in set inet {TABLE} {own}")
-        for name, item in found.items():
-            place = f"nftables: {member.text} in set inet {TABLE} {name}"
-            if not is_own(item):
-                told.append(f"{place} belongs to another attachment: {item.comment}")
-            elif name != own:
-                told.append(f"{place} should be in {own}")
-    return told
-
-
 def delete_unused(netfilter: NetfilterSocket, feature: Feature) -> None:
     """Delete the sets that have no members, with their rules."""
     _delete_unused(netfilter, feature, sets(netfilter, feature))
-
-
-def discard(netfilter: NetfilterSocket, feature: Feature, subnets: Iterable[str]) -> None:
-    """Take fresh sets away, and the chain and the table made for them, unless others use them."""
-    names = [set_name(feature, subnet) for subnet in subnets]
-    if not names:
-        return
-    _delete_unused(netfilter, feature, names)
-    if not nfnetlink.rules(netfilter, NFPROTO_INET, TABLE, feature.chain):
-        chain = nfnetlink.delete_chain(NFPROTO_INET, TABLE, feature.chain, empty=True)
-        nfnetlink.discard(netfilter, chain)
-        nfnetlink.discard(netfilter, nfnetlink.delete_table(NFPROTO_INET, TABLE))
 
 
 def _delete_unused(netfilter: NetfilterSocket, feature: Feature, names: Iterable[str]) -> None:
@@ -208,23 +236,8 @@ def _rule(feature: Feature, subnet: IPNetwork) -> str:
     return template.format(set=set_name(feature, subnet), subnet=subnet)
 
 
-def _subnets(netfilter: NetfilterSocket, feature: Feature) -> list[str]:
-    """The subnets that have a rule: the rules' comments."""
-    found = nfnetlink.rules(netfilter, NFPROTO_INET, TABLE, feature.chain)
-    return [rule.comment for rule in found]
-
-
-def _find(
-    netfilter: NetfilterSocket, feature: Feature, member: Member, present: Iterable[str]
-) -> dict[str, Element]:
-    """The elements with a member's key, by set: its own set, and those of the subnets present."""
-    others = (subnet for subnet in present if (":" in subnet) != member.subnet.is_ipv4)
-    names = [set_name(feature, member.subnet), *(set_name(feature, subnet) for subnet in others)]
-    return {
-        name: found
-        for name in dict.fromkeys(names)
-        if (found := nfnetlink.element(netfilter, NFPROTO_INET, TABLE, name, member.key))
-    }
+def _element(netfilter: NetfilterSocket, name: str, key: bytes) -> Element | None:
+    return nfnetlink.element(netfilter, NFPROTO_INET, TABLE, name, key)
 
 
 def _delete(name: str, key: bytes) -> Request:

@@ -21,7 +21,7 @@ from _socket import AF_INET, AF_INET6
 from pycni.kernel import nfnetlink, subnet_sets
 from pycni.kernel.constant_rules import TABLE
 from pycni.kernel.nfnetlink import NFPROTO_INET
-from pycni.kernel.subnet_sets import Feature, Member
+from pycni.kernel.subnet_sets import Feature, Member, Membership
 from pycni.spec.owner import Owner, network_tag
 
 TYPE_CHECKING = False
@@ -87,8 +87,8 @@ def check(step: Masquerade, kernel: Kernel) -> list[str]:
     from pycni.kernel.steps import masquerade_iptables
 
     if step.backend != "iptables":
-        differences = subnet_sets.differences(
-            netfilter, SETS, _members(step), lambda it: it.comment.startswith(step.owner.tag), HARM
+        differences = _membership(step, netfilter).differences(
+            lambda found: found.comment.startswith(step.owner.tag), HARM
         )
         if not differences or _reference_made(step, netfilter):
             return []
@@ -110,7 +110,7 @@ def remove(step: Masquerade, kernel: Kernel) -> None:
     def left() -> list[Request]:
         return [
             *(
-                subnet_sets.leave(netfilter, SETS, _members(step), owner.tag)
+                _membership(step, netfilter).leftovers()
                 if step.addresses
                 else _elements(netfilter, owner.tag, lambda text: text.startswith(owner.tag))
             ),
@@ -152,50 +152,38 @@ def collect(kernel: Kernel, network: str, keep: Collection[Attachment]) -> None:
 # --- nftables ------------------------------------------------------------------------------------
 
 
-def _members(step: Masquerade) -> list[Member]:
-    return [
+def _membership(step: Masquerade, netfilter: NetfilterSocket) -> Membership:
+    members = [
         Member(network.network, network.address.packed, str(network.address))
         for network in step.addresses
     ]
+    return Membership(netfilter, SETS, members, step.owner)
 
 
 def _apply_nftables(step: Masquerade, netfilter: NetfilterSocket) -> Callable[[], None] | None:
-    made: list[Member] = []
-    fresh: set[str] = set()
-
-    def missing() -> list[Request]:
-        change = subnet_sets.enter(netfilter, SETS, _members(step), step.owner.comment)
-        made[:] = change.members
-        fresh.update(change.fresh)
-        return change.requests
+    membership = _membership(step, netfilter)
 
     def undo() -> None:
-        netfilter.update(lambda: subnet_sets.leave(netfilter, SETS, made, step.owner.tag))
-        subnet_sets.discard(netfilter, SETS, fresh)
+        netfilter.update(membership.undone)
+        membership.discard_fresh()
 
     try:
-        netfilter.update(missing)
+        netfilter.update(membership.missing)
     except OSError:
-        subnet_sets.discard(netfilter, SETS, fresh)
+        membership.discard_fresh()
         raise
-    if fresh:
-        # Those of earlier subnets go when a new one comes, so that they do not pile up on a host
-        # whose runtime has no GC. DEL leaves its own to the next container of the subnet.
-        try:
-            subnet_sets.delete_unused(netfilter, SETS)
-        except OSError:
-            pass  # the next one will, or GC
-    return undo if made else None
+    membership.collect_earlier()
+    return undo if membership.made else None
 
 
 def _elements(
     netfilter: NetfilterSocket, tag: str, matches: Callable[[str], bool]
 ) -> list[Request]:
     """What deletes the elements whose comment contains a tag and matches."""
-    names = subnet_sets.sets(netfilter, SETS)
     return [
         nfnetlink.delete_element(NFPROTO_INET, TABLE, name, item.key)
-        for name, item in subnet_sets.elements(netfilter, names, tag)
+        for name in subnet_sets.sets(netfilter, SETS)
+        for item in nfnetlink.elements(netfilter, NFPROTO_INET, TABLE, name, tag)
         if matches(item.comment)
     ]
 

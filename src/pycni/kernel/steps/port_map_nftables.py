@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from _socket import AF_INET, AF_INET6
 
-from pycni.kernel import constant_rules, nfnetlink, subnet_sets
+from pycni.kernel import constant_rules, nfnetlink
 from pycni.kernel.constant_rules import TABLE
 from pycni.kernel.nfnetlink import NFPROTO_INET
 from pycni.kernel.steps import port_map_conditional
@@ -36,6 +36,7 @@ from pycni.kernel.steps.port_map_layout import (
     entries,
     sources,
 )
+from pycni.kernel.subnet_sets import Membership
 from pycni.spec.errors import ALREADY_EXISTS, CNIError
 from pycni.spec.ip import IPAddress
 from pycni.spec.owner import Owner
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from pycni.kernel.netlink.codec import Request
     from pycni.kernel.nfnetlink import Element, NetfilterSocket
     from pycni.kernel.steps.port_map_layout import Entry
-    from pycni.kernel.subnet_sets import Member
     from pycni.plan.steps import PortMap
 
 HARM = "no port leads to a container"
@@ -58,8 +58,7 @@ _PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 def apply(step: PortMap, netfilter: NetfilterSocket) -> Callable[[], None] | None:
     """Make what is missing. Raises CNIError if a port is another container's."""
     made: list[Entry] = []
-    members: list[Member] = []
-    fresh: set[str] = set()
+    membership = Membership(netfilter, SOURCES, sources(step), step.owner)
 
     def missing() -> list[Request]:
         constant_rules.set_up(netfilter, DECLARATIONS, CHAINS)
@@ -73,10 +72,7 @@ def apply(step: PortMap, netfilter: NetfilterSocket) -> Callable[[], None] | Non
                 requests.append(_delete(entry.map, entry.key))
             made.append(entry)
             requests.append(_add(entry, step.owner))
-        change = subnet_sets.enter(netfilter, SOURCES, sources(step), step.owner.comment)
-        members[:] = change.members
-        fresh.update(change.fresh)
-        return [*requests, *change.requests]
+        return requests + membership.missing()
 
     def undo() -> None:
         netfilter.update(
@@ -86,7 +82,7 @@ def apply(step: PortMap, netfilter: NetfilterSocket) -> Callable[[], None] | Non
                     for entry in made
                     if _is_owned(_find(netfilter, entry), step.owner)
                 ),
-                *subnet_sets.leave(netfilter, SOURCES, members, step.owner.tag),
+                *membership.undone(),
                 *port_map_conditional.leftovers(step.owner, netfilter),
             ]
         )
@@ -97,13 +93,8 @@ def apply(step: PortMap, netfilter: NetfilterSocket) -> Callable[[], None] | Non
     except BaseException:
         undo()
         raise
-    if fresh:
-        # As with the sets of `masquerade`: those of earlier subnets go when one is new.
-        try:
-            subnet_sets.delete_unused(netfilter, SOURCES)
-        except OSError:
-            pass  # the next one will, or GC
-    return undo if made or members or changed else None
+    membership.collect_earlier()
+    return undo if made or membership.made or changed else None
 
 
 def check(step: PortMap, netfilter: NetfilterSocket) -> list[str]:
@@ -122,12 +113,8 @@ def check(step: PortMap, netfilter: NetfilterSocket) -> list[str]:
                 )
         elif found.data != entry.data:
             differences.append(f"nftables: {text} in {place} leads elsewhere")
-    differences += subnet_sets.differences(
-        netfilter,
-        SOURCES,
-        sources(step),
-        lambda found: _is_owned(found, step.owner) or _is_same_container(found, step.owner),
-        HARM,
+    differences += Membership(netfilter, SOURCES, sources(step), step.owner).differences(
+        lambda found: _is_owned(found, step.owner) or _is_same_container(found, step.owner), HARM
     )
     return differences + port_map_conditional.check(step, netfilter)
 
@@ -171,10 +158,13 @@ def _find(netfilter: NetfilterSocket, entry: Entry) -> Element | None:
 
 
 def _elements(netfilter: NetfilterSocket, tag: str) -> list[tuple[str, Element]]:
-    """The elements of all maps and sets whose comment contains a tag, each with its set's name."""
-    present = nfnetlink.sets(netfilter, NFPROTO_INET, TABLE)
-    names = [name for name in present if name in MAPS or name.startswith(SOURCES.prefix)]
-    return subnet_sets.elements(netfilter, names, tag)
+    """The elements of all maps and sets whose comment contains a tag."""
+    return [
+        (name, item)
+        for name in nfnetlink.sets(netfilter, NFPROTO_INET, TABLE)
+        if name in MAPS or name.startswith(SOURCES.prefix)
+        for item in nfnetlink.elements(netfilter, NFPROTO_INET, TABLE, name, tag)
+    ]
 
 
 def _add(entry: Entry, owner: Owner) -> Request:
