@@ -457,5 +457,7 @@ def test_agent_killed_under_load(
     assert not [
         entry
         for entry in nft_list()
-        if "map" in entry and entry["map"]["name"] == "masquerade4" and "elem" in entry["map"]
+        if "set" in entry
+        and entry["set"]["name"].startswith("masquerade-")
+        and "elem" in entry["set"]
     ]

@@ -937,7 +937,7 @@ def test_sandbox_that_is_the_hosts_own(attach: Attach, host: Host) -> None:
         ("sysctl -q -w net.ipv4.ip_forward=0", "net/ipv4/ip_forward is 0"),
         ("sysctl -q -w net.ipv6.conf.all.forwarding=0", "net/ipv6/conf/all/forwarding is 0"),
         ("nft delete table inet pycni", "masquerade"),
-        ("nft flush map inet pycni masquerade4", "10.1.2.2"),
+        ("nft flush set inet pycni masquerade-10.1.2.0/24", "10.1.2.2"),
         ("nft flush chain inet pycni masquerade-postrouting", "masquerade-postrouting"),
         ("nft delete table bridge pycni", "spoof-guard"),
         ("nft flush set bridge pycni spoof-guard-ports", "spoof-guard-ports"),
@@ -998,8 +998,8 @@ def test_check_allows_a_later_plugin_s_address(
     run_in(one.sandbox, ["ip", "address", "add", "10.77.0.1/24", "dev", "eth0"])
     one.result["ips"].append({"address": "10.77.0.1/24", "interface": 2})
     one.check()
-    run_in(None, ["nft", "flush", "map", "inet", "pycni", "masquerade4"])
-    assert "10.1.2.9 is not in map" in one.drift()
+    run_in(None, ["nft", "flush", "set", "inet", "pycni", "masquerade-10.1.2.0/24"])
+    assert "10.1.2.9 is not in set" in one.drift()
     one.delete()
 
 

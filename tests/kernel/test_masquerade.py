@@ -21,6 +21,8 @@ import pytest
 from harness import Host, Namespace, nft_list, run_in, run_plugin
 from pycni.kernel import namespace, nfnetlink, nftables
 from pycni.kernel.context import Kernel
+from pycni.kernel.netlink import Request
+from pycni.kernel.netlink import socket as netlink_socket
 from pycni.kernel.steps import masquerade
 from pycni.plan.steps import Masquerade
 from pycni.spec.config import Attachment
@@ -49,6 +51,17 @@ def step(
 
 def ruleset() -> str:
     return run_in(None, ["nft", "--stateless", "list", "ruleset"]).stdout
+
+
+def rule_lines(listing: str) -> list[str]:
+    return [line for line in listing.splitlines() if " masquerade comment " in line]
+
+
+def members(subnet: str) -> list[str]:
+    """The addresses in the set of a subnet, as nft has them."""
+    name = f"masquerade-{subnet.replace(':', '_')}"
+    (found,) = (entry["set"] for entry in nft_list() if entry.get("set", {}).get("name") == name)
+    return sorted(item["elem"]["val"] for item in found.get("elem", ()))
 
 
 def saved() -> list[str]:
@@ -175,6 +188,37 @@ def test_multicast_keeps_its_source(lab: Lab, kernel: Kernel, backend: str) -> N
     assert lab.source_seen(None, lab.outside, OUTSIDE[4], source="10.15.20.1") == HOST_OUTSIDE[4]
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_overlapping_subnets(lab: Lab, kernel: Kernel, version: int) -> None:
+    """What is inside for a container is so by its own subnet, not by one that overlaps with it."""
+    narrow, wide, near = {
+        4: ("10.15.20.2/24", "10.15.20.3/16", "10.15.99.1"),
+        6: ("fd00:15:20::2/64", "fd00:15:20::3/48", "fd00:15:20:99::1"),
+    }[version]
+    own = wide.partition("/")[0]
+    no_dad = ["nodad"] if version == 6 else []
+    run_in(lab.outside, ["ip", "address", "add", near, "dev", "eth0", *no_dad])
+    run_in(None, ["ip", "route", "add", near, "via", OUTSIDE[version]])
+    one, two = lab.containers["2"], lab.containers["3"]
+    for wanted in (step("one", narrow), step("two", wide)):
+        masquerade.apply(wanted, kernel)
+    for wanted in (step("one", narrow), step("two", wide)):
+        assert masquerade.check(wanted, kernel) == []
+    assert lab.source_seen(one, lab.outside, near) == HOST_OUTSIDE[version]
+    assert lab.source_seen(two, lab.outside, near) == own
+    for container in (one, two):
+        assert lab.source_seen(container, lab.outside, OUTSIDE[version]) == HOST_OUTSIDE[version]
+
+    # An address that passes to the other subnet leaves the set of the first.
+    moved = step("three", f"{own}/{narrow.partition('/')[2]}")
+    masquerade.apply(moved, kernel)
+    assert lab.source_seen(two, lab.outside, near) == HOST_OUTSIDE[version]
+    assert members(str(parse_network(wide).network)) == []
+    masquerade.remove(moved, kernel)
+    assert lab.source_seen(two, lab.outside, OUTSIDE[version]) == own
+    assert lab.source_seen(one, lab.outside, OUTSIDE[version]) == HOST_OUTSIDE[version]
+
+
 # --- nftables ------------------------------------------------------------------------------------
 
 
@@ -188,15 +232,10 @@ def test_rules_do_not_grow_with_the_containers(kernel: Kernel) -> None:
         address = f"10.15.{number // 250}.{number % 250 + 2}/16"
         assert masquerade.apply(step(f"c{number}", address), kernel) is not None
     assert rules() == before
-    found = nfnetlink.elements(
-        kernel.host.netfilter, nfnetlink.NFPROTO_INET, "pycni", "masquerade4"
-    )
-    assert len(found) == 500
+    assert len(members("10.15.0.0/16")) == 500
     for number in range(500):
         masquerade.remove(step(f"c{number}"), kernel)
-    assert not nfnetlink.elements(
-        kernel.host.netfilter, nfnetlink.NFPROTO_INET, "pycni", "masquerade4"
-    )
+    assert members("10.15.0.0/16") == []
 
 
 def test_applying_twice_changes_nothing(kernel: Kernel) -> None:
@@ -216,6 +255,19 @@ def test_undo(kernel: Kernel, backend: str) -> None:
     assert undo is not None
     undo()
     assert (ruleset(), saved()) == before
+
+
+def test_undo_of_the_first_of_a_subnet_leaves_nothing(kernel: Kernel) -> None:
+    undo = masquerade.apply(step("one", "10.15.20.2/24", "fd00::2/64"), kernel)
+    assert undo is not None
+    undo()
+    assert ruleset() == ""
+    masquerade.apply(step("other", "10.15.30.9/24"), kernel)
+    before = ruleset()
+    undo = masquerade.apply(step("one", "10.15.20.2/24", "fd00::2/64"), kernel)
+    assert undo is not None
+    undo()
+    assert ruleset() == before
 
 
 def test_stale_element_gives_way(kernel: Kernel) -> None:
@@ -263,15 +315,14 @@ def test_removal_where_nothing_is_runs_no_program(
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        ("flush ruleset", ["masquerade-postrouting is not there", "10.15.20.2 is not in map"]),
+        ("flush ruleset", ["masquerade-postrouting is not there", "10.15.20.2 is not in set"]),
         ("delete table inet pycni", ["masquerade-postrouting is not there"]),
+        ("flush table inet pycni", ["masquerade-postrouting is empty: no container"]),
         (
-            "flush table inet pycni",
-            ["masquerade-postrouting is empty", "lacks the rule: masquerade"],
+            "delete element inet pycni masquerade-10.15.20.0/24 { 10.15.20.2 }",
+            ["10.15.20.2 is not in set inet pycni masquerade-10.15.20.0/24"],
         ),
-        ("flush chain inet pycni masquerade-10.15.20.0/24", ["ip daddr 10.15.20.0/24 return"]),
-        ("delete element inet pycni masquerade4 { 10.15.20.2 }", ["10.15.20.2 is not in map"]),
-        ("RULE containers IPv4", ["lacks the rule: ip saddr vmap @masquerade4"]),
+        ("RULE 10.15.20.0/24", ["lacks the rule: ip saddr @masquerade-10.15.20.0/24 ip daddr"]),
     ],
 )
 def test_check_tells_what_is_missing_and_apply_repairs_it(
@@ -281,8 +332,9 @@ def test_check_tells_what_is_missing_and_apply_repairs_it(
     masquerade.apply(wanted, kernel)
     assert masquerade.check(wanted, kernel) == []
     if damage.startswith("RULE "):
+        masquerade.apply(step("other", "10.15.30.2/24"), kernel)
         netfilter = kernel.host.netfilter
-        chain = ("pycni", masquerade.POSTROUTING)
+        chain = ("pycni", masquerade.SETS.chain)
         (handle,) = (
             rule.handle
             for rule in nfnetlink.rules(netfilter, nfnetlink.NFPROTO_INET, *chain)
@@ -317,7 +369,75 @@ def test_first_attachments_in_threads(kernel: Kernel) -> None:
         thread.join()
     assert failures == []
     assert [masquerade.check(wanted, kernel) for wanted in steps] == [[]] * len(steps)
-    assert sum("rule" in entry for entry in nft_list()) == 4 + 4 * 2
+    assert sum("rule" in entry for entry in nft_list()) == 4
+
+
+def test_a_set_that_gets_a_member_is_not_collected(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel refuses to delete set and rule, which were looked at before the member came."""
+    gone, new = step("gone", "10.15.20.2/24"), step("new", "10.15.20.3/24")
+    masquerade.apply(gone, kernel)
+    masquerade.remove(gone, kernel)
+    sent: list[str] = []
+
+    def interfere(request: Request) -> None:
+        sent.append(request.what)
+        if request.what == "delete inet pycni masquerade-10.15.20.0/24":
+            monkeypatch.setattr(netlink_socket, "before_send", None)
+            with Kernel(None) as other:
+                masquerade.apply(new, other)
+
+    monkeypatch.setattr(netlink_socket, "before_send", interfere)
+    before = ruleset()
+    masquerade.collect(kernel, "net", frozenset({Attachment("new", "eth0")}))
+    assert sent[-1] == "delete inet pycni masquerade-10.15.20.0/24"
+    assert masquerade.check(new, kernel) == []
+    assert rule_lines(ruleset()) == rule_lines(before) != []
+
+
+def test_a_set_that_was_collected_is_made_again(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The set is deleted when ADD has seen it, and before it enters its address."""
+    gone, new = step("gone", "10.15.20.2/24"), step("new", "10.15.20.3/24")
+    masquerade.apply(gone, kernel)
+    masquerade.remove(gone, kernel)
+    missing: list[str] = []
+
+    def interfere(request: Request) -> None:
+        if request.what.startswith("add 0a0f1403 to inet pycni masquerade-"):
+            monkeypatch.setattr(netlink_socket, "before_send", None)
+            with Kernel(None) as other:
+                masquerade.collect(other, "net", frozenset())
+            missing.append(ruleset())
+
+    monkeypatch.setattr(netlink_socket, "before_send", interfere)
+    masquerade.apply(new, kernel)
+    assert len(missing) == 1
+    assert "10.15.20" not in missing[0]
+    assert masquerade.check(new, kernel) == []
+
+
+def test_a_rule_that_two_have_added_is_there_once_again(kernel: Kernel) -> None:
+    """As two ADDs leave it that found it missing at the same time."""
+    masquerade.apply(step("one", "10.15.20.2/24"), kernel)
+    before = rule_lines(ruleset())
+    run_in(None, ["nft", f"add rule inet pycni masquerade-postrouting {before[0].strip()}"])
+    assert len(rule_lines(ruleset())) == 2
+    masquerade.collect(kernel, "another", frozenset())
+    assert rule_lines(ruleset()) == before
+    assert masquerade.check(step("one", "10.15.20.2/24"), kernel) == []
+
+
+def test_addresses_are_removed_when_their_rules_are_gone(kernel: Kernel) -> None:
+    for number in (2, 3):
+        masquerade.apply(step(f"c{number}", f"10.15.20.{number}/24"), kernel)
+    run_in(None, ["nft", "flush table inet pycni"])
+    masquerade.remove(step("c2"), kernel)
+    assert members("10.15.20.0/24") == ["10.15.20.3"]
+    masquerade.collect(kernel, "net", frozenset())
+    assert "10.15.20" not in ruleset()
 
 
 PROCESS = """
@@ -340,7 +460,7 @@ with Kernel(None) as kernel:
 
 
 def test_first_attachments_in_processes(kernel: Kernel) -> None:
-    """Meanwhile others remove theirs, and the chains of subnets that are not used."""
+    """Meanwhile others remove theirs, and the sets of subnets that are not used."""
     numbers = range(2, 14)
     started = [
         subprocess.Popen([sys.executable, "-c", PROCESS, str(number)], stdin=subprocess.PIPE)
@@ -354,7 +474,7 @@ def test_first_attachments_in_processes(kernel: Kernel) -> None:
         wanted = step(f"c{number}", f"10.15.{number % 2}.{number}/24")
         differences = masquerade.check(wanted, kernel)
         if number % 3 == 0:
-            assert any("is not in map" in difference for difference in differences)
+            assert any("is not in set" in difference for difference in differences)
         else:
             assert differences == []
 
@@ -394,20 +514,20 @@ def test_collect(kernel: Kernel) -> None:
     assert "10.15.20.0/24" not in ruleset()
 
 
-def test_chains_of_earlier_subnets_do_not_pile_up(kernel: Kernel) -> None:
+def test_sets_of_earlier_subnets_do_not_pile_up(kernel: Kernel) -> None:
     lasting = step("lasting", "10.15.20.2/24")
     masquerade.apply(lasting, kernel)
     for number in range(30, 40):
         one = step(f"c{number}", f"10.15.{number}.2/24", f"fd00:{number}::2/64")
         masquerade.apply(one, kernel)
         masquerade.remove(one, kernel)
-    chains = {entry["chain"]["name"] for entry in nft_list() if "chain" in entry}
-    assert chains == {
-        "masquerade-postrouting",
+    assert {entry["set"]["name"] for entry in nft_list() if "set" in entry} == {
         "masquerade-10.15.20.0/24",
         "masquerade-10.15.39.0/24",
         "masquerade-fd00_39__/64",
     }
+    rules = [entry["rule"]["comment"] for entry in nft_list() if "rule" in entry]
+    assert sorted(rules) == ["10.15.20.0/24", "10.15.39.0/24", "fd00:39::/64"]
     assert masquerade.check(lasting, kernel) == []
 
 

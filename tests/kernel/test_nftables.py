@@ -19,10 +19,11 @@ Sandbox = Callable[[], Namespace]
 TABLE = """
 add table inet t
 add chain inet t target
-add map inet t m { type ipv4_addr : verdict; }
+add set inet t m { type ipv4_addr; }
+add map inet t v { type ipv4_addr : verdict; }
 add set inet t s { type ifname; }
 add rule inet t target accept comment "first"
-add rule inet t target ip saddr vmap @m
+add rule inet t target ip saddr @m drop
 """
 
 
@@ -43,7 +44,7 @@ def key(number: int) -> bytes:
 
 
 def add(number: int, comment: str = "c") -> object:
-    return nfnetlink.add_element(NFPROTO_INET, "t", "m", key(number), comment, "target")
+    return nfnetlink.add_element(NFPROTO_INET, "t", "m", key(number), comment)
 
 
 # --- libnftables ---------------------------------------------------------------------------------
@@ -73,7 +74,7 @@ def test_run_is_one_transaction(host: Host, capfd: pytest.CaptureFixture[str]) -
     ],
 )
 def test_errors(table: object, commands: str, number: int | None, words: str) -> None:
-    nftables.run("add element inet t m { 10.0.0.1 : goto target }")
+    nftables.run("add element inet t v { 10.0.0.1 : goto target }")
     if number is None:
         nftables.run(commands)
         return
@@ -149,6 +150,14 @@ def test_chains(table: NetfilterSocket) -> None:
     assert nfnetlink.chains(table, NFPROTO_INET, "nowhere") == []
 
 
+def test_sets(table: NetfilterSocket) -> None:
+    run_in(None, ["nft", "add table inet u; add set inet u x { type ipv4_addr; }"])
+    assert nfnetlink.sets(table, NFPROTO_INET, "t") == ["m", "v", "s"]
+    assert nfnetlink.sets(table, NFPROTO_INET, "u") == ["x"]
+    assert nfnetlink.sets(table, NFPROTO_IPV4, "t") == []
+    assert nfnetlink.sets(table, NFPROTO_INET, "nowhere") == []
+
+
 def test_rules(table: NetfilterSocket) -> None:
     run_in(None, ["nft", "add chain inet t other; add rule inet t target tcp dport 1 goto other"])
     expected = [entry["rule"] for entry in nft_list() if "rule" in entry]
@@ -175,24 +184,24 @@ def test_elements(table: NetfilterSocket) -> None:
         None,
         [
             "nft",
-            'add element inet t m { 10.0.0.1 comment "one" : goto target, 10.0.0.2 : drop }',
+            'add element inet t v { 10.0.0.1 comment "one" : goto target, 10.0.0.2 : drop }',
         ],
     )
-    run_in(None, ["nft", f'add element inet t m {{ 10.0.0.3 comment "{longest}" : jump target }}'])
+    run_in(None, ["nft", f'add element inet t v {{ 10.0.0.3 comment "{longest}" : jump target }}'])
     run_in(None, ["nft", 'add element inet t s { "veth1" comment "ü" }'])
-    one = Element(bytes((10, 0, 0, 1)), "one", "target")
-    two = Element(bytes((10, 0, 0, 2)), "", "")
-    three = Element(bytes((10, 0, 0, 3)), longest, "target")
-    port = Element(b"veth1".ljust(16, b"\0"), "ü", "")
+    one = Element(bytes((10, 0, 0, 1)), "one")
+    two = Element(bytes((10, 0, 0, 2)), "")
+    three = Element(bytes((10, 0, 0, 3)), longest)
+    port = Element(b"veth1".ljust(16, b"\0"), "ü")
     for expected in (one, two, three):
-        assert nfnetlink.element(table, NFPROTO_INET, "t", "m", expected.key) == expected
+        assert nfnetlink.element(table, NFPROTO_INET, "t", "v", expected.key) == expected
     assert nfnetlink.element(table, NFPROTO_INET, "t", "s", port.key) == port
-    assert nfnetlink.element(table, NFPROTO_INET, "t", "m", key(99)) is None
+    assert nfnetlink.element(table, NFPROTO_INET, "t", "v", key(99)) is None
     assert nfnetlink.element(table, NFPROTO_INET, "t", "nowhere", key(1)) is None
-    found = nfnetlink.elements(table, NFPROTO_INET, "t", "m")
+    found = nfnetlink.elements(table, NFPROTO_INET, "t", "v")
     assert sorted(found, key=lambda item: item.key) == [one, two, three]
-    assert nfnetlink.elements(table, NFPROTO_INET, "t", "m", "on") == [one]
-    assert nfnetlink.elements(table, NFPROTO_INET, "t", "m", "target") == []
+    assert nfnetlink.elements(table, NFPROTO_INET, "t", "v", "on") == [one]
+    assert nfnetlink.elements(table, NFPROTO_INET, "t", "v", "target") == []
     assert nfnetlink.elements(table, NFPROTO_INET, "t", "nowhere") == []
     assert nfnetlink.elements(table, NFPROTO_INET, "nowhere", "m") == []
 
@@ -203,12 +212,12 @@ def test_elements(table: NetfilterSocket) -> None:
 def test_elements_written(table: NetfilterSocket) -> None:
     table.commit(
         [
-            nfnetlink.add_element(NFPROTO_INET, "t", "m", key(1), "one", "target"),
+            nfnetlink.add_element(NFPROTO_INET, "t", "m", key(1), "one"),
             nfnetlink.add_element(NFPROTO_INET, "t", "s", b"veth1".ljust(16, b"\0"), "port"),
         ]
     )
     listed = run_in(None, ["nft", "list", "table", "inet", "t"]).stdout
-    assert '10.0.0.1 comment "one" : goto target' in listed
+    assert '10.0.0.1 comment "one"' in listed
     assert '"veth1" comment "port"' in listed
 
 
@@ -241,17 +250,45 @@ def test_rules_and_chains_deleted(table: NetfilterSocket) -> None:
     first, second = nfnetlink.rules(table, NFPROTO_INET, "t", "target")
     table.commit([nfnetlink.delete_rule(NFPROTO_INET, "t", "target", first.handle)])
     assert nfnetlink.rules(table, NFPROTO_INET, "t", "target") == [second]
-    table.commit([add(1)])
-    with pytest.raises(NetlinkError) as caught:
-        table.commit([nfnetlink.delete_chain(NFPROTO_INET, "t", "target")])
-    assert caught.value.errno == errno.EBUSY
+    nftables.run("add chain inet t other; add rule inet t other goto target")
+    (jump,) = nfnetlink.rules(table, NFPROTO_INET, "t", "other")
+    for refused in (
+        nfnetlink.delete_chain(NFPROTO_INET, "t", "target"),
+        nfnetlink.delete_chain(NFPROTO_INET, "t", "other", empty=True),
+    ):
+        with pytest.raises(NetlinkError) as caught:
+            table.commit([refused])
+        assert caught.value.errno == errno.EBUSY
     table.commit(
         [
-            nfnetlink.delete_element(NFPROTO_INET, "t", "m", key(1)),
+            nfnetlink.delete_rule(NFPROTO_INET, "t", "other", jump.handle),
+            nfnetlink.delete_chain(NFPROTO_INET, "t", "other", empty=True),
             nfnetlink.delete_chain(NFPROTO_INET, "t", "target"),
         ]
     )
     assert nfnetlink.chains(table, NFPROTO_INET, "t") == []
+
+
+def test_a_set_goes_with_its_rule_unless_it_has_elements(table: NetfilterSocket) -> None:
+    _, rule = nfnetlink.rules(table, NFPROTO_INET, "t", "target")
+    deletions = [
+        nfnetlink.delete_rule(NFPROTO_INET, "t", "target", rule.handle),
+        nfnetlink.delete_set(NFPROTO_INET, "t", "m"),
+    ]
+    with pytest.raises(NetlinkError) as caught:  # the rule refers to it
+        table.commit(deletions[1:])
+    assert caught.value.errno == errno.EBUSY
+    table.commit([add(1)])
+    with pytest.raises(NetlinkError) as caught:
+        table.commit(deletions)
+    assert caught.value.errno == errno.EBUSY
+    assert rule in nfnetlink.rules(table, NFPROTO_INET, "t", "target")
+    table.commit([nfnetlink.delete_element(NFPROTO_INET, "t", "m", key(1))])
+    table.commit(deletions)
+    assert nfnetlink.sets(table, NFPROTO_INET, "t") == ["v", "s"]
+    with pytest.raises(NetlinkError) as caught:
+        table.commit([add(1)])
+    assert caught.value.errno == errno.ENOENT
 
 
 def test_update_looks_again_when_another_was_faster(table: NetfilterSocket) -> None:

@@ -142,6 +142,37 @@ def test_masq_all(machines: Machines, backend: str, version: int) -> None:
 
 
 @both_families
+def test_overlapping_subnets(machines: Machines, version: int) -> None:
+    """Who is in a container's own subnet is masqueraded, not who is in one that overlaps."""
+    one, two = machines.container("one"), machines.container("two")
+    near = machines.container("near", bridge="br1")
+    for ip in two.result["ips"]:
+        address = ip["address"].partition("/")[0]
+        ip["address"] = f"{address}/{32 if ':' in address else 16}"
+    first = portmap_for(machines, one, mapping(8080, 80), backend="nftables")
+    second = portmap_for(machines, two, mapping(8081, 80), backend="nftables")
+    for portmap in (first, second):
+        portmap.add()
+    own = addresses(near)[version]
+    for portmap in (first, second):
+        portmap.check()
+    assert ask(near.sandbox, HOST[version], 8080) == f"one {own}"
+    assert ask(near.sandbox, HOST[version], 8081) == f"two {BRIDGE[version]}"
+    assert ask(one.sandbox, HOST[version], 8081) == f"two {BRIDGE[version]}"
+    assert ask(two.sandbox, HOST[version], 8080) == f"one {BRIDGE[version]}"
+
+    # Then all are, and then the container's own subnet again.
+    every = portmap_for(machines, one, mapping(8080, 80), backend="nftables", masqAll=True)
+    every.add()
+    assert first.drift()
+    assert ask(near.sandbox, HOST[version], 8080) == f"one {BRIDGE[version]}"
+    first.add()
+    first.check()
+    assert ask(near.sandbox, HOST[version], 8080) == f"one {own}"
+    assert ask(near.sandbox, HOST[version], 8081) == f"two {BRIDGE[version]}"
+
+
+@both_families
 @both_backends
 def test_one_address_of_the_host(machines: Machines, backend: str, version: int) -> None:
     one, two = machines.container("one"), machines.container("two")
@@ -571,6 +602,7 @@ def moved(result: dict[str, Any]) -> dict[str, Any]:
 
 
 ANY4 = "inet pycni port-map4 { tcp ."
+FROM6 = "inet pycni port-map-from-fd00_15_20__/64"
 
 
 @pytest.mark.parametrize(
@@ -586,8 +618,8 @@ ANY4 = "inet pycni port-map4 { tcp ."
         ),
         (
             "nftables",
-            "nft delete element inet pycni port-map-source6 { tcp . fd00:15:20::2 . 80 }",
-            "fd00:15:20::2 port 80/tcp is not in map inet pycni port-map-source6",
+            f"nft delete element {FROM6} {{ tcp . fd00:15:20::2 . 80 }}",
+            f"fd00:15:20::2 port 80/tcp is not in set {FROM6}",
         ),
         (
             "nftables",
@@ -683,7 +715,22 @@ def test_rules_do_not_grow_with_the_containers(machines: Machines) -> None:
     assert ask(machines.client, HOST[4], 8080).startswith("one ")
 
 
-def test_chains_of_earlier_subnets_do_not_pile_up(machines: Machines) -> None:
+def test_no_element_holds_a_verdict(machines: Machines) -> None:
+    """The kernel would check each of them at each change of the table that adds one."""
+    one = machines.container("one", ipMasq=True)
+    portmap_for(machines, one, mapping(8080, 80), backend="nftables").add()
+    machines.chained("firewall", one, backend="nftables").add()
+    sets = [entry[kind] for entry in nft_list() for kind in ("set", "map") if kind in entry]
+    assert {
+        "masquerade-10.15.20.0/24",
+        "port-map-from-10.15.20.0/24",
+        "port-map4",
+        "firewall4",
+    } <= {each["name"] for each in sets if "elem" in each}
+    assert [each["name"] for each in sets if each.get("map") == "verdict"] == []
+
+
+def test_sets_of_earlier_subnets_do_not_pile_up(machines: Machines) -> None:
     one = machines.container("one")
     portmap = portmap_for(machines, one, mapping(8080, 80), backend="nftables")
     portmap.add()
@@ -693,7 +740,7 @@ def test_chains_of_earlier_subnets_do_not_pile_up(machines: Machines) -> None:
         other = portmap_for(machines, each, mapping(9000, 81), backend="nftables")
         other.add()
         other.delete()
-    names = {entry["chain"]["name"] for entry in nft_list() if "chain" in entry}
+    names = {entry["set"]["name"] for entry in nft_list() if "set" in entry}
     assert {name for name in names if name.startswith("port-map-from-10")} == {
         "port-map-from-10.15.20.0/24",
         "port-map-from-10.15.20.0/30",

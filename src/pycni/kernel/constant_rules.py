@@ -7,8 +7,6 @@ elements in nftables.
 
 from __future__ import annotations
 
-import errno
-
 from pycni.kernel import nfnetlink
 from pycni.kernel.nfnetlink import NFPROTO_INET
 from pycni.spec.record import Record
@@ -35,20 +33,14 @@ class Chain(Record):
 
 def set_up(
     netfilter: NetfilterSocket, declarations: Iterable[str], chains: Collection[Chain]
-) -> bool:
+) -> None:
     """Make the chains that are not whole, after what they refer to. Raises NftError.
-
-    Returns whether there were any.
 
     declarations: the sets, maps and further chains, such as `map NAME { type ...; }`.
     """
-    broken = [
-        chain
-        for chain in chains
-        if (_lacking(netfilter, chain) if chain.rules else not _exists(netfilter, chain))
-    ]
+    broken = [chain for chain in chains if not _is_whole(netfilter, chain)]
     if not broken:
-        return False
+        return
     from pycni.kernel import nftables
 
     commands = [f"add table inet {TABLE}"]
@@ -67,16 +59,16 @@ def set_up(
             for comment, rule in chain.rules.items()
         )
     nftables.run("\n".join(commands))
-    return True
 
 
 def differences(netfilter: NetfilterSocket, chains: Iterable[Chain], harm: str) -> list[str]:
     """The rules that are missing, a sentence each. harm: what comes of a chain without any."""
     found = []
     for chain in chains:
-        lacking = _lacking(netfilter, chain)
+        present = _comments(netfilter, chain)
+        lacking = [comment for comment in chain.rules if comment not in present]
         place = f"nftables: chain inet {TABLE} {chain.name}"
-        if len(lacking) < len(chain.rules):
+        if present or not lacking:
             found += [f"{place} lacks the rule: {chain.rules[comment]}" for comment in lacking]
         elif _exists(netfilter, chain):
             found.append(f"{place} is empty: {harm}")
@@ -85,34 +77,16 @@ def differences(netfilter: NetfilterSocket, chains: Iterable[Chain], harm: str) 
     return found
 
 
-def delete_unused(
-    netfilter: NetfilterSocket, prefix: str, maps: Iterable[str], keep: str = ""
-) -> None:
-    """Delete the chains with a prefix, but for `keep`, that no element of these maps goes to.
-
-    An ADD that finds its chain gone makes it again, see `NetfilterSocket.update`.
-    """
-    used = {
-        item.chain
-        for name in maps
-        for item in nfnetlink.elements(netfilter, NFPROTO_INET, TABLE, name)
-    }
-    used.add(keep)
-    for chain in nfnetlink.chains(netfilter, NFPROTO_INET, TABLE):
-        if chain.startswith(prefix) and chain not in used:
-            try:
-                netfilter.commit([nfnetlink.delete_chain(NFPROTO_INET, TABLE, chain)])
-            except OSError as error:
-                # An element came, or another collection was faster.
-                if error.errno not in (errno.EBUSY, errno.ENOENT):
-                    raise
+def _is_whole(netfilter: NetfilterSocket, chain: Chain) -> bool:
+    if chain.rules:
+        return _comments(netfilter, chain).issuperset(chain.rules)
+    return _exists(netfilter, chain)
 
 
-def _lacking(netfilter: NetfilterSocket, chain: Chain) -> list[str]:
-    """The comments of the chain's rules that are not there."""
+def _comments(netfilter: NetfilterSocket, chain: Chain) -> set[str]:
+    """The comments of a chain's rules that are there."""
     found = nfnetlink.rules(netfilter, NFPROTO_INET, TABLE, chain.name)
-    present = {rule.comment for rule in found}
-    return [comment for comment in chain.rules if comment not in present]
+    return {rule.comment for rule in found}
 
 
 def _exists(netfilter: NetfilterSocket, chain: Chain) -> bool:

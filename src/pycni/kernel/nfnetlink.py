@@ -72,13 +72,13 @@ _DELCHAIN = _SUBSYSTEM << 8 | 5
 _NEWRULE = _SUBSYSTEM << 8 | 6
 _GETRULE = _SUBSYSTEM << 8 | 7
 _DELRULE = _SUBSYSTEM << 8 | 8
+_GETSET = _SUBSYSTEM << 8 | 10
 _DELSET = _SUBSYSTEM << 8 | 11
 _NEWSETELEM = _SUBSYSTEM << 8 | 12
 _GETSETELEM = _SUBSYSTEM << 8 | 13
 _DELSETELEM = _SUBSYSTEM << 8 | 14
 _GETGEN = _SUBSYSTEM << 8 | 16
 
-_GOTO = -4  # NFT_GOTO
 _COMMENT = 0  # NFTNL_UDATA_RULE_COMMENT, NFTNL_UDATA_SET_ELEM_COMMENT
 
 # No such object, no such table, or a kernel without nf_tables.
@@ -104,14 +104,10 @@ _MATCH = Schema(name=(1, STRING), info=(3, STRING))
 
 
 class Element(Record):
-    """An element of a set or map.
-
-    chain: where a verdict map's element goes to, "" for others; data: what another map's holds.
-    """
+    """An element of a set or map. data: what a map's element holds, unless that is a verdict."""
 
     key: bytes
     comment: str
-    chain: str = ""
     data: bytes = b""
 
 
@@ -288,6 +284,14 @@ def chains(netfilter: NetfilterSocket, family: int, table: str) -> list[str]:
     return found
 
 
+def sets(netfilter: NetfilterSocket, family: int, table: str) -> list[str]:
+    """The names of a table's sets and maps; [] without the table."""
+    body = _SET.encode({"table": table})
+    what = f"list the sets of table {_place(family, table)}"
+    found = _dump(netfilter, _request(_GETSET, 0, family, body, what))
+    return [_SET.decode(payload)["name"] for payload in found]
+
+
 def rules(netfilter: NetfilterSocket, family: int, table: str, chain: str) -> list[Rule]:
     """The rules of a chain in order; [] if there is no such chain."""
     return [parse_rule(rule) for rule in _rules(netfilter, family, table, chain)]
@@ -331,22 +335,11 @@ def elements(
 
 
 def add_element(
-    family: int,
-    table: str,
-    name: str,
-    key: bytes,
-    comment: str,
-    goto: str = "",
-    data: bytes = b"",
+    family: int, table: str, name: str, key: bytes, comment: str, data: bytes = b""
 ) -> Request:
-    """Make an element that is not there yet.
-
-    goto: the chain of a verdict map's element; data: what another map's element holds.
-    """
+    """Make an element that is not there yet. data: what a map's element holds."""
     item: dict[str, object] = {"key": {"value": key}}
-    if goto:
-        item["data"] = {"verdict": {"code": _GOTO, "chain": goto}}
-    elif data:
+    if data:
         item["data"] = {"value": data}
     text = comment.encode() + b"\0"
     item["userdata"] = bytes((_COMMENT, len(text))) + text
@@ -378,10 +371,11 @@ def delete_rule(family: int, table: str, chain: str, handle: int) -> Request:
     return _request(_DELRULE, 0, family, body, what)
 
 
-def delete_chain(family: int, table: str, chain: str) -> Request:
-    """Delete a chain with its rules. EBUSY if something still refers to it."""
+def delete_chain(family: int, table: str, chain: str, *, empty: bool = False) -> Request:
+    """Delete a chain with its rules, or (empty) without any. EBUSY if something refers to it."""
     body = _CHAIN.encode({"table": table, "name": chain})
-    return _request(_DELCHAIN, 0, family, body, f"delete chain {_place(family, table, chain)}")
+    what = f"delete chain {_place(family, table, chain)}"
+    return _request(_DELCHAIN, NLM_F_NONREC if empty else 0, family, body, what)
 
 
 def delete_set(family: int, table: str, name: str) -> Request:
@@ -466,13 +460,11 @@ def parse_elements(payload: bytes, wanted: bytes = b"") -> list[Element]:
     for raw in _ELEMENTS.decode(payload).get("elements", {}).get("items", ()):
         if wanted in raw:
             item = _ELEMENT.decode(raw)
-            data = item.get("data", {})
-            chain = data.get("verdict", {}).get("chain", "")
             comment = _comment(item.get("userdata", b""))
             key = item.get("key", {}).get("value")
             if key is None:
                 raise MalformedMessage("an element without a key")
-            found.append(Element(key, comment, chain, data.get("value", b"")))
+            found.append(Element(key, comment, item.get("data", {}).get("value", b"")))
     return found
 
 

@@ -1,12 +1,12 @@
 """Masquerade: packets from containers to outside their subnet leave with the host's address.
 
-nftables, table `inet pycni`: a packet costs three rules and a look-up, however many containers
-there are. Each address is an element of a map that sends its packets to the chain of its subnet,
-where what stays inside returns and the rest is masqueraded:
+nftables, table `inet pycni`: a packet costs a look-up per subnet, however many containers there
+are. Each address is a member of the set of its subnet, and what it sends elsewhere is masqueraded,
+but for multicast; see `pycni.kernel.subnet_sets`:
 
-    map masquerade4 { 10.1.0.2 comment "<owner>" : goto masquerade-10.1.0.0/24 }
-    chain masquerade-postrouting { multicast return; ip saddr vmap @masquerade4; ... }
-    chain masquerade-10.1.0.0/24 { ip daddr 10.1.0.0/24 return; masquerade }
+    set masquerade-10.1.0.0/24 { 10.1.0.2 comment "<owner>" }
+    chain masquerade-postrouting { ip saddr @masquerade-10.1.0.0/24 ip daddr != 10.1.0.0/24
+                                   ip daddr != 224.0.0.0/4 masquerade comment "10.1.0.0/24" }
 
 iptables, table `nat`, and the nftables table of the reference: as the reference makes them, so
 that either can remove what the other made. Removing looks at all three. An ADD by nftables, the
@@ -18,8 +18,10 @@ from __future__ import annotations
 import errno
 from _socket import AF_INET, AF_INET6
 
-from pycni.kernel import nfnetlink
+from pycni.kernel import nfnetlink, subnet_sets
+from pycni.kernel.constant_rules import TABLE
 from pycni.kernel.nfnetlink import NFPROTO_INET
+from pycni.kernel.subnet_sets import Feature, Member, Membership
 from pycni.spec.owner import Owner, network_tag
 
 TYPE_CHECKING = False
@@ -28,28 +30,25 @@ if TYPE_CHECKING:
 
     from pycni.kernel.context import Kernel
     from pycni.kernel.netlink.codec import Request
-    from pycni.kernel.nfnetlink import Element, NetfilterSocket
+    from pycni.kernel.nfnetlink import NetfilterSocket
     from pycni.plan.steps import Masquerade
     from pycni.spec.config import Attachment
-    from pycni.spec.ip import IPNetwork
 
-TABLE = "pycni"
-PREFIX = "masquerade-"
-POSTROUTING = f"{PREFIX}postrouting"
-MAPS = {AF_INET: "masquerade4", AF_INET6: "masquerade6"}
+SETS = Feature(
+    "masquerade-",
+    "masquerade-postrouting",
+    {AF_INET: "ipv4_addr", AF_INET6: "ipv6_addr"},
+    {
+        AF_INET: "ip saddr @{set} ip daddr != {subnet} ip daddr != 224.0.0.0/4 masquerade",
+        AF_INET6: "ip6 saddr @{set} ip6 daddr != {subnet} ip6 daddr != ff00::/8 masquerade",
+    },
+)
+HARM = "no container is masqueraded"
 
 REFERENCE_TABLE = "cni_plugins_masquerade"
 REFERENCE_CHAIN = "masq_checks"
 
 TAG_LENGTH = 33
-
-# The constant rules, each with the comment it is known by.
-_POSTROUTING_RULES = {
-    "multicast IPv4": "ip daddr 224.0.0.0/4 return",
-    "multicast IPv6": "ip6 daddr ff00::/8 return",
-    "containers IPv4": "ip saddr vmap @masquerade4",
-    "containers IPv6": "ip6 saddr vmap @masquerade6",
-}
 
 
 def apply(step: Masquerade, kernel: Kernel) -> Callable[[], None] | None:
@@ -88,7 +87,9 @@ def check(step: Masquerade, kernel: Kernel) -> list[str]:
     from pycni.kernel.steps import masquerade_iptables
 
     if step.backend != "iptables":
-        differences = _check_nftables(step, netfilter)
+        differences = _membership(step, netfilter).differences(
+            lambda found: found.comment.startswith(step.owner.tag), HARM
+        )
         if not differences or _reference_made(step, netfilter):
             return []
         if step.backend or not masquerade_iptables.made_by_iptables(step, netfilter):
@@ -108,7 +109,11 @@ def remove(step: Masquerade, kernel: Kernel) -> None:
 
     def left() -> list[Request]:
         return [
-            *_elements_of(step, netfilter),
+            *(
+                _membership(step, netfilter).leftovers()
+                if step.addresses
+                else _elements(netfilter, owner.tag, lambda text: text.startswith(owner.tag))
+            ),
             *_reference_rules(netfilter, lambda comment: comment.startswith(owner.tag)),
             *masquerade_iptables.leftovers(owner, netfilter),
         ]
@@ -120,7 +125,7 @@ def remove(step: Masquerade, kernel: Kernel) -> None:
 def collect(kernel: Kernel, network: str, keep: Collection[Attachment]) -> None:
     """Remove what masquerades for attachments of the network that are not kept.
 
-    Afterwards no chain is left of a subnet without addresses.
+    Afterwards no set is left of a subnet without addresses.
     """
     from pycni.kernel.steps import masquerade_iptables
 
@@ -134,196 +139,53 @@ def collect(kernel: Kernel, network: str, keep: Collection[Attachment]) -> None:
 
     def left() -> list[Request]:
         return [
-            *(
-                nfnetlink.delete_element(NFPROTO_INET, TABLE, name, item.key)
-                for name in MAPS.values()
-                for item in nfnetlink.elements(netfilter, NFPROTO_INET, TABLE, name, tag)
-                if stale(item.comment)
-            ),
+            *_elements(netfilter, tag, stale),
             *_reference_rules(netfilter, stale),
             *masquerade_iptables.stale(network, containers, netfilter),
         ]
 
     netfilter.update(left)
     masquerade_iptables.collect_legacy(network, containers)
-    _collect_subnets(netfilter)
+    subnet_sets.delete_unused(netfilter, SETS)
 
 
 # --- nftables ------------------------------------------------------------------------------------
 
 
-def subnet_chain(subnet: IPNetwork) -> str:
-    """The chain of a subnet. Names of chains may hold no colon."""
-    return f"{PREFIX}{str(subnet.network).replace(':', '_')}"
-
-
-def _subnet_rules(subnet: IPNetwork) -> dict[str, str]:
-    protocol = "ip" if subnet.is_ipv4 else "ip6"
-    return {
-        "own subnet": f"{protocol} daddr {subnet.network} return",
-        "outside": "masquerade",
-    }
+def _membership(step: Masquerade, netfilter: NetfilterSocket) -> Membership:
+    members = [
+        Member(network.network, network.address.packed, str(network.address))
+        for network in step.addresses
+    ]
+    return Membership(netfilter, SETS, members, step.owner)
 
 
 def _apply_nftables(step: Masquerade, netfilter: NetfilterSocket) -> Callable[[], None] | None:
-    made: list[tuple[str, bytes]] = []
-    chains: list[str] = []
-
-    def missing() -> list[Request]:
-        chains.extend(_set_up(netfilter, step.addresses))
-        requests = []
-        made.clear()
-        for network in step.addresses:
-            name, key = MAPS[network.family], network.address.packed
-            chain = subnet_chain(network)
-            found = nfnetlink.element(netfilter, NFPROTO_INET, TABLE, name, key)
-            if found is not None:
-                if found.comment == step.owner.comment and found.chain == chain:
-                    continue
-                # The lease is ours, so whoever had the address before is gone.
-                requests.append(nfnetlink.delete_element(NFPROTO_INET, TABLE, name, key))
-            made.append((name, key))
-            requests.append(
-                nfnetlink.add_element(NFPROTO_INET, TABLE, name, key, step.owner.comment, chain)
-            )
-        return requests
+    membership = _membership(step, netfilter)
 
     def undo() -> None:
-        netfilter.update(
-            lambda: [
-                nfnetlink.delete_element(NFPROTO_INET, TABLE, name, key)
-                for name, key in made
-                if _is_owned(nfnetlink.element(netfilter, NFPROTO_INET, TABLE, name, key), step)
-            ]
-        )
-        _discard(netfilter, chains)
+        netfilter.update(membership.undone)
+        membership.discard_fresh()
 
     try:
-        netfilter.update(missing)
+        netfilter.update(membership.missing)
     except OSError:
-        _discard(netfilter, chains)
+        membership.discard_fresh()
         raise
-    if chains:
-        # Those of earlier subnets go when a new one comes, so that they do not pile up on a host
-        # whose runtime has no GC. DEL leaves its own to the next container of the subnet.
-        try:
-            _collect_subnets(netfilter)
-        except OSError:
-            pass  # the next one will, or GC
-    return undo if made else None
+    membership.collect_earlier()
+    return undo if membership.made else None
 
 
-def _set_up(netfilter: NetfilterSocket, addresses: Collection[IPNetwork]) -> Collection[str]:
-    """Make the table, the maps and the chains unless they are whole; return the chains made."""
-    subnets = {subnet_chain(network): network.network for network in addresses}
-    needed = {POSTROUTING: _POSTROUTING_RULES}
-    needed.update((chain, _subnet_rules(subnet)) for chain, subnet in subnets.items())
-    broken = {chain: rules for chain, rules in needed.items() if _lacking(netfilter, chain, rules)}
-    if not broken:
-        return ()
-    from pycni.kernel import nftables
-
-    commands = [
-        f"add table inet {TABLE}",
-        f"add map inet {TABLE} {MAPS[AF_INET]} {{ type ipv4_addr : verdict; }}",
-        f"add map inet {TABLE} {MAPS[AF_INET6]} {{ type ipv6_addr : verdict; }}",
+def _elements(
+    netfilter: NetfilterSocket, tag: str, matches: Callable[[str], bool]
+) -> list[Request]:
+    """What deletes the elements whose comment contains a tag and matches."""
+    return [
+        nfnetlink.delete_element(NFPROTO_INET, TABLE, name, item.key)
+        for name in subnet_sets.sets(netfilter, SETS)
+        for item in nfnetlink.elements(netfilter, NFPROTO_INET, TABLE, name, tag)
+        if matches(item.comment)
     ]
-    for chain, rules in broken.items():
-        hook = " { type nat hook postrouting priority srcnat; }" if chain == POSTROUTING else ""
-        commands.append(f"add chain inet {TABLE} {chain}{hook}")
-        commands.append(f"flush chain inet {TABLE} {chain}")
-        commands += (
-            f'add rule inet {TABLE} {chain} {rule} comment "{comment}"'
-            for comment, rule in rules.items()
-        )
-    nftables.run("\n".join(commands))
-    return broken
-
-
-def _discard(netfilter: NetfilterSocket, chains: Collection[str]) -> None:
-    """Take away chains, and the table and maps that came with them, unless others use them."""
-    for chain in chains:
-        if chain != POSTROUTING:
-            nfnetlink.discard(netfilter, nfnetlink.delete_chain(NFPROTO_INET, TABLE, chain))
-    if POSTROUTING in chains:
-        nfnetlink.discard(
-            netfilter,
-            nfnetlink.delete_chain(NFPROTO_INET, TABLE, POSTROUTING),
-            *(nfnetlink.delete_set(NFPROTO_INET, TABLE, name) for name in MAPS.values()),
-        )
-        nfnetlink.discard(netfilter, nfnetlink.delete_table(NFPROTO_INET, TABLE))
-
-
-def _lacking(netfilter: NetfilterSocket, chain: str, rules: dict[str, str]) -> list[str]:
-    """Of a chain's constant rules, the comments of those that are not there."""
-    present = {rule.comment for rule in nfnetlink.rules(netfilter, NFPROTO_INET, TABLE, chain)}
-    return [comment for comment in rules if comment not in present]
-
-
-def _is_owned(found: Element | None, step: Masquerade) -> bool:
-    return found is not None and found.comment.startswith(step.owner.tag)
-
-
-def _elements_of(step: Masquerade, netfilter: NetfilterSocket) -> list[Request]:
-    """What deletes the owner's elements."""
-    found: list[tuple[str, bytes]] = []
-    if step.addresses:
-        for network in step.addresses:
-            name, key = MAPS[network.family], network.address.packed
-            if _is_owned(nfnetlink.element(netfilter, NFPROTO_INET, TABLE, name, key), step):
-                found.append((name, key))
-    else:
-        found += (
-            (name, item.key)
-            for name in MAPS.values()
-            for item in nfnetlink.elements(netfilter, NFPROTO_INET, TABLE, name, step.owner.tag)
-            if _is_owned(item, step)
-        )
-    return [nfnetlink.delete_element(NFPROTO_INET, TABLE, name, key) for name, key in found]
-
-
-def _check_nftables(step: Masquerade, netfilter: NetfilterSocket) -> list[str]:
-    differences = [
-        f"nftables: {_inet(POSTROUTING)} lacks the rule: {_POSTROUTING_RULES[comment]}"
-        for comment in _lacking(netfilter, POSTROUTING, _POSTROUTING_RULES)
-    ]
-    if len(differences) == len(_POSTROUTING_RULES):
-        exists = nfnetlink.chain_exists(netfilter, NFPROTO_INET, TABLE, POSTROUTING)
-        state = "is empty" if exists else "is not there"
-        differences = [f"nftables: {_inet(POSTROUTING)} {state}: no container is masqueraded"]
-    for network in step.addresses:
-        chain = subnet_chain(network)
-        rules = _subnet_rules(network)
-        differences += (
-            f"nftables: {_inet(chain)} lacks the rule: {rules[comment]}"
-            for comment in _lacking(netfilter, chain, rules)
-        )
-        name, key = MAPS[network.family], network.address.packed
-        found = nfnetlink.element(netfilter, NFPROTO_INET, TABLE, name, key)
-        if found is None:
-            differences.append(f"nftables: {network.address} is not in map inet {TABLE} {name}")
-        elif not _is_owned(found, step):
-            differences.append(
-                f"nftables: {network.address} in map inet {TABLE} {name} belongs to another"
-                f" attachment: {found.comment}"
-            )
-        elif found.chain != chain:
-            differences.append(
-                f"nftables: {network.address} in map inet {TABLE} {name} goes to"
-                f" {found.chain or 'nowhere'}, not to {chain}"
-            )
-    return differences
-
-
-def _inet(chain: str) -> str:
-    return f"chain inet {TABLE} {chain}"
-
-
-def _collect_subnets(netfilter: NetfilterSocket) -> None:
-    """Delete the chains of subnets that no address refers to."""
-    from pycni.kernel import constant_rules
-
-    constant_rules.delete_unused(netfilter, PREFIX, MAPS.values(), keep=POSTROUTING)
 
 
 # --- the reference's nftables table --------------------------------------------------------------

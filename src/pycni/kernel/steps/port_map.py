@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 
-from pycni.kernel import nfnetlink
+from pycni.kernel import nfnetlink, subnet_sets
 from pycni.kernel.nfnetlink import NFPROTO_IPV4, NFPROTO_IPV6
 from pycni.kernel.steps import port_map_layout, port_map_nftables
 from pycni.spec.owner import Owner, network_tag
@@ -132,7 +132,7 @@ def collect(kernel: Kernel, network: str, keep: Collection[Attachment]) -> None:
 
     netfilter.update(left)
     port_map_iptables.collect_legacy(network, containers)
-    port_map_nftables.delete_unused(netfilter)
+    subnet_sets.delete_unused(netfilter, port_map_layout.SOURCES)
     _forget(netfilter, flows)
 
 

@@ -8,21 +8,21 @@ from __future__ import annotations
 from _socket import AF_INET, AF_INET6
 
 from pycni.kernel.constant_rules import Chain
+from pycni.kernel.subnet_sets import Feature, Member
+from pycni.spec.ip import IPNetwork
 from pycni.spec.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.plan.steps import PortMap, PortMapping
-    from pycni.spec.ip import IPAddress, IPNetwork
+    from pycni.spec.ip import IPAddress
 
 ANY = {AF_INET: "port-map4", AF_INET6: "port-map6"}
 ADDRESS = {AF_INET: "port-map-address4", AF_INET6: "port-map-address6"}
-SOURCE = {AF_INET: "port-map-source4", AF_INET6: "port-map-source6"}
-MAPS = (*ANY.values(), *ADDRESS.values(), *SOURCE.values())
+MAPS = (*ANY.values(), *ADDRESS.values())
 
 MAIN = "port-map"
 CONDITIONAL = "port-map-conditional"
-FROM = "port-map-from-"  # chains that masquerade what comes from a subnet
 OWN = {AF_INET: "port-map-if4-", AF_INET6: "port-map-if6-"}  # chains of containers with conditions
 
 TAG_LENGTH = 33  # of an owner's tag
@@ -38,13 +38,11 @@ DECLARATIONS = (
     f"map {ANY[AF_INET6]} {{ type {_TYPE} : ipv6_addr . inet_service; }}",
     f"map {ADDRESS[AF_INET]} {{ type ipv4_addr . {_TYPE} : ipv4_addr . inet_service; }}",
     f"map {ADDRESS[AF_INET6]} {{ type ipv6_addr . {_TYPE} : ipv6_addr . inet_service; }}",
-    f"map {SOURCE[AF_INET]} {{ type inet_proto . ipv4_addr . inet_service : verdict; }}",
-    f"map {SOURCE[AF_INET6]} {{ type inet_proto . ipv6_addr . inet_service : verdict; }}",
     f"chain {CONDITIONAL}",
 )
 
 _PORT = "meta l4proto . th dport"
-_CHAINS = (
+CHAINS = (
     Chain(
         "port-map-localnet",
         # A VRF's own localhost comes in by the VRF's link.
@@ -69,16 +67,22 @@ _CHAINS = (
         )
         for hook in ("prerouting", "output")
     ),
-    Chain(
-        "port-map-postrouting",
-        {
-            "sources IPv4": "ct status dnat meta l4proto . ip daddr . th dport"
-            f" vmap @{SOURCE[AF_INET]}",
-            "sources IPv6": "ct status dnat meta l4proto . ip6 daddr . th dport"
-            f" vmap @{SOURCE[AF_INET6]}",
-        },
-        "type nat hook postrouting priority srcnat",
-    ),
+)
+
+# By where a packet comes from that is masqueraded; the subnet of all is for `masquerade_all`.
+SOURCES = Feature(
+    "port-map-from-",
+    "port-map-postrouting",
+    {
+        AF_INET: "inet_proto . ipv4_addr . inet_service",
+        AF_INET6: "inet_proto . ipv6_addr . inet_service",
+    },
+    {
+        AF_INET: "ct status dnat meta l4proto . ip daddr . th dport @{set}"
+        " ip saddr {{ 127.0.0.0/8, {subnet} }} masquerade",
+        AF_INET6: "ct status dnat meta l4proto . ip6 daddr . th dport @{set}"
+        " ip6 saddr {subnet} masquerade",
+    },
 )
 
 
@@ -91,12 +95,11 @@ class Flow(Record):
 
 
 class Entry(Record):
-    """An element to be: with data, or (chain) of the map of sources."""
+    """An element of a map that is to be."""
 
     map: str
     key: bytes
-    data: bytes = b""
-    chain: str = ""
+    data: bytes
 
 
 def applicable(step: PortMap, family: int) -> list[PortMapping]:
@@ -132,55 +135,43 @@ def conditional(step: PortMap) -> list[IPNetwork]:
     return [network for network in step.addresses if conditions(step, network.family)]
 
 
-def _source_chain(step: PortMap, network: IPNetwork) -> Chain:
-    """The chain that masquerades what comes to a container's address from where it should."""
-    if step.masquerade_all:
-        return Chain(f"{FROM}anywhere", {"anywhere": "masquerade"})
-    subnet = network.network
-    name = f"{FROM}{str(subnet).replace(':', '_')}"  # names of chains may hold no colon
-    if network.is_ipv4:
-        return Chain(
-            name,
-            {
-                "localhost": "ip saddr 127.0.0.0/8 masquerade",
-                "own subnet": f"ip saddr {subnet} masquerade",
-            },
-        )
-    return Chain(name, {"own subnet": f"ip6 saddr {subnet} masquerade"})
-
-
-def chains(step: PortMap) -> list[Chain]:
-    sources = [
-        _source_chain(step, network)
-        for network in step.addresses
-        if step.snat and applicable(step, network.family)
-    ]
-    return [*_CHAINS, *(chain for n, chain in enumerate(sources) if chain not in sources[:n])]
-
-
 def entries(step: PortMap) -> list[Entry]:
+    """The elements that lead from ports of the host; those with conditions are rules instead."""
     found: dict[tuple[str, bytes], Entry] = {}
     for network in step.addresses:
-        family, address = network.family, network.address.packed
+        family = network.family
+        if conditions(step, family):
+            continue
         for mapping in applicable(step, family):
-            protocol = bytes((PROTOCOLS[mapping.protocol], 0, 0, 0))
-            target = address + _port(mapping.container_port)
-            mine = []
-            if not conditions(step, family):
-                host, key = host_address(mapping), protocol + _port(mapping.host_port)
-                if host is None:
-                    mine.append(Entry(ANY[family], key, target))
-                else:
-                    mine.append(Entry(ADDRESS[family], host.packed + key, target))
-            if step.snat:
-                chain = _source_chain(step, network).name
-                mine.append(Entry(SOURCE[family], protocol + target, chain=chain))
-            for entry in mine:
-                # Several ports of the host may lead to one of the container.
-                found.setdefault((entry.map, entry.key), entry)
+            target = network.address.packed + _port(mapping.container_port)
+            host, key = host_address(mapping), _protocol(mapping) + _port(mapping.host_port)
+            if host is None:
+                entry = Entry(ANY[family], key, target)
+            else:
+                entry = Entry(ADDRESS[family], host.packed + key, target)
+            found.setdefault((entry.map, entry.key), entry)
     return list(found.values())
 
 
+def sources(step: PortMap) -> list[Member]:
+    """The ports of the container, for the sets of who is masqueraded on the way there."""
+    found: dict[bytes, Member] = {}
+    for network in step.addresses if step.snat else ():
+        subnet = IPNetwork(network.address, 0 if step.masquerade_all else network.prefix).network
+        for mapping in applicable(step, network.family):
+            # Several ports of the host may lead to one of the container.
+            port = mapping.container_port
+            key = _protocol(mapping) + network.address.packed + _port(port)
+            text = f"{network.address} port {port}/{mapping.protocol}"
+            found.setdefault(key, Member(subnet, key, text))
+    return list(found.values())
+
+
+def _protocol(mapping: PortMapping) -> bytes:
+    """A protocol as part of a concatenation, whose parts are of four bytes each."""
+    return bytes((PROTOCOLS[mapping.protocol], 0, 0, 0))
+
+
 def _port(number: int) -> bytes:
-    """A port as part of a concatenation, whose parts are of four bytes each."""
+    """A port as part of a concatenation."""
     return number.to_bytes(2, "big") + b"\0\0"

@@ -5,11 +5,12 @@ ports are mapped; packets to other addresses pass (CVE-2025-67499). Table `inet 
 
     map port-map4 { tcp . 8080 comment "<owner>" : 10.1.0.2 . 80 }
     map port-map-address4 { 192.0.2.1 . tcp . 443 comment "<owner>" : 10.1.0.2 . 443 }
-    map port-map-source4 { tcp . 10.1.0.2 . 80 comment "<owner>" : goto port-map-from-10.1.0.0/24 }
+    set port-map-from-10.1.0.0/24 { tcp . 10.1.0.2 . 80 comment "<owner>" }
 
-The last one masquerades, among packets that were mapped, those from the container's own subnet and
-from localhost: their answers would not come back through the host. Packets to 127.0.0.0/8 that
-come from elsewhere are dropped, since `route_localnet` would let them in (CVE-2020-8558).
+By the set, of a subnet's containers (see `pycni.kernel.subnet_sets`), packets that were mapped are
+masqueraded if they come from that subnet or from localhost: their answers would not come back
+through the host. Packets to 127.0.0.0/8 that come from elsewhere are dropped, since
+`route_localnet` would let them in (CVE-2020-8558).
 
 Mappings with conditions are the exception: see `port_map_conditional`.
 """
@@ -25,17 +26,17 @@ from pycni.kernel.steps import port_map_conditional
 from pycni.kernel.steps.port_map_layout import (
     ADDRESS,
     ANY,
+    CHAINS,
     DECLARATIONS,
-    FROM,
-    MAIN,
     MAPS,
     PROTOCOLS,
-    SOURCE,
+    SOURCES,
     TAG_LENGTH,
     Flow,
-    chains,
     entries,
+    sources,
 )
+from pycni.kernel.subnet_sets import Membership
 from pycni.spec.errors import ALREADY_EXISTS, CNIError
 from pycni.spec.ip import IPAddress
 from pycni.spec.owner import Owner
@@ -57,11 +58,10 @@ _PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 def apply(step: PortMap, netfilter: NetfilterSocket) -> Callable[[], None] | None:
     """Make what is missing. Raises CNIError if a port is another container's."""
     made: list[Entry] = []
-    fresh = False
+    membership = Membership(netfilter, SOURCES, sources(step), step.owner)
 
     def missing() -> list[Request]:
-        nonlocal fresh
-        fresh = constant_rules.set_up(netfilter, DECLARATIONS, chains(step)) or fresh
+        constant_rules.set_up(netfilter, DECLARATIONS, CHAINS)
         requests: list[Request] = []
         made.clear()
         for entry in entries(step):
@@ -72,7 +72,7 @@ def apply(step: PortMap, netfilter: NetfilterSocket) -> Callable[[], None] | Non
                 requests.append(_delete(entry.map, entry.key))
             made.append(entry)
             requests.append(_add(entry, step.owner))
-        return requests
+        return requests + membership.missing()
 
     def undo() -> None:
         netfilter.update(
@@ -82,6 +82,7 @@ def apply(step: PortMap, netfilter: NetfilterSocket) -> Callable[[], None] | Non
                     for entry in made
                     if _is_owned(_find(netfilter, entry), step.owner)
                 ),
+                *membership.undone(),
                 *port_map_conditional.leftovers(step.owner, netfilter),
             ]
         )
@@ -92,18 +93,13 @@ def apply(step: PortMap, netfilter: NetfilterSocket) -> Callable[[], None] | Non
     except BaseException:
         undo()
         raise
-    if fresh:
-        # As with the chains of `masquerade`: the ones of earlier subnets go when one is new.
-        try:
-            delete_unused(netfilter)
-        except OSError:
-            pass  # the next one will, or GC
-    return undo if made or changed else None
+    membership.collect_earlier()
+    return undo if made or membership.made or changed else None
 
 
 def check(step: PortMap, netfilter: NetfilterSocket) -> list[str]:
     """What is not as `apply` leaves it, a sentence each."""
-    differences = constant_rules.differences(netfilter, chains(step), HARM)
+    differences = constant_rules.differences(netfilter, CHAINS, HARM)
     for entry in entries(step):
         found = _find(netfilter, entry)
         place = f"map inet {TABLE} {entry.map}"
@@ -115,8 +111,11 @@ def check(step: PortMap, netfilter: NetfilterSocket) -> list[str]:
                 differences.append(
                     f"nftables: {text} in {place} belongs to another attachment: {found.comment}"
                 )
-        elif (found.data, found.chain) != (entry.data, entry.chain):
+        elif found.data != entry.data:
             differences.append(f"nftables: {text} in {place} leads elsewhere")
+    differences += Membership(netfilter, SOURCES, sources(step), step.owner).differences(
+        lambda found: _is_owned(found, step.owner) or _is_same_container(found, step.owner), HARM
+    )
     return differences + port_map_conditional.check(step, netfilter)
 
 
@@ -125,8 +124,6 @@ def leftovers(owner: Owner, netfilter: NetfilterSocket) -> tuple[list[Request], 
 
     Whatever the mappings were: those of a DEL need not be those of the ADD.
     """
-    if not nfnetlink.chain_exists(netfilter, NFPROTO_INET, TABLE, MAIN):
-        return [], set()
     found = [
         (name, item) for name, item in _elements(netfilter, owner.tag) if _is_owned(item, owner)
     ]
@@ -153,11 +150,6 @@ def stale(
     return requests, set(_flows_of(found))
 
 
-def delete_unused(netfilter: NetfilterSocket) -> None:
-    """Delete the chains of subnets that no container is in any more."""
-    constant_rules.delete_unused(netfilter, FROM, SOURCE.values())
-
-
 # --- elements ------------------------------------------------------------------------------------
 
 
@@ -166,17 +158,18 @@ def _find(netfilter: NetfilterSocket, entry: Entry) -> Element | None:
 
 
 def _elements(netfilter: NetfilterSocket, tag: str) -> list[tuple[str, Element]]:
-    """The elements of all maps whose comment contains a tag."""
+    """The elements of all maps and sets whose comment contains a tag."""
     return [
         (name, item)
-        for name in MAPS
+        for name in nfnetlink.sets(netfilter, NFPROTO_INET, TABLE)
+        if name in MAPS or name.startswith(SOURCES.prefix)
         for item in nfnetlink.elements(netfilter, NFPROTO_INET, TABLE, name, tag)
     ]
 
 
 def _add(entry: Entry, owner: Owner) -> Request:
     return nfnetlink.add_element(
-        NFPROTO_INET, TABLE, entry.map, entry.key, owner.comment, entry.chain, entry.data
+        NFPROTO_INET, TABLE, entry.map, entry.key, owner.comment, entry.data
     )
 
 
@@ -189,7 +182,7 @@ def _is_owned(found: Element | None, owner: Owner) -> bool:
 
 
 def _is_whole(found: Element, entry: Entry, owner: Owner) -> bool:
-    return (found.comment, found.data, found.chain) == (owner.comment, entry.data, entry.chain)
+    return (found.comment, found.data) == (owner.comment, entry.data)
 
 
 def _gives_way(found: Element, entry: Entry, step: PortMap) -> bool:
@@ -198,7 +191,7 @@ def _gives_way(found: Element, entry: Entry, step: PortMap) -> bool:
     False if the same container has the port by another network already. Raises CNIError if
     another container has it.
     """
-    if _is_owned(found, step.owner) or entry.chain:
+    if _is_owned(found, step.owner):
         return True
     size = len(found.data) - 4
     # The lease is ours, so whoever had the address before is gone.
@@ -238,9 +231,6 @@ def _is_same_container(found: Element, owner: Owner) -> bool:
 def _text(entry: Entry) -> str:
     """What an element stands for: `host port 8080/tcp of 192.0.2.1`."""
     key = entry.key
-    if entry.chain:
-        address, port = IPAddress(key[4:-4]), int.from_bytes(key[-4:-2], "big")
-        return f"{address} port {port}/{_PROTOCOL_NAMES[key[0]]}"
     port = int.from_bytes(key[-4:-2], "big")
     family = "IPv4" if entry.map in (ANY[AF_INET], ADDRESS[AF_INET]) else "IPv6"
     where = f" of {IPAddress(key[:-8])}" if len(key) > 8 else f" ({family})"
