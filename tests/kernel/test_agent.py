@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
@@ -284,6 +285,17 @@ def test_term_lets_calls_finish(
         results = [run.result() for run in runs]
     assert [run.code for run in results] == [0] * 12, results
     assert len({run.result["ips"][0]["address"] for run in results}) == 12
+
+
+def test_term_that_interrupts_no_wait(agent: AgentProcess) -> None:
+    """Such as one that comes just before the main thread waits; here another thread gets it."""
+    agent.start()
+    assert agent.process is not None
+    pid = agent.process.pid
+    worker = next(int(name) for name in os.listdir(f"/proc/{pid}/task") if int(name) != pid)
+    assert ctypes.CDLL(None).tgkill(pid, worker, signal.SIGTERM) == 0
+    assert agent.process.wait(timeout=20) == 0
+    assert not agent.socket.exists()
 
 
 # --- who may talk to it --------------------------------------------------------------------------

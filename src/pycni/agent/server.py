@@ -66,12 +66,18 @@ class Agent:
         self._namespaces = _namespaces("self")
         self._stop_reader, self._stop_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
-    def stop(self) -> None:
-        """Take no further calls; `run` returns when those at work are done. For signal handlers."""
-        os.write(self._stop_writer, b"x")
+    def stop_at(self, *signals: signal.Signals) -> None:
+        """Have signals end `run`: no further calls are taken, and those at work finish.
+
+        For the main thread. If it is about to wait when a signal comes, a handler in Python would
+        only run when the next call wakes it; what Python writes to a descriptor wakes it at once.
+        """
+        for number in signals:
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(self._stop_writer)
 
     def run(self) -> None:
-        """Serve until stopped or idle."""
+        """Serve until a signal or idleness ends it."""
         for name in plugins.NAMES:
             plugins.load(name)
         gc.collect()
@@ -240,8 +246,7 @@ def run(
     """
     inherited = systemd.inherited_listener()
     agent = Agent(inherited or listen(path), **limits)  # type: ignore[arg-type]
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: agent.stop())
+    agent.stop_at(signal.SIGTERM, signal.SIGINT)
     watch = None
     try:
         if repair is not None:
