@@ -97,24 +97,28 @@ static int read_trailer(struct trailer *t)
 /* Become the interpreter that runs the plugin; stdin has not been touched. */
 static void run_here(const struct trailer *t)
 {
-    char code[1024], *arguments[] = {
-        t->python, "-IS", "-c", code, t->package, t->libraries, NULL,
+    char code[256], report[1024], *arguments[] = {
+        t->python, "-IS", "-c", code, t->package, t->libraries, report, NULL,
     };
     snprintf(code, sizeof code,
              "import sys\n"
-             "sys.path += sys.argv[1:]\n"
+             "sys.path += sys.argv[1:3]\n"
              "try:\n"
              "    from pycni.plugins import run\n"
              "    run('%s')\n"
              "except Exception as error:\n"
-             "    why = f'{type(error).__name__}: {error}'\n"
-             "    why = why.replace(chr(92), '/').replace(chr(34), chr(39)).replace(chr(10), ' ')\n"
-             "    print('{\\n    \"cniVersion\": \"1.1.0\",\\n    \"code\": 999,')\n"
-             "    print(f'    \"msg\": \"the plugin %s cannot start: {why}\",')\n"
-             "    print('    \"details\": \"pycni is damaged, or not for this Python; '\n"
-             "          'mend it and run pycni install again\"\\n}', end='')\n"
-             "    sys.exit(1)\n",
-             t->plugin, t->plugin);
+             "    exec(sys.argv[3])\n",
+             t->plugin);
+    /* Apart, since compiling it would take a fiftieth of the start, and few calls need it. */
+    snprintf(report, sizeof report,
+             "why = f'{type(error).__name__}: {error}'\n"
+             "why = why.replace(chr(92), '/').replace(chr(34), chr(39)).replace(chr(10), ' ')\n"
+             "print('{\\n    \"cniVersion\": \"1.1.0\",\\n    \"code\": 999,')\n"
+             "print(f'    \"msg\": \"the plugin %s cannot start: {why}\",')\n"
+             "print('    \"details\": \"pycni is damaged, or not for this Python; '\n"
+             "      'mend it and run pycni install again\"\\n}', end='')\n"
+             "sys.exit(1)\n",
+             t->plugin);
     char probe[4300];
     snprintf(probe, sizeof probe, "%s/pycni/__init__.py", t->package);
     if (access(probe, R_OK) == 0)

@@ -10,8 +10,6 @@ at all, is imported as usual.
 Used by `pycni.plugins.run`, before anything else is imported.
 """
 
-from __future__ import annotations
-
 import marshal
 import posix
 import sys
@@ -37,13 +35,13 @@ _FIRST = 64 * 1024  # bytes, of which the first are MAGIC_NUMBER and the size of
 class Bundle:
     """Finds and loads modules (PEP 451) by an index of them and the file that it is of."""
 
-    def __init__(self, descriptor: int, index: dict[str, Entry], start: int) -> None:
+    def __init__(self, descriptor: int, index: "dict[str, Entry]", start: int) -> None:
         self._descriptor = descriptor
         self._index = index
         self._start = start
 
     def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+        self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> ModuleSpec | None:
         """How to load a module; None to have it looked for elsewhere."""
         entry = self._index.get(name)
@@ -66,7 +64,7 @@ class Bundle:
     def create_module(self, spec: ModuleSpec) -> None:
         """Leave that to Python."""
 
-    def exec_module(self, module: ModuleType) -> None:
+    def exec_module(self, module: "ModuleType") -> None:
         assert module.__spec__ is not None
         offset, length = module.__spec__.loader_state
         code = marshal.loads(posix.pread(self._descriptor, length, self._start + offset))  # noqa: S302
@@ -98,7 +96,7 @@ def write() -> None:
     for file in _sources():
         origin = f"{ROOT}/{file}"
         with open(origin, "rb") as source:
-            code = marshal.dumps(compile(source.read(), origin, "exec", dont_inherit=True))
+            code = _compiled(source.read(), origin)
             found = posix.fstat(source.fileno())
         index[_name(file)] = (file, found.st_size, found.st_mtime_ns, offset, len(code))
         codes.append(code)
@@ -107,6 +105,24 @@ def write() -> None:
     head = MAGIC_NUMBER + len(encoded).to_bytes(4, "little") + encoded
     make_directories(f"{ROOT}/__pycache__")
     write_file(PATH, head + b"".join(codes), 0o644, sync=False)
+
+
+def _compiled(source: bytes, origin: str) -> bytes:
+    """A module's bytecode. It does not import `__future__`, which only the compiler looks at."""
+    import __future__
+
+    import ast
+
+    tree = ast.parse(source, origin)
+    features = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module == "__future__"
+    ]
+    for node in features:
+        tree.body.remove(node)
+    flags = __future__.annotations.compiler_flag if features else 0
+    return marshal.dumps(compile(tree, origin, "exec", flags, dont_inherit=True))
 
 
 def _sources() -> list[str]:
