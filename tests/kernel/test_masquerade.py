@@ -372,47 +372,59 @@ def test_first_attachments_in_threads(kernel: Kernel) -> None:
     assert sum("rule" in entry for entry in nft_list()) == 4
 
 
+@pytest.fixture
+def unused_set(kernel: Kernel) -> None:
+    """The set of a subnet, and its rule, without a member."""
+    gone = step("gone", "10.15.20.2/24")
+    masquerade.apply(gone, kernel)
+    masquerade.remove(gone, kernel)
+
+
+def interfere(
+    monkeypatch: pytest.MonkeyPatch, before: str, act: Callable[[Kernel], None]
+) -> list[str]:
+    """Have another act just before a request that begins so is sent. Returns what is sent."""
+    sent: list[str] = []
+
+    def watch(request: Request) -> None:
+        sent.append(request.what)
+        if request.what.startswith(before):
+            monkeypatch.setattr(netlink_socket, "before_send", None)
+            with Kernel(None) as other:
+                act(other)
+
+    monkeypatch.setattr(netlink_socket, "before_send", watch)
+    return sent
+
+
+@pytest.mark.usefixtures("unused_set")
 def test_a_set_that_gets_a_member_is_not_collected(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel refuses to delete set and rule, which were looked at before the member came."""
-    gone, new = step("gone", "10.15.20.2/24"), step("new", "10.15.20.3/24")
-    masquerade.apply(gone, kernel)
-    masquerade.remove(gone, kernel)
-    sent: list[str] = []
-
-    def interfere(request: Request) -> None:
-        sent.append(request.what)
-        if request.what == "delete inet pycni masquerade-10.15.20.0/24":
-            monkeypatch.setattr(netlink_socket, "before_send", None)
-            with Kernel(None) as other:
-                masquerade.apply(new, other)
-
-    monkeypatch.setattr(netlink_socket, "before_send", interfere)
+    new = step("new", "10.15.20.3/24")
+    deletion = "delete inet pycni masquerade-10.15.20.0/24"
     before = ruleset()
+    sent = interfere(monkeypatch, deletion, lambda other: masquerade.apply(new, other))
     masquerade.collect(kernel, "net", frozenset({Attachment("new", "eth0")}))
-    assert sent[-1] == "delete inet pycni masquerade-10.15.20.0/24"
+    assert sent[-1] == deletion
     assert masquerade.check(new, kernel) == []
     assert rule_lines(ruleset()) == rule_lines(before) != []
 
 
+@pytest.mark.usefixtures("unused_set")
 def test_a_set_that_was_collected_is_made_again(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The set is deleted when ADD has seen it, and before it enters its address."""
-    gone, new = step("gone", "10.15.20.2/24"), step("new", "10.15.20.3/24")
-    masquerade.apply(gone, kernel)
-    masquerade.remove(gone, kernel)
+    new = step("new", "10.15.20.3/24")
     missing: list[str] = []
 
-    def interfere(request: Request) -> None:
-        if request.what.startswith("add 0a0f1403 to inet pycni masquerade-"):
-            monkeypatch.setattr(netlink_socket, "before_send", None)
-            with Kernel(None) as other:
-                masquerade.collect(other, "net", frozenset())
-            missing.append(ruleset())
+    def collect(other: Kernel) -> None:
+        masquerade.collect(other, "net", frozenset())
+        missing.append(ruleset())
 
-    monkeypatch.setattr(netlink_socket, "before_send", interfere)
+    interfere(monkeypatch, "add 0a0f1403 to inet pycni masquerade-", collect)
     masquerade.apply(new, kernel)
     assert len(missing) == 1
     assert "10.15.20" not in missing[0]

@@ -50,7 +50,7 @@ def available(family: int) -> bool:
 
 def is_nft(family: int) -> bool:
     """Whether the programs for a family keep their rules in nftables."""
-    import os
+    import os  # only firewall and what falls back to iptables ask
 
     path = _find(_name(family, "-restore"))
     return path is not None and os.path.realpath(path).endswith("xtables-nft-multi")
@@ -251,7 +251,7 @@ def _name(family: int, suffix: str) -> str:
 
 
 def _find(name: str) -> str | None:
-    import os
+    import os  # posix.environ is that of the start
 
     return process.find(name, f"{os.environ.get('PATH', '')}:{SYSTEM_PATH}")
 

@@ -14,9 +14,9 @@ from pycni.spec.versions import quote
 
 # The C modules behind hashlib, which itself loads OpenSSL.
 if sys.version_info >= (3, 12):
-    from _sha2 import sha512  # type: ignore[import-not-found]
+    from _sha2 import sha512  # type: ignore[import-not-found,unused-ignore]
 else:
-    from _sha512 import sha512  # type: ignore[import-not-found]
+    from _sha512 import sha512  # type: ignore[import-not-found,unused-ignore]
 
 __all__ = ["MAX_COMMENT", "Owner", "containers_named", "hashed_name", "network_tag", "sha512"]
 

@@ -23,11 +23,11 @@ from pycni.spec.record import Record
 from pycni.spec.result import Result, decode_result, result_version
 from pycni.state.files import (
     below,
+    is_remnant,
     open_or_make_directory,
     read_file,
     remove_file,
     write_file,
-    writer_of,
 )
 
 TYPE_CHECKING = False
@@ -75,29 +75,20 @@ class ResultCache:
 
     def path(self, network: str, container_id: str, ifname: str) -> str:
         """The file of an attachment. Raises CNIError for a part that cannot be a name."""
-        if not (network and container_id and ifname):
-            raise CNIError(
-                IO_FAILURE,
-                f'cache file path requires network name ("{network}"), container ID '
-                f'("{container_id}"), and interface name ("{ifname}")',
-            )
-        check_network_name(network)
-        check_container_id(container_id)
-        check_interface_name(ifname)
-        return below(self._directory, f"{network}-{container_id}-{ifname}")
+        return below(self._directory, _file_name(network, container_id, ifname))
 
     def write(self, entry: CachedAttachment) -> None:
         """Remember an attachment, in place of what was known of it. Raises CNIError (code 5)."""
-        path = self.path(entry.network, entry.container_id, entry.ifname)
+        name = _file_name(entry.network, entry.container_id, entry.ifname)
         text = dumps(_encode(entry)).encode()
         try:
             directory = open_or_make_directory(self._directory, 0o700)
             try:
-                write_file(path.rpartition("/")[2], text, dir_fd=directory, sync=False)
+                write_file(name, text, dir_fd=directory, sync=False)
             finally:
                 posix.close(directory)
         except OSError as error:
-            raise _failure("write", path, error) from None
+            raise _failure("write", below(self._directory, name), error) from None
 
     def read(self, network: str, container_id: str, ifname: str) -> CachedAttachment | None:
         """What is remembered; None if nothing is. Raises CNIError (code 6) for a damaged file.
@@ -154,8 +145,7 @@ class ResultCache:
             raise _failure("read", self._directory, error) from None
         found = []
         for name in names:
-            writer = writer_of(name)
-            if writer is not None and not posix.access(f"/proc/{writer}", posix.F_OK):
+            if is_remnant(name):
                 self._forget_remnant(name)
                 continue
             if container_id and f"-{container_id}-" not in name:
@@ -171,7 +161,7 @@ class ResultCache:
             entry = _decode(document)
             if (
                 entry is not None
-                and self._is_named(entry, name)
+                and _is_named(entry, name)
                 and container_id in ("", entry.container_id)
                 and network in ("", entry.network)
             ):
@@ -184,13 +174,27 @@ class ResultCache:
         except OSError:
             pass
 
-    def _is_named(self, entry: CachedAttachment, name: str) -> bool:
-        """Whether a file of this name is the attachment's that it tells of."""
-        try:
-            path = self.path(entry.network, entry.container_id, entry.ifname)
-        except CNIError:
-            return False
-        return path.rpartition("/")[2] == name
+
+def _file_name(network: str, container_id: str, ifname: str) -> str:
+    """The name of an attachment's file. Raises CNIError for a part that cannot be a name."""
+    if not (network and container_id and ifname):
+        raise CNIError(
+            IO_FAILURE,
+            f'cache file path requires network name ("{network}"), container ID '
+            f'("{container_id}"), and interface name ("{ifname}")',
+        )
+    check_network_name(network)
+    check_container_id(container_id)
+    check_interface_name(ifname)
+    return f"{network}-{container_id}-{ifname}"
+
+
+def _is_named(entry: CachedAttachment, name: str) -> bool:
+    """Whether a file of this name is the attachment's that it tells of."""
+    try:
+        return _file_name(entry.network, entry.container_id, entry.ifname) == name
+    except CNIError:
+        return False
 
 
 def _encode(entry: CachedAttachment) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from pycni.spec.jsontext import JSONError, loads
 from pycni.state.files import (
     below,
     create_file,
+    is_remnant,
     make_directories,
     open_directory,
     read_file,
     remove_file,
     write_file,
-    writer_of,
 )
 
 TYPE_CHECKING = False
@@ -115,11 +115,10 @@ def _without_remnants(directory: int) -> list[str]:
     """The names in a directory, without what is removed: files whose writer has died."""
     names = []
     for name in posix.listdir(directory):
-        writer = writer_of(name)
-        if writer is None or posix.access(f"/proc/{writer}", posix.F_OK):
-            names.append(name)
-        else:
+        if is_remnant(name):
             remove_file(name, directory)
+        else:
+            names.append(name)
     return names
 
 

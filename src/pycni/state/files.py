@@ -39,9 +39,7 @@ _LONGEST_PAUSE = 0.01  # seconds between two tries for a lock that has a deadlin
 
 def below(directory: str, name: str) -> str:
     """The path of a name in a directory."""
-    return (
-        f"{directory}{name}" if directory.endswith("/") or not directory else f"{directory}/{name}"
-    )
+    return f"{directory}/{name}" if directory and directory[-1] != "/" else directory + name
 
 
 def make_directories(path: str, mode: int = 0o755) -> None:
@@ -172,14 +170,17 @@ def _temporary(name: str) -> str:
 
 
 def writer_of(name: str) -> int | None:
-    """The process that was writing a file of this name, None if it is not a temporary one.
-
-    Where that process has ended, the file is what a crash of it left.
-    """
+    """The process that was writing a file of this name, None if it is not a temporary one."""
     if not name.endswith(_NEW):
         return None
     pid, dash, random = name.removesuffix(_NEW).rpartition(".")[2].partition("-")
     return int(pid) if pid.isdecimal() and dash and len(random) == 8 else None
+
+
+def is_remnant(name: str) -> bool:
+    """Whether a file of this name is what a crash left of one that was being written."""
+    writer = writer_of(name)
+    return writer is not None and not posix.access(f"/proc/{writer}", posix.F_OK)
 
 
 def remove_file(name: str, dir_fd: int | None = None) -> bool:
