@@ -88,6 +88,7 @@ CASES = (
     Case("firewall", "firewall", {"backend": "nftables", "ingressPolicy": "same-bridge"},
          chained=True),
     Case("firewall, iptables", "firewall", {"backend": "iptables"}, chained=True),
+    Case("firewall, chosen", "firewall", {}, chained=True, variant=True),
     Case("bandwidth", "bandwidth", _RATES, chained=True, spends=True),
     Case("tuning", "tuning",
          {"dataDir": "FOLDER/tuning", "mac": "02:00:00:00:00:77", "mtu": 1400, "promisc": True,

@@ -29,7 +29,7 @@ FULL = os.environ.get("PYCNI_FAULTS") == "full"
 # What differs after a DEL that was refused one thing: one of these groups, the rest is removed.
 _GROUPS = {
     "links": "link", "addresses": "link", "routes": "link", "qdiscs": "link", "rules": "rule",
-    "rules of nft": "nft", "sysctls": "sysctl",
+    "rules of nft": "filter", "elements of ipset": "filter", "sysctls": "sysctl",
 }  # fmt: skip
 
 

@@ -306,6 +306,8 @@ def _look(where: str | None) -> dict[str, Any]:
     if where is None:
         listing = run_in(None, ["nft", "--stateless", "list", "ruleset"]).stdout
         seen["rules of nft"] = _without_shells(listing)
+        sets = run_in(None, ["ipset", "save"]).stdout.splitlines()
+        seen["elements of ipset"] = sorted(line for line in sets if line.startswith("add "))
     return seen
 
 

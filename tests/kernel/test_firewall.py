@@ -16,17 +16,27 @@ from harness.faults import each_change_failing
 from harness.firewalld import Firewalld
 from harness.machines import CLIENT, FAR, Machines, addresses
 from pycni.kernel import firewalld as client_of_firewalld
-from pycni.kernel import nfnetlink, nftables, process
+from pycni.kernel import ipset, iptables, nfnetlink, nftables, process
 from pycni.kernel.nfnetlink import NetfilterSocket
 from pycni.spec.ip import parse_address
 
-BACKENDS = ("iptables", "nftables")
-both_backends = pytest.mark.parametrize("backend", BACKENDS)
+BACKENDS = ("iptables", "nftables", "")  # "": chosen, which here are sets that iptables looks into
+each_backend = pytest.mark.parametrize(
+    "backend", BACKENDS, ids=[backend or "chosen" for backend in BACKENDS]
+)
 both_families = pytest.mark.parametrize("version", [4, 6])
 
 
 def rules() -> str:
-    return run_in(None, ["nft", "--stateless", "list", "ruleset"]).stdout
+    """All rules, and the elements of sets."""
+    listing = run_in(None, ["nft", "--stateless", "list", "ruleset"]).stdout
+    return "\n".join((listing, *elements()))
+
+
+def elements() -> list[str]:
+    """What sets of ipset hold: lines such as "add CNI-FORWARD4 10.15.20.2"."""
+    lines = run_in(None, ["ipset", "save"]).stdout.splitlines()
+    return sorted(line for line in lines if line.startswith("add "))
 
 
 def saved(table: str = "filter") -> list[str]:
@@ -34,6 +44,15 @@ def saved(table: str = "filter") -> list[str]:
     for program in ("iptables-save", "ip6tables-save"):
         lines += run_in(None, [program, "-t", table]).stdout.splitlines()
     return [line for line in lines if line.startswith("-A")]
+
+
+def in_sets(*containers: Attachment) -> list[str]:
+    """What `elements` gives where these containers are let through."""
+    return sorted(
+        f"add CNI-FORWARD{version} {address}"
+        for container in containers
+        for version, address in addresses(container).items()
+    )
 
 
 def drop_in_iptables() -> None:
@@ -47,7 +66,7 @@ def drop_in_our_table() -> None:
     run_in(None, ["nft", "add chain inet pycni firewall-forward { policy drop; }"])
 
 
-DROP = {"iptables": drop_in_iptables, "nftables": drop_in_our_table}
+DROP = {"iptables": drop_in_iptables, "nftables": drop_in_our_table, "": drop_in_iptables}
 
 
 def attached(
@@ -65,7 +84,7 @@ def attached(
 
 
 @both_families
-@both_backends
+@each_backend
 def test_only_containers_are_let_through(machines: Machines, backend: str, version: int) -> None:
     with service(machines.far, "far", 80):
         one, firewall = attached(machines, "one", backend=backend)
@@ -92,11 +111,11 @@ def test_accept_of_nftables_is_not_the_last_word(machines: Machines) -> None:
         assert ask(one.sandbox, FAR[4], 80)
 
 
-@both_backends
+@each_backend
 def test_the_administrator_comes_first(machines: Machines, backend: str) -> None:
     with service(machines.far, "far", 80, 81):
         one, _ = attached(machines, "one", backend=backend)
-        if backend == "iptables":
+        if backend != "nftables":
             run_in(None, "iptables -A CNI-ADMIN -p tcp --dport 81 -j DROP".split())  # noqa: SIM905
         else:
             run_in(None, ["nft", "add rule inet pycni firewall-admin tcp dport 81 drop"])
@@ -136,18 +155,21 @@ def test_rules_by_netlink_are_those_of_the_program(machines: Machines) -> None:
     assert of(one) == ([], [])
 
 
+@pytest.mark.parametrize("backend", ["iptables", ""], ids=["iptables", "chosen"])
 def test_no_program_runs_for_a_container(
-    machines: Machines, monkeypatch: pytest.MonkeyPatch
+    machines: Machines, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
-    attached(machines, "one", backend="iptables")
+    attached(machines, "one", backend=backend)
     container = machines.container("two")
-    firewall = machines.chained("firewall", container, backend="iptables")
+    firewall = machines.chained("firewall", container, backend=backend)
 
     def refuse(argv: list[str], *_: object) -> None:
         raise AssertionError(argv)
 
     monkeypatch.setattr(process, "run", refuse)
     firewall.add()
+    if not backend:
+        firewall.check()
     firewall.delete()
 
 
@@ -161,7 +183,7 @@ def test_an_administrators_chain_that_was_there_first(machines: Machines) -> Non
         assert not ask(two.sandbox, FAR[4], 81)
 
 
-@both_backends
+@each_backend
 @pytest.mark.parametrize("policy", ["open", "same-bridge", "isolated"])
 def test_ingress_policy(machines: Machines, bridge_calls: None, backend: str, policy: str) -> None:
     one, _ = attached(machines, "one", backend=backend, ingressPolicy=policy)
@@ -184,7 +206,7 @@ def test_ingress_policy(machines: Machines, bridge_calls: None, backend: str, po
             assert ask(one.sandbox, gateway, 90).startswith("host ")
 
 
-@both_backends
+@each_backend
 def test_a_policy_can_change(machines: Machines, backend: str) -> None:
     for name in ("iptables", "ip6tables"):
         Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}").write_text("1")
@@ -261,7 +283,67 @@ def test_iptables_rules_are_the_reference_s(machines: Machines) -> None:
     assert saved() == before
 
 
-@both_backends
+def test_rules_for_all_containers(machines: Machines) -> None:
+    """Two rules a family beside the reference's shared ones, and they are as iptables has them."""
+    one, first = attached(machines, "one")
+    rules_for_one = saved()
+    own = [line for line in rules_for_one if "--match-set" in line]
+    answers = (
+        "-m conntrack --ctstate RELATED,ESTABLISHED"
+        ' -m comment --comment "CNI firewall plugin: answers to containers"'
+    )
+    assert own == [
+        f"-A CNI-FORWARD -m set --match-set CNI-FORWARD{version} {rest} -j ACCEPT"
+        for version in (4, 6)
+        for rest in (
+            f"dst {answers}",
+            'src -m comment --comment "CNI firewall plugin: from containers"',
+        )
+    ]
+    two, second = attached(machines, "two")
+    assert saved() == rules_for_one
+    assert elements() == in_sets(one, two)
+    first.add()
+    assert elements() == in_sets(one, two)
+    first.delete()
+    assert elements() == in_sets(two)
+    second.delete()
+    assert elements() == []
+    assert saved() == rules_for_one
+
+
+def test_what_the_reference_form_let_through_before(machines: Machines) -> None:
+    """A host may have such rules from the reference, or from who named the backend."""
+    one, named = attached(machines, "one", backend="iptables")
+    follows = machines.chained("firewall", one)
+    follows.check()
+    follows.add()
+    assert elements() == in_sets(one)
+    run_in(None, ["iptables", "-F", "CNI-FORWARD"])
+    assert "iptables: table filter lacks the rule: -A CNI-FORWARD -m set" in follows.drift()
+    assert "-s 10.15.20.2/32 -j ACCEPT" in named.drift()
+    follows.add()
+    follows.check()
+    follows.delete()
+    assert not any(address in rules() for address in addresses(one).values())
+
+
+@pytest.mark.parametrize("lacks", ["ipset", "iptables-nft"])
+def test_without_sets_each_container_has_rules(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch, lacks: str
+) -> None:
+    if lacks == "ipset":
+        monkeypatch.setattr(ipset, "usable", lambda *_: False)
+    else:
+        monkeypatch.setattr(iptables, "is_nft", lambda *_: False)
+    one, firewall = attached(machines, "one")
+    assert f"-A CNI-FORWARD -s {addresses(one)[4]}/32 -j ACCEPT" in saved()
+    assert elements() == []
+    firewall.delete()
+    assert addresses(one)[4] not in rules()
+
+
+@each_backend
 @pytest.mark.parametrize("known", ["all", "no prevResult"])
 def test_del_leaves_what_is_shared(machines: Machines, backend: str, known: str) -> None:
     attached(machines, "two", backend=backend, ingressPolicy="same-bridge")
@@ -277,7 +359,7 @@ def test_del_leaves_what_is_shared(machines: Machines, backend: str, known: str)
     assert rules() == before
 
 
-@both_backends
+@each_backend
 def test_late_del_spares_the_next_owner_of_the_address(machines: Machines, backend: str) -> None:
     one, late = attached(machines, "one", backend=backend)
     again = Attachment(one.plugin, one.config, one.sandbox, "two", result=one.result)
@@ -289,7 +371,7 @@ def test_late_del_spares_the_next_owner_of_the_address(machines: Machines, backe
     assert addresses(one)[4] not in rules()
 
 
-@both_backends
+@each_backend
 def test_del_removes_what_another_backend_made(machines: Machines, backend: str) -> None:
     one, _ = attached(machines, "one", backend=backend)
     other = machines.chained(
@@ -317,7 +399,7 @@ def test_one_family_needs_one_program(
     assert "ip6tables" in firewall.refused()["msg"]
 
 
-@both_backends
+@each_backend
 @pytest.mark.parametrize("policy", ["open", "isolated"])
 def test_a_failed_add_leaves_nothing(machines: Machines, backend: str, policy: str) -> None:
     attached(machines, "two", backend=backend, ingressPolicy=policy)
@@ -374,6 +456,16 @@ def test_rules_do_not_grow_with_the_containers(machines: Machines) -> None:
         ("iptables", "ip6tables -F CNI-FORWARD", "-s fd00:15:20::2/128 -j ACCEPT"),
         ("iptables", "iptables -F CNI-ISOLATION-STAGE-2", "-A CNI-ISOLATION-STAGE-2 -o br0"),
         ("iptables", "nft flush ruleset", "iptables: table filter lacks"),
+        ("", "nft flush ruleset", "iptables: table filter lacks the rule: -A FORWARD"),
+        ("", "iptables -F FORWARD", "iptables: table filter lacks the rule: -A FORWARD"),
+        ("", "ip6tables -F CNI-FORWARD", "ip6tables: table filter lacks the rule: -A CNI-FORWARD"),
+        ("", "iptables -D CNI-FORWARD 3", "lacks the rule: -A CNI-FORWARD -m set --match-set"),
+        ("", "ipset flush", "iptables: 10.15.20.2 is not in the set CNI-FORWARD4"),
+        (
+            "",
+            "ipset del CNI-FORWARD6 fd00:15:20::2",
+            "fd00:15:20::2 is not in the set CNI-FORWARD6",
+        ),
         ("iptables", "bridge link set dev PORT isolated off", "of bridge br0 is not isolated"),
     ],
 )
@@ -390,7 +482,7 @@ def test_check_finds_drift_and_add_repairs_it(
     firewall.check()
 
 
-@both_backends
+@each_backend
 def test_gc(machines: Machines, backend: str) -> None:
     one, first = attached(machines, "one", backend=backend, ingressPolicy="isolated")
     two, second = attached(machines, "two", backend=backend, ingressPolicy="isolated")
@@ -442,7 +534,8 @@ def test_the_automatic_choice(
     machines: Machines, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     one, firewall = attached(machines, "one")
-    assert f"-A CNI-FORWARD -s {addresses(one)[4]}/32 -j ACCEPT" in saved()
+    assert elements() == in_sets(one)
+    assert not any(addresses(one)[4] in line for line in saved())
     firewall.delete()
     run_in(None, ["nft", "flush ruleset"])
     with monkeypatch.context() as patch:
@@ -592,4 +685,4 @@ def test_no_bus_is_no_firewalld(
     error = machines.chained("firewall", one, backend="firewalld").refused()
     assert "start dbus and firewalld" in error["details"]
     machines.chained("firewall", one).add()
-    assert f"-A CNI-FORWARD -s {addresses(one)[4]}/32 -j ACCEPT" in saved()
+    assert elements() == in_sets(one)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SYSTEM_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 LOCK_SECONDS = 30  # how long a legacy program waits for another one's lock
 TIMEOUT = 60.0
+_MOST_LINKS = 8  # from one program to another
 
 
 class IPTablesError(OSError):
@@ -50,10 +51,14 @@ def available(family: int) -> bool:
 
 def is_nft(family: int) -> bool:
     """Whether the programs for a family keep their rules in nftables."""
-    import os  # only firewall and what falls back to iptables ask
-
-    path = _find(_name(family, "-restore"))
-    return path is not None and os.path.realpath(path).endswith("xtables-nft-multi")
+    path = _find(_name(family, "-restore")) or ""
+    for _ in range(_MOST_LINKS):
+        try:
+            target = posix.readlink(path)
+        except OSError:  # no link any more
+            break
+        path = target if target.startswith("/") else f"{path.rpartition('/')[0]}/{target}"
+    return path.endswith("/xtables-nft-multi")
 
 
 def comment(text: str) -> str:

@@ -54,21 +54,25 @@ def add(table: str, chain: str, address: IPAddress) -> list[Request]:
 def delete(
     netfilter: NetfilterSocket, family: int, table: str, chain: str, addresses: Iterable[IPAddress]
 ) -> tuple[list[Request], set[IPAddress]]:
-    """What deletes the rules of `add`, as often as they are there, and for whom both were there."""
+    """What deletes the rules of `add`, as often as they are there.
+
+    Also returns the addresses that other rules there speak of, which the program may know better.
+    """
     wanted = {
         address.packed: (address, [_essence(rule) for rule in _accepting(address)])
         for address in addresses
     }
     only = next(iter(wanted)) if len(wanted) == 1 else b""  # spares decoding the others' rules
     requests = []
-    found: dict[IPAddress, set[int]] = {}
+    others: set[IPAddress] = set()
     for handle, rule in nfnetlink.expressions(netfilter, family, table, chain, only):
         essence = _essence(rule)
         address, forms = wanted.get(_compared(essence), (None, []))
         if address is not None and essence in forms:
             requests.append(nfnetlink.delete_rule(family, table, chain, handle))
-            found.setdefault(address, set()).add(forms.index(essence))
-    return requests, {address for address, forms in found.items() if len(forms) == 2}
+        elif address is not None:
+            others.add(address)
+    return requests, others
 
 
 def _accepting(address: IPAddress) -> list[list[Expression]]:

@@ -313,6 +313,10 @@ def _firewall(step: steps.Firewall, kernel: Kernel) -> None:
         from pycni.kernel.steps import firewall_iptables
 
         firewall_iptables.apply(step, netfilter, fresh=False)
+    elif backend == "ipset":
+        from pycni.kernel.steps import firewall_ipset
+
+        firewall_ipset.apply(step, netfilter)
     elif backend == "firewalld":
         fw.apply_firewalld(step)
 

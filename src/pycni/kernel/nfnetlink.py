@@ -85,7 +85,7 @@ _COMMENT = 0  # NFTNL_UDATA_RULE_COMMENT, NFTNL_UDATA_SET_ELEM_COMMENT
 ABSENT = (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP)
 ATTEMPTS = 5
 
-_GENERAL = Struct(">BBH")  # struct nfgenmsg: family, version, resource
+GENERAL = Struct(">BBH")  # struct nfgenmsg: family, version, resource
 
 _BE64 = Integer(">Q")
 _VERDICT = Schema(code=(1, Integer(">i")), chain=(2, STRING))
@@ -144,7 +144,7 @@ class NetfilterSocket(NetlinkSocket):
                 netlink_socket.before_send(request)
         first = self._number(len(requests) + 2)
         last = first + len(requests)
-        bounds = _GENERAL.pack(0, 0, _SUBSYSTEM)
+        bounds = GENERAL.pack(0, 0, _SUBSYSTEM)
         parts = [pack(_BATCH_BEGIN, NLM_F_REQUEST, first, self._port, bounds)]
         for sequence, request in enumerate(requests, first + 1):
             # Acknowledgements fill the receive buffer, so one speaks for all; errors come anyway.
@@ -405,12 +405,12 @@ def discard(netfilter: NetfilterSocket, *requests: Request) -> None:
 def _request(kind: int, flags: int, family: int, body: bytes, what: str) -> Request:
     # Reading single things; the flag says nothing about dumps and changes, sent in other ways.
     answered = kind in (_GETCHAIN, _GETSETELEM, _GETGEN)
-    return Request(kind, flags, _GENERAL.pack(family, 0, 0) + body, what, answered=answered)
+    return Request(kind, flags, GENERAL.pack(family, 0, 0) + body, what, answered=answered)
 
 
 def _ask(netfilter: NetfilterSocket, request: Request) -> list[bytes]:
     try:
-        return [message.payload[_GENERAL.size :] for message in netfilter.request(request)]
+        return [message.payload[GENERAL.size :] for message in netfilter.request(request)]
     except NetlinkError as error:
         if error.errno in ABSENT:
             return []
@@ -419,7 +419,7 @@ def _ask(netfilter: NetfilterSocket, request: Request) -> list[bytes]:
 
 def _dump(netfilter: NetfilterSocket, request: Request) -> list[bytes]:
     try:
-        return [message.payload[_GENERAL.size :] for message in netfilter.dump(request)]
+        return [message.payload[GENERAL.size :] for message in netfilter.dump(request)]
     except NetlinkError as error:
         if error.errno in ABSENT:
             return []

@@ -1,8 +1,9 @@
 """Firewall: the host forwards what containers send, and the answers (`plan.steps.Firewall`).
 
-Which backend counts depends on who decides on this host, see `chosen`: rules in iptables, a source
-of a zone of firewalld, or the chain `firewall-forward` of table `inet pycni`. Whichever it is, the
-sets firewall4 and firewall6 there say who has each address, where the host has nftables:
+Which backend counts depends on who decides on this host, see `chosen`: rules in iptables, for each
+container or for a set of them; a source of a zone of firewalld; or the chain `firewall-forward` of
+table `inet pycni`. Whichever it is, the sets firewall4 and firewall6 there, where the host has
+nftables, say who has each address:
 
     set firewall4 { 10.1.0.2 comment "<owner>" }
 
@@ -24,7 +25,7 @@ from pycni.spec.owner import Owner, network_tag
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection
 
     from pycni.kernel.context import Kernel
     from pycni.kernel.executor import Undo
@@ -64,8 +65,8 @@ CHAIN = Chain(
 )
 
 
-def chosen(backend: str, families: Iterable[int], netfilter: NetfilterSocket) -> str:
-    """The backend named, or the one whose word counts on this host.
+def chosen(backend: str, families: Collection[int], netfilter: NetfilterSocket) -> str:
+    """The backend named, or the one whose word counts on this host; "ipset" is one of iptables.
 
     firewalld rejects what it does not know, whatever other tables accept; so does a policy of
     iptables, which docker and others set to DROP. nftables is left where neither is there.
@@ -76,7 +77,11 @@ def chosen(backend: str, families: Iterable[int], netfilter: NetfilterSocket) ->
 
     if firewalld.is_active(netfilter):
         return "firewalld"
-    return "iptables" if all(map(iptables.available, families)) else "nftables"
+    if not all(map(iptables.available, families)):
+        return "nftables"
+    from pycni.kernel.steps import firewall_ipset
+
+    return "ipset" if firewall_ipset.is_usable(netfilter, families) else "iptables"
 
 
 def apply(step: Firewall, kernel: Kernel) -> Undo | None:
@@ -98,6 +103,10 @@ def apply(step: Firewall, kernel: Kernel) -> Undo | None:
             from pycni.kernel.steps import firewall_iptables
 
             done += firewall_iptables.apply(step, netfilter, fresh=registered is not None)
+        elif backend == "ipset":
+            from pycni.kernel.steps import firewall_ipset
+
+            done += firewall_ipset.apply(step, netfilter)
         elif backend == "firewalld":
             done += apply_firewalld(step)
     except (OSError, CNIError):
@@ -116,6 +125,12 @@ def check(step: Firewall, kernel: Kernel) -> list[str]:
         from pycni.kernel.steps import firewall_iptables
 
         return firewall_iptables.check(step)
+    if backend == "ipset":
+        from pycni.kernel.steps import firewall_ipset, firewall_iptables
+
+        differences = firewall_ipset.check(step, netfilter)
+        # Rules of the reference's do as well.
+        return differences if differences and firewall_iptables.check(step) else []
     if backend == "firewalld":
         return _check_firewalld(step)
     differences = constant_rules.differences(netfilter, [CHAIN], "no container is let through")
@@ -173,8 +188,9 @@ def families_of(step: Firewall) -> set[int]:
 def _close(addresses: Collection[IPAddress], zone: str, netfilter: NetfilterSocket) -> None:
     """Let addresses through no longer. zone: of firewalld, ANY_ZONE, or "" to leave that alone."""
     from pycni.kernel import firewalld
-    from pycni.kernel.steps import firewall_iptables
+    from pycni.kernel.steps import firewall_ipset, firewall_iptables
 
+    firewall_ipset.remove(addresses, netfilter)
     firewall_iptables.remove(addresses, netfilter)
     if not addresses or not zone or not firewalld.is_active(netfilter):
         return

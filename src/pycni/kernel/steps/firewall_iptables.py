@@ -33,7 +33,7 @@ def apply(step: Firewall, netfilter: NetfilterSocket, *, fresh: bool) -> list[Ca
     """
     done: list[Callable[[], None]] = []
     try:
-        for family, addresses in _by_family(step.addresses).items():
+        for family, addresses in by_family(step.addresses).items():
             if fresh and _is_ready(step, netfilter, family):
                 netfilter.commit(
                     [
@@ -47,7 +47,7 @@ def apply(step: Firewall, netfilter: NetfilterSocket, *, fresh: bool) -> list[Ca
             chains = [FORWARD, step.admin_chain]
             present = iptables.present(netfilter, family, TABLE, chains)
             own = iptables.missing(present, (), _rules(addresses))
-            lines = [*iptables.missing(present, chains, _shared(step)), *own]
+            lines = [*iptables.missing(present, chains, shared(step)), *own]
             if lines:
                 iptables.restore(family, TABLE, lines)
             if own:
@@ -73,12 +73,12 @@ def _is_ready(step: Firewall, netfilter: NetfilterSocket, family: int) -> bool:
 def check(step: Firewall) -> list[str]:
     """The rules that are missing, a sentence each."""
     differences: list[str] = []
-    for family, addresses in _by_family(step.addresses).items():
+    for family, addresses in by_family(step.addresses).items():
         present = {*iptables.save(family, TABLE), *iptables.legacy_lines(family, TABLE)}
         program = "iptables" if family == AF_INET else "ip6tables"
         differences += (
             f"{program}: table {TABLE} lacks the rule: -A{rule[2:]}"
-            for rule in (*_shared(step), *_rules(addresses))
+            for rule in (*shared(step), *_rules(addresses))
             if f"-A{rule[2:]}" not in present
         )
     return differences
@@ -86,23 +86,24 @@ def check(step: Firewall) -> list[str]:
 
 def remove(addresses: Collection[IPAddress], netfilter: NetfilterSocket) -> None:
     """Delete the rules for addresses; what is missing is no error."""
-    for family, found in _by_family(addresses).items():
-        requests, done = iptables_nft.delete(netfilter, family, TABLE, FORWARD, found)
+    for family, found in by_family(addresses).items():
+        requests, left = iptables_nft.delete(netfilter, family, TABLE, FORWARD, found)
         netfilter.commit(requests)
         if iptables.has_legacy(family, TABLE):
-            done = set()
-        left = [address for address in found if address not in done]
+            left = set(found)
         iptables.delete_rules(netfilter, family, TABLE, FORWARD, _rules(left))
 
 
-def _shared(step: Firewall) -> list[str]:
+def shared(step: Firewall) -> list[str]:
+    """The rules that all containers share: the jump to FORWARD's own chain, then to the admin's."""
     return [
         f"-I FORWARD {_COMMENT} -j {FORWARD}",
         f"-I {FORWARD} {_ADMIN_COMMENT} -j {step.admin_chain}",
     ]
 
 
-def _by_family(addresses: Collection[IPAddress]) -> dict[int, list[IPAddress]]:
+def by_family(addresses: Collection[IPAddress]) -> dict[int, list[IPAddress]]:
+    """Addresses by family (AF_INET, AF_INET6)."""
     found: dict[int, list[IPAddress]] = {}
     for address in addresses:
         found.setdefault(address.family, []).append(address)

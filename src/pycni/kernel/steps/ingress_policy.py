@@ -94,7 +94,7 @@ def _backend(step: IngressPolicy, netfilter: NetfilterSocket) -> str:
         from pycni.kernel import nftables
 
         return "nftables" if nftables.available() else "iptables"
-    return backend
+    return "iptables" if backend == "ipset" else backend
 
 
 # --- nftables ------------------------------------------------------------------------------------
