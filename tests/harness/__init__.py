@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.attachment import Attachment
-from harness.host import Host, Snapshot, ip_json, nft_list, run_in, snapshot
+from harness.host import Host, Snapshot, ip_json, ipset_elements, nft_list, run_in, snapshot
 from harness.namespaces import Namespace, enter_new_netns, inside, private_mounts
 from harness.plugin import PluginRun, call_plugin, run_plugin
 from harness.services import ask, service
@@ -19,6 +19,7 @@ __all__ = [
     "enter_new_netns",
     "inside",
     "ip_json",
+    "ipset_elements",
     "nft_list",
     "private_mounts",
     "run_in",

@@ -198,7 +198,7 @@ def leases() -> list[str]:
 def mentions(*words: str) -> list[str]:
     """Where the host still speaks of a container: of its address, its id, its ports.
 
-    Looked through are links, routes, rules of nftables and iptables, and the files of CNI.
+    Looked through are links, routes, rules of nftables and iptables, sets, and the files of CNI.
     """
     pattern = re.compile("|".join(rf"(?<![\w.]){re.escape(word)}(?![\w.])" for word in words))
     found = snapshot("/var/lib/cni")
@@ -212,6 +212,7 @@ def mentions(*words: str) -> list[str]:
         *(json.dumps(item) for key in ("links", "addresses", "routes") for item in found[key]),
         *found["nft"],
         *found["iptables"],
+        *found["ipset"],
         *(f"{path}: {content}" for path, content in files.items()),
     ]
     return [line for line in lines if pattern.search(line)]

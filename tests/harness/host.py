@@ -69,6 +69,12 @@ def nft_list(netns: Namespace | str | None = None) -> list[dict[str, Any]]:
     return [entry for entry in listing["nftables"] if "metainfo" not in entry]
 
 
+def ipset_elements() -> list[str]:
+    """What sets of ipset hold, as lines such as "add SET 10.1.2.3"."""
+    lines = run_in(None, ["ipset", "save"]).stdout.splitlines()
+    return sorted(line for line in lines if line.startswith("add "))
+
+
 def snapshot(*folders: str | os.PathLike[str]) -> Snapshot:
     """Everything observable on the host that the thread is in, and the files below `folders`."""
     return {
@@ -81,6 +87,7 @@ def snapshot(*folders: str | os.PathLike[str]) -> Snapshot:
         "rules": [*ip_json("-4", "rule", "show"), *ip_json("-6", "rule", "show")],
         "nft": run_in(None, ["nft", "--stateless", "list", "ruleset"]).stdout.splitlines(),
         "iptables": [*_rules_saved("iptables-save"), *_rules_saved("ip6tables-save")],
+        "ipset": ipset_elements(),
         "sysctls": {
             path: _read(path) for pattern in _SYSCTLS for path in sorted(glob.glob(pattern))
         },

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from harness.attachment import Attachment
 from harness.chained import make_veth, previous_result
-from harness.host import Snapshot, run_in
+from harness.host import Snapshot, ipset_elements, run_in
 from harness.namespaces import Namespace, enter_new_netns, inside
 from harness.plugin import PluginRun, call_plugin
 
@@ -306,8 +306,7 @@ def _look(where: str | None) -> dict[str, Any]:
     if where is None:
         listing = run_in(None, ["nft", "--stateless", "list", "ruleset"]).stdout
         seen["rules of nft"] = _without_shells(listing)
-        sets = run_in(None, ["ipset", "save"]).stdout.splitlines()
-        seen["elements of ipset"] = sorted(line for line in sets if line.startswith("add "))
+        seen["elements of ipset"] = ipset_elements()
     return seen
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness import Attachment, Namespace, ask, nft_list, run_in, service
+from harness import Attachment, Namespace, ask, ipset_elements, nft_list, run_in, service
 from harness import firewalld as real
 from harness.faults import each_change_failing
 from harness.firewalld import Firewalld
@@ -30,13 +30,7 @@ both_families = pytest.mark.parametrize("version", [4, 6])
 def rules() -> str:
     """All rules, and the elements of sets."""
     listing = run_in(None, ["nft", "--stateless", "list", "ruleset"]).stdout
-    return "\n".join((listing, *elements()))
-
-
-def elements() -> list[str]:
-    """What sets of ipset hold: lines such as "add CNI-FORWARD4 10.15.20.2"."""
-    lines = run_in(None, ["ipset", "save"]).stdout.splitlines()
-    return sorted(line for line in lines if line.startswith("add "))
+    return "\n".join((listing, *ipset_elements()))
 
 
 def saved(table: str = "filter") -> list[str]:
@@ -47,7 +41,7 @@ def saved(table: str = "filter") -> list[str]:
 
 
 def in_sets(*containers: Attachment) -> list[str]:
-    """What `elements` gives where these containers are let through."""
+    """What `ipset_elements` gives where these containers are let through."""
     return sorted(
         f"add CNI-FORWARD{version} {address}"
         for container in containers
@@ -302,13 +296,13 @@ def test_rules_for_all_containers(machines: Machines) -> None:
     ]
     two, second = attached(machines, "two")
     assert saved() == rules_for_one
-    assert elements() == in_sets(one, two)
+    assert ipset_elements() == in_sets(one, two)
     first.add()
-    assert elements() == in_sets(one, two)
+    assert ipset_elements() == in_sets(one, two)
     first.delete()
-    assert elements() == in_sets(two)
+    assert ipset_elements() == in_sets(two)
     second.delete()
-    assert elements() == []
+    assert ipset_elements() == []
     assert saved() == rules_for_one
 
 
@@ -318,7 +312,7 @@ def test_what_the_reference_form_let_through_before(machines: Machines) -> None:
     follows = machines.chained("firewall", one)
     follows.check()
     follows.add()
-    assert elements() == in_sets(one)
+    assert ipset_elements() == in_sets(one)
     run_in(None, ["iptables", "-F", "CNI-FORWARD"])
     assert "iptables: table filter lacks the rule: -A CNI-FORWARD -m set" in follows.drift()
     assert "-s 10.15.20.2/32 -j ACCEPT" in named.drift()
@@ -338,7 +332,7 @@ def test_without_sets_each_container_has_rules(
         monkeypatch.setattr(iptables, "is_nft", lambda *_: False)
     one, firewall = attached(machines, "one")
     assert f"-A CNI-FORWARD -s {addresses(one)[4]}/32 -j ACCEPT" in saved()
-    assert elements() == []
+    assert ipset_elements() == []
     firewall.delete()
     assert addresses(one)[4] not in rules()
 
@@ -534,7 +528,7 @@ def test_the_automatic_choice(
     machines: Machines, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     one, firewall = attached(machines, "one")
-    assert elements() == in_sets(one)
+    assert ipset_elements() == in_sets(one)
     assert not any(addresses(one)[4] in line for line in saved())
     firewall.delete()
     run_in(None, ["nft", "flush ruleset"])
@@ -685,4 +679,4 @@ def test_no_bus_is_no_firewalld(
     error = machines.chained("firewall", one, backend="firewalld").refused()
     assert "start dbus and firewalld" in error["details"]
     machines.chained("firewall", one).add()
-    assert elements() == in_sets(one)
+    assert ipset_elements() == in_sets(one)
