@@ -27,6 +27,7 @@ PLUGINS = [
     {"type": "portmap", "runtimeConfig": {"portMappings": [
         {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}},
     {"type": "firewall", "backend": "nftables"},
+    {"type": "firewall"},
 ]  # fmt: skip
 
 

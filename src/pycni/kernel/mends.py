@@ -314,9 +314,7 @@ def _firewall(step: steps.Firewall, kernel: Kernel) -> None:
 
         firewall_iptables.apply(step, netfilter, fresh=False)
     elif backend == "ipset":
-        from pycni.kernel.steps import firewall_ipset
-
-        firewall_ipset.apply(step, netfilter)
+        fw.apply_sets(step, netfilter)
     elif backend == "firewalld":
         fw.apply_firewalld(step)
 

@@ -104,15 +104,25 @@ def apply(step: Firewall, kernel: Kernel) -> Undo | None:
 
             done += firewall_iptables.apply(step, netfilter, fresh=registered is not None)
         elif backend == "ipset":
-            from pycni.kernel.steps import firewall_ipset
-
-            done += firewall_ipset.apply(step, netfilter)
+            done += apply_sets(step, netfilter)
         elif backend == "firewalld":
             done += apply_firewalld(step)
     except (OSError, CNIError):
         undo()
         raise
     return undo
+
+
+def apply_sets(step: Firewall, netfilter: NetfilterSocket) -> list[Undo]:
+    """Let the addresses through by sets of iptables. Returns how to undo it."""
+    from pycni.kernel.iptables import IPTablesError
+    from pycni.kernel.steps import firewall_ipset, firewall_iptables
+
+    try:
+        return [*firewall_ipset.apply(step, netfilter)]
+    except IPTablesError:
+        # The program lacks the match, or the right to look for a set (CAP_NET_RAW).
+        return [*firewall_iptables.apply(step, netfilter, fresh=False)]
 
 
 def check(step: Firewall, kernel: Kernel) -> list[str]:
