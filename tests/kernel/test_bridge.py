@@ -410,6 +410,22 @@ def test_address_of_the_bridge_does_not_change(attach: Attach, ranges: tuple[Any
         assert link("bridge0")["address"] == mac
 
 
+@pytest.mark.parametrize(("keys", "on"), [({"isGateway": True}, 0), ({}, 1), ({"ipMasq": True}, 1)])
+def test_multicast_snooping_only_where_another_may_be_the_router(
+    attach: Attach, keys: dict[str, Any], on: int
+) -> None:
+    attach(**keys).add()
+    assert link("bridge0")["linkinfo"]["info_data"]["mcast_snooping"] == on
+
+
+@pytest.mark.parametrize("on", [0, 1])
+def test_multicast_snooping_of_an_existing_bridge_stays(attach: Attach, on: int) -> None:
+    run_in(None, f"ip link add bridge0 type bridge mcast_snooping {on}".split())
+    for gateway in (True, False):
+        attach(isGateway=gateway).add()
+        assert link("bridge0")["linkinfo"]["info_data"]["mcast_snooping"] == on
+
+
 @pytest.mark.parametrize("uplink", ["", "52:54:00:12:34:56", "fc:ff:ff:ff:ff:ff"])
 def test_containers_do_not_change_the_address_of_a_bridge_with_an_uplink(
     attach: Attach, uplink: str

@@ -49,7 +49,10 @@ _IFINFO = Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, cha
 _BRVLAN = Struct("=BxHI")  # struct br_vlan_msg: family, reserved, index
 
 _KIND_DATA = {
-    "bridge": Schema(vlan_filtering=(c.IFLA_BR_VLAN_FILTERING, U8)),
+    "bridge": Schema(
+        vlan_filtering=(c.IFLA_BR_VLAN_FILTERING, U8),
+        mcast_snooping=(c.IFLA_BR_MCAST_SNOOPING, U8),
+    ),
     "ipvlan": Schema(mode=(c.IFLA_IPVLAN_MODE, U16)),
     "macvlan": Schema(
         mode=(c.IFLA_MACVLAN_MODE, U32),
@@ -326,10 +329,19 @@ def create(netlink: NetlinkSocket, request: NewLink, inside: NetlinkSocket | Non
 
 
 def bridge(
-    name: str, *, mac: str | None = None, mtu: int = 0, vlan_filtering: bool | None = None
+    name: str,
+    *,
+    mac: str | None = None,
+    mtu: int = 0,
+    vlan_filtering: bool | None = None,
+    mcast_snooping: bool | None = None,
 ) -> NewLink:
-    """A bridge. Without `mac` it takes the lowest address of its ports, and changes with them."""
-    return _new("bridge", name, {"vlan_filtering": vlan_filtering}, mac=mac, mtu=mtu)
+    """A bridge. Without `mac` it takes the lowest address of its ports, and changes with them.
+
+    mcast_snooping: whether it notes which ports listen to which group; None: the kernel's choice.
+    """
+    options = {"vlan_filtering": vlan_filtering, "mcast_snooping": mcast_snooping}
+    return _new("bridge", name, options, mac=mac, mtu=mtu)
 
 
 def veth(

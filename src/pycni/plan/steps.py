@@ -35,7 +35,7 @@ class Step(Record):
 class Bridge(Step):
     """A bridge on the host, shared by a network's attachments: made when missing, never removed.
 
-    mtu: bytes, 0 for the kernel's choice; an existing bridge keeps its own.
+    mtu: bytes, 0 for the kernel's choice. An existing bridge keeps its own, and its snooping.
     """
 
     kind: ClassVar[str] = "bridge"
@@ -45,6 +45,7 @@ class Bridge(Step):
     mtu: int = 0
     vlan_filtering: bool = False
     promiscuous: bool = False
+    mcast_snooping: bool = True
 
 
 class VLANs(Record):

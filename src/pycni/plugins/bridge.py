@@ -214,7 +214,13 @@ class BridgePlugin(InterfacePlugin):
             if config.gateway and entry.gateway is not None
         )
         steps: list[Step] = [
-            Bridge(config.bridge, config.mtu, config.filters_vlans, config.promisc_mode)
+            Bridge(
+                config.bridge,
+                config.mtu,
+                config.filters_vlans,
+                config.promisc_mode,
+                mcast_snooping=not gateways,
+            )
         ]
         interfaces = [
             Reported(HOST, config.bridge),

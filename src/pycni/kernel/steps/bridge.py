@@ -92,7 +92,11 @@ def _create(step: Bridge, kernel: Kernel) -> tuple[Link, bool]:
     """
     mac = random_mac()
     request = links.bridge(
-        step.name, mac=mac, mtu=step.mtu, vlan_filtering=step.vlan_filtering or None
+        step.name,
+        mac=mac,
+        mtu=step.mtu,
+        vlan_filtering=step.vlan_filtering or None,
+        mcast_snooping=None if step.mcast_snooping else False,
     )
     try:
         return links.create(kernel.host.netlink, request), True
