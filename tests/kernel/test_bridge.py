@@ -455,6 +455,27 @@ def test_name_that_is_no_bridges(attach: Attach, leases: Callable[[], set[str]])
     assert one.refused("STATUS")["code"] == 50
 
 
+def test_bridge_that_is_full(
+    attach: Attach, leases: Callable[[], set[str]], tmp_path: Path
+) -> None:
+    one = attach(isGateway=True)
+    one.add()
+    pairs = "link add a{0} master bridge0 type veth peer b{0}\nlink set b{0} master bridge0\n"
+    batch = tmp_path / "batch"
+    batch.write_text("".join(pairs.format(number) for number in range(511)))
+    run_in(None, ["ip", "-batch", str(batch)])
+    assert len(ip_json("link", "show", "master", "bridge0")) == 1023
+    two = attach(isGateway=True)
+    error = two.refused()
+    assert error["code"] == 100
+    assert "bridge bridge0 is full" in error["msg"]
+    assert "1,023 ports" in error["details"]
+    assert len(leases()) == 1
+    assert names(two.sandbox) == {"lo"}
+    one.delete()
+    two.add()
+
+
 def test_mtu(attach: Attach) -> None:
     one = attach(mtu=1280)
     one.add()

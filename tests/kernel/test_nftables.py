@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import threading
 from collections.abc import Callable, Iterator
 
@@ -96,6 +97,24 @@ def test_without_rights(host: Host) -> None:
             os._exit(error.errno or 0)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == errno.EPERM
+
+
+def test_with_many_descriptors_open(host: Host) -> None:
+    """libnftables waits by select(2), which ends a process for a descriptor of 1,024 or more."""
+    pid = os.fork()
+    if pid == 0:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2000, 2000))
+        for _ in range(1100):
+            os.open("/dev/null", os.O_RDONLY)
+        try:
+            nftables.run("add table inet t")
+            nftables.run("add table inet t; add chain inet t c { type filter; }")
+        except nftables.NftError as error:
+            os._exit(error.errno or 1)
+        os._exit(0)
+    # The second one has a fault, so that its report is read too.
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == errno.EIO
+    assert [entry["table"]["name"] for entry in nft_list()] == ["t"]
 
 
 def test_available(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

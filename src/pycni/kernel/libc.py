@@ -15,6 +15,7 @@ MS_REC = 0x4000
 MS_SHARED = 1 << 20
 MNT_DETACH = 2
 
+CLONE_FILES = 0x400  # linux/sched.h
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 

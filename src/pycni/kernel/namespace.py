@@ -7,7 +7,6 @@ Used by plugins, the runtime, and whoever runs containers in Python.
 
 from __future__ import annotations
 
-import _thread
 import errno
 import posix
 import sys
@@ -216,30 +215,19 @@ def _named_path(name: str) -> str:
 
 def _in_new_namespace(path: str | None) -> Namespace:
     """Make a namespace in a thread that then ends, so that no thread has to come back from it."""
-    results: list[Namespace | BaseException] = []
-    finished = _thread.allocate_lock()
-    finished.acquire()
+    from pycni.kernel.thread import run_apart
 
-    def make() -> None:
-        try:
-            unshare(CLONE_NEWNET)
-            if path is not None:
-                from pycni.kernel import libc
+    def make() -> Namespace:
+        unshare(CLONE_NEWNET)
+        if path is not None:
+            from pycni.kernel import libc
 
-                libc.mount(OWN, path, "none", libc.MS_BIND)
-            results.append(open_path(path or OWN))
-        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
-            results.append(error)
-        finally:
-            finished.release()
+            libc.mount(OWN, path, "none", libc.MS_BIND)
+        return open_path(path or OWN)
 
-    _thread.start_new_thread(make, ())
-    finished.acquire()
-    result = results[0]
-    if isinstance(result, BaseException):
-        raise result
-    result.path = path or ""
-    return result
+    made = run_apart(make)
+    made.path = path or ""
+    return made
 
 
 def _share_mounts(directory: str) -> None:

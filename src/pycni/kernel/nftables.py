@@ -19,6 +19,9 @@ LIBRARY = "libnftables.so.1"
 
 _KNOWN = (errno.ENOENT, errno.EEXIST, errno.EPERM, errno.EBUSY, errno.EOPNOTSUPP)
 
+# select(2) takes descriptors below 1,024, and other threads open some meanwhile.
+_CROWDED = 512
+
 # The library keeps names and tables in variables of its own, so one thread at a time is inside.
 _lock = _thread.allocate_lock()
 _library: int | None = None
@@ -74,26 +77,48 @@ def run(commands: str) -> None:
     They are one transaction: all take effect, or none. Raises NftError.
     """
     library = _load()
-    # The library ends the process if it cannot open its socket, so this finds out before it does.
+    # The library ends the process if it cannot open its socket, or waits for one whose number is
+    # too high for select(2), so this finds out before it does.
     try:
-        NetfilterSocket().close()
+        with NetfilterSocket() as netfilter:
+            crowded = netfilter.fileno() >= _CROWDED
     except OSError as error:
         raise NftError(error.errno or errno.EIO, f"no netfilter socket: {error}") from None
     with _lock:
-        new = _PointerFunction(_ctypes.dlsym(library, "nft_ctx_new"))
-        address = new(_Int(0))
-        if not address:
-            raise NftError(errno.ENOMEM, "libnftables gave no context")
-        context = _Pointer(address)
-        try:
-            for name in ("nft_ctx_buffer_output", "nft_ctx_buffer_error"):
-                _Function(_ctypes.dlsym(library, name))(context)
-            execute = _Function(_ctypes.dlsym(library, "nft_run_cmd_from_buffer"))
-            if execute(context, commands.encode()) != 0:
-                said = _TextFunction(_ctypes.dlsym(library, "nft_ctx_get_error_buffer"))(context)
-                raise _error((said or b"").decode("utf-8", "replace"), commands)
-        finally:
-            _Function(_ctypes.dlsym(library, "nft_ctx_free"))(context)
+        if crowded:
+            _run_with_few_descriptors(library, commands)
+        else:
+            _run(library, commands)
+
+
+def _run(library: int, commands: str) -> None:
+    new = _PointerFunction(_ctypes.dlsym(library, "nft_ctx_new"))
+    address = new(_Int(0))
+    if not address:
+        raise NftError(errno.ENOMEM, "libnftables gave no context")
+    context = _Pointer(address)
+    try:
+        for name in ("nft_ctx_buffer_output", "nft_ctx_buffer_error"):
+            _Function(_ctypes.dlsym(library, name))(context)
+        execute = _Function(_ctypes.dlsym(library, "nft_run_cmd_from_buffer"))
+        if execute(context, commands.encode()) != 0:
+            said = _TextFunction(_ctypes.dlsym(library, "nft_ctx_get_error_buffer"))(context)
+            raise _error((said or b"").decode("utf-8", "replace"), commands)
+    finally:
+        _Function(_ctypes.dlsym(library, "nft_ctx_free"))(context)
+
+
+def _run_with_few_descriptors(library: int, commands: str) -> None:
+    """Run commands in a thread that has a descriptor table of its own, nearly empty."""
+    from pycni.kernel.libc import CLONE_FILES, unshare
+    from pycni.kernel.thread import run_apart
+
+    def work() -> None:
+        unshare(CLONE_FILES)
+        posix.closerange(3, _CROWDED)
+        _run(library, commands)
+
+    run_apart(work)
 
 
 def available() -> bool:
