@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import posix
+import shlex
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,12 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from harness import Host
+from harness import Host, run_in
 from pycni.kernel import link, namespace, sysctl
 from pycni.kernel.namespace import Namespace
 from pycni.kernel.netlink.socket import NetlinkSocket
 
 FORWARD = "net.ipv4.ip_forward"
+READ_ONLY = "mount -o bind,ro /proc/sys /proc/sys"
 
 
 @pytest.fixture
@@ -151,6 +155,53 @@ def test_a_namespace_with_the_number_of_one_that_has_gone(host: Host) -> None:
         assert sysctl.write("net.ipv4.ip_forward", "1", again) == "0"
         with pytest.raises(FileNotFoundError):
             sysctl.read("net.ipv4.conf.none.forwarding", again)
+
+
+def test_namespaces_that_are_passed_through(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sees its own values; after the first few, through a procfs that is not /proc."""
+    monkeypatch.setattr(sysctl, "_procfs", None)
+    monkeypatch.setattr(sysctl, "_left", 8)
+    key = "net/ipv4/conf/lo/forwarding"
+    file = sysctl.path(key)
+    through_proc = []
+    for _ in range(200):
+        with namespace.create() as made, made.enter():
+            assert sysctl.write(key, "1") == "0"
+            assert sysctl.read(key) == "1"
+            assert Path(file).read_text() == "1\n"
+            fd = sysctl._open(file, os.O_RDONLY, None)
+            through_proc.append(os.fstat(fd).st_dev == os.stat(file).st_dev)
+            os.close(fd)
+    assert through_proc == [True] * 2 + [False] * 198
+    assert len(os.listdir("/proc/self/fd")) < 40
+
+
+@pytest.mark.parametrize(
+    ("around", "said"),
+    [
+        # Only who rules over the processes there may mount a procfs.
+        ("unshare --user --map-root-user --net", set()),
+        (
+            "unshare --net --mount sh -c 'mount -o bind,ro /proc/sys /proc/sys && exec \"$@\"' -",
+            {errno.EROFS},
+        ),
+    ],
+)
+def test_where_a_procfs_of_its_own_would_go_too_far(around: str, said: set[int]) -> None:
+    script = """if True:
+        from pycni.kernel import sysctl
+        key = "net/ipv4/conf/lo/forwarding"
+        for number in range(100):
+            try:
+                sysctl.write(key, str(number % 2))
+            except OSError as error:
+                assert number % 2 == 1 and error.filename == sysctl.path(key)
+                print(error.errno)
+            else:
+                assert sysctl.read(key) == str(number % 2)
+    """
+    done = run_in(None, [*shlex.split(around), sys.executable, "-c", script])
+    assert set(map(int, done.stdout.split())) == said
 
 
 def test_no_more_is_kept_open_than_needed(host: Host) -> None:

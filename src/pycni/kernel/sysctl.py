@@ -5,8 +5,10 @@ of the two in it separates its parts, and the other one stands for a dot inside 
 `net/ipv4/conf/eth0.5/forwarding` and `net.ipv4.conf.eth0/5.forwarding` name the link eth0.5.
 Used by the executor of plans and by plugins.
 
-The kernel looks for a name in /proc/sys/net, such as `ipv4`, among those of all network namespaces,
-one by one. Hence such directories are kept open for a namespace that is worked in again.
+The kernel looks for a name in /proc/sys/net, such as `ipv4`, among those of all network namespaces
+in which somebody has looked for it there, one by one. Hence such directories are kept open for a
+namespace that is worked in again; in others, a process that lives long looks for the name in a
+procfs of its own, through which few have been seen.
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.kernel.namespace import Namespace
 
-_ROOT = "/proc/sys"
+_PROC = "/proc"
+_ROOT = f"{_PROC}/sys"
 _NET = f"{_ROOT}/net/"
 # Most values are short, and for each read the kernel clears a buffer of the size asked for.
 _USUAL = 4096
 _LIMIT = 64 * 1024
 _TRIES = 20
 _MOST_KEPT = 16  # directories
+_MOST_SEEN = 64  # values, through one procfs
+_SEEN_AT_FIRST = 8  # through /proc: a plugin's process is done before a procfs of its own pays
 
 
 class SysctlRejected(OSError):
@@ -106,9 +111,21 @@ def _read(fd: int) -> str:
 
 
 def _open(name: str, how: int, here: Namespace | None) -> int:
-    family, _, rest = name.removeprefix(_NET).partition("/")
-    if here is None or not rest or not name.startswith(_NET):
+    try:
+        if name.startswith(_NET):
+            if here is None:
+                return _open_in_passing(name, how)
+            family, _, rest = name.removeprefix(_NET).partition("/")
+            if rest:
+                return _open_again(family, rest, how, here)
         return _open_genuine(name, how, _device())
+    except OSError as error:
+        error.filename = name
+        raise
+
+
+def _open_again(family: str, rest: str, how: int, here: Namespace) -> int:
+    """Open a file below /proc/sys/net/`family` in a namespace that is worked in again."""
     key = here.device, here.inode, family
     directory = _kept.get(key)
     if directory is not None:
@@ -116,11 +133,36 @@ def _open(name: str, how: int, here: Namespace | None) -> int:
             return directory.open(rest, how)
         except FileNotFoundError:
             pass  # or it was that of another namespace, which has gone and left its number
-    directory = _Directory(f"{_NET}{family}")
+    directory = _Directory.at(f"{_NET}{family}")
     if len(_kept) >= _MOST_KEPT:
         _kept.clear()
     _kept[key] = directory
     return directory.open(rest, how)
+
+
+def _open_in_passing(name: str, how: int) -> int:
+    """Open a file below /proc/sys/net in a namespace that is hardly worked in again."""
+    global _procfs, _left  # noqa: PLW0603 - one for all threads
+    procfs = _procfs
+    if procfs is None:
+        _procfs = procfs = _Directory.at(_PROC)
+    elif _left <= 0:
+        _procfs = procfs = _private_procfs()
+        _left = _MOST_SEEN
+    _left -= 1
+    return procfs.open(name.removeprefix(f"{_PROC}/"), how)
+
+
+def _private_procfs() -> _Directory:
+    """A procfs that is mounted nowhere; /proc where the kernel or somebody forbids that."""
+    from pycni.kernel import libc
+
+    read_only = posix.statvfs(_ROOT).f_flag & posix.ST_RDONLY
+    try:
+        fd = libc.detached_mount("proc", libc.MOUNT_ATTR_RDONLY if read_only else 0)
+    except OSError:
+        return _Directory.at(_PROC)
+    return _Directory(fd, posix.fstat(fd).st_dev)
 
 
 def _open_genuine(name: str, how: int, device: int, dir_fd: int | None = None) -> int:
@@ -133,26 +175,31 @@ def _open_genuine(name: str, how: int, device: int, dir_fd: int | None = None) -
 
 
 class _Directory:
-    """A directory of the thread's namespace, open until nobody needs it any more."""
+    """A directory of a procfs, open until nobody needs it any more."""
 
     __slots__ = ("_device", "_fd")
 
-    def __init__(self, path: str) -> None:
-        self._fd = -1
-        self._device = _device()
-        self._fd = _open_genuine(path, posix.O_PATH | posix.O_DIRECTORY, self._device)
+    def __init__(self, fd: int, device: int) -> None:
+        self._fd = fd
+        self._device = device
+
+    @classmethod
+    def at(cls, path: str) -> _Directory:
+        device = _device()
+        return cls(_open_genuine(path, posix.O_PATH | posix.O_DIRECTORY, device), device)
 
     def open(self, name: str, how: int) -> int:
         return _open_genuine(name, how, self._device, self._fd)
 
     def __del__(self) -> None:
-        if self._fd >= 0:
-            posix.close(self._fd)
+        posix.close(self._fd)
 
 
 _kept: dict[tuple[int, int, str], _Directory] = {}  # by the namespace's device and inode
+_procfs: _Directory | None = None
+_left = _SEEN_AT_FIRST  # values to be seen through it
 
 
 def _device() -> int:
     """The device number of /proc."""
-    return posix.stat("/proc/self").st_dev
+    return posix.stat(f"{_PROC}/self").st_dev
