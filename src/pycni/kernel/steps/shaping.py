@@ -75,7 +75,8 @@ def remove(step: Shaping, kernel: Kernel) -> None:
     host = kernel.host
     ifb = find_ifb(step.owner, kernel)
     try:
-        outer = _peer(step, kernel) if kernel.sandbox is not None else None
+        sandbox = kernel.sandbox
+        outer = None if sandbox is None else _peer(sandbox.find(step.link), kernel)
         if outer is not None:
             found = tc.qdisc(host.netlink, outer.index)
             if step.ingress is not None and found is not None and is_limit(found):
@@ -142,7 +143,7 @@ def host_end(step: Shaping, kernel: Kernel) -> Link:
             f"it is {inner.kind or 'a hardware interface'}",
             "traffic is limited on the host end of a veth: chain bandwidth to bridge or ptp",
         )
-    outer = _peer(step, kernel)
+    outer = _peer(inner, kernel)
     if outer is None:
         raise CNIError(
             INVALID_CONFIG,
@@ -159,9 +160,8 @@ def host_end(step: Shaping, kernel: Kernel) -> Link:
     return outer
 
 
-def _peer(step: Shaping, kernel: Kernel) -> Link | None:
-    """The other end of the sandbox's veth, if it is on the host."""
-    inner = kernel.site("sandbox").find(step.link)
+def _peer(inner: Link | None, kernel: Kernel) -> Link | None:
+    """The other end of the sandbox's veth, if it is one, and on the host."""
     if inner is None or inner.kind != "veth" or not inner.link:
         return None
     outer = kernel.host.find(inner.link)
@@ -248,20 +248,28 @@ def limit_differences(step: Shaping, host: Site, link: Link, limit: Limit) -> li
 
 def make_ifb(step: Shaping, host: Site, outer: Link) -> Link:
     """The ifb for what the container sends, up and marked as the attachment's."""
-    first, second = _names(step.owner)
-    taken = host.find(first)
-    if taken is not None and _tag(taken) == step.owner.tag:
-        host.discard(taken)  # of an attachment that was cut short
-        taken = None
-    name = first if taken is None else second
-    ifb = links.create(host.netlink, links.ifb(name, mtu=outer.mtu, txqlen=0))
+    ifb = _create_ifb(step, host, outer.mtu)
     try:
-        no_ipv6.switch_off(host, name)
+        no_ipv6.switch_off(host, ifb.name)
         host.request(links.update(ifb, up=True, alias=step.owner.comment))
     except BaseException:
         host.discard(ifb)
         raise
     return ifb
+
+
+def _create_ifb(step: Shaping, host: Site, mtu: int) -> Link:
+    first, second = _names(step.owner)
+    try:
+        return links.create(host.netlink, links.ifb(first, mtu=mtu, txqlen=0))
+    except NetlinkError as error:
+        if error.errno != errno.EEXIST:
+            raise
+    taken = host.find(first)
+    ours = taken is None or _tag(taken) == step.owner.tag
+    if ours:
+        host.discard(first)  # of an attachment that was cut short
+    return links.create(host.netlink, links.ifb(first if ours else second, mtu=mtu, txqlen=0))
 
 
 def redirect_to(host: Site, outer: Link, ifb: Link, undo: list[Undo]) -> None:
@@ -270,12 +278,20 @@ def redirect_to(host: Site, outer: Link, ifb: Link, undo: list[Undo]) -> None:
     An ingress or clsact qdisc that is there already is used, unless it has filters: those would
     not see the packets any more, or we would not.
     """
+    parent = tc.INGRESS_HANDLE
     try:
         host.request(tc.add_ingress(outer.index))
         undo.append(lambda: _remove_ingress(host, outer))
     except NetlinkError as error:
         if error.errno != errno.EEXIST:
             raise
+        parent = _unused_ingress(host, outer)
+    host.request(tc.redirect(outer.index, parent, ifb.index))
+    undo.append(lambda: host.request(tc.delete_redirection(outer.index, parent)))
+
+
+def _unused_ingress(host: Site, outer: Link) -> int:
+    """The handle of the ingress or clsact qdisc that a link has. Raises CNIError if it is used."""
     parent = ingress_parent(host, outer)
     if parent is None:
         raise NetlinkError(errno.ENOENT, "no ingress qdisc", f"redirect link {outer.name}")
@@ -287,8 +303,7 @@ def redirect_to(host: Site, outer: Link, ifb: Link, undo: list[Undo]) -> None:
             "an egress limit needs all of it; drop the limit, or have the other program leave the "
             "interface alone",
         )
-    host.request(tc.redirect(outer.index, parent, ifb.index))
-    undo.append(lambda: host.request(tc.delete_redirection(outer.index, parent)))
+    return parent
 
 
 def _stop_redirection(host: Site, outer: Link, ifb: Link) -> None:
