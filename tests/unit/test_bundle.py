@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pycni.plugins import NAMES
+
 SRC = Path(__file__).resolve().parents[2] / "src"
 
 _LOAD = """
@@ -26,9 +28,19 @@ print(pycni.kernel.netlink.__path__, pycni.kernel.netlink.__package__)
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """A folder with a copy of the package and its bundle."""
-    shutil.copytree(SRC, tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    run(tmp_path / "src", "from pycni.plugins import bundle; bundle.write()")
-    return tmp_path / "src"
+    return make_copy(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, for tests that only read it."""
+    return make_copy(tmp_path_factory.mktemp("shared"))
+
+
+def make_copy(folder: Path) -> Path:
+    shutil.copytree(SRC, folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    run(folder / "src", "from pycni.cli import bundling; bundling.write()")
+    return folder / "src"
 
 
 def run(folder: Path, code: str) -> list[str]:
@@ -53,6 +65,31 @@ def test_modules_and_packages_come_from_it(copy: Path) -> None:
     assert package == f"['{copy}/pycni/kernel/netlink'] pycni.kernel.netlink"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_all_that_a_plugin_imports_comes_from_it(shared: Path, name: str) -> None:
+    """Whatever is imported with another module is as complete as what is imported by itself."""
+    code = f"""if True:
+        import sys
+        from pycni.plugins import bundle, load
+        before = set(sys.modules)
+        bundle.use()
+        import pycni.sdk.entry
+        load({name!r})
+        for name in sys.modules.keys() - before:
+            if name.startswith("pycni."):
+                module = sys.modules[name]
+                parent, _, last = name.rpartition(".")
+                assert type(module.__spec__.loader) is bundle.Bundle
+                assert module.__file__ == module.__spec__.origin
+                assert module.__package__ == (name if hasattr(module, "__path__") else parent)
+                assert getattr(sys.modules[parent], last) is module
+                print(name)
+    """
+    loaded = run(shared, code)
+    assert f"pycni.plugins.{name.replace('-', '_')}" in loaded
+    assert "pycni.spec.errors" in loaded
+
+
 def test_a_failure_is_told_with_its_place_in_the_source(copy: Path) -> None:
     code = "from pycni.plugins import bundle; bundle.use()\nfrom pycni.spec.record import Record\n"
     (frame,) = run(
@@ -69,8 +106,35 @@ def test_a_source_that_has_changed_counts(copy: Path) -> None:
     source.write_text(text.replace('CURRENT = "1.1.0"', 'CURRENT = "9.9.9"'))
     assert source.stat().st_size == len(text.encode())  # only its time tells
     assert run(copy, _LOAD)[0].startswith("SourceFileLoader 9.9.9 ")
-    run(copy, "from pycni.plugins import bundle; bundle.write()")
+    run(copy, "from pycni.cli import bundling; bundling.write()")
     assert run(copy, _LOAD)[0].startswith("Bundle 9.9.9 ")
+
+
+def test_what_a_changed_source_needs_still_comes_from_it(copy: Path) -> None:
+    source = copy / "pycni/plugins/noop.py"
+    source.write_text(source.read_text() + "NEW = 1\n")
+    code = """if True:
+        from pycni.plugins import bundle, load
+        bundle.use()
+        load("noop")
+        import sys
+        for name in ("pycni.plugins.noop", "pycni.sdk.plugin", "pycni.spec.errors"):
+            print(type(sys.modules[name].__spec__.loader).__name__)
+    """
+    assert run(copy, code) == ["SourceFileLoader", "Bundle", "Bundle"]
+
+
+def test_a_changed_source_counts_where_another_module_needs_it(copy: Path) -> None:
+    source = copy / "pycni/spec/errors.py"
+    source.write_text(source.read_text() + "NEW = 1\n")
+    code = """if True:
+        from pycni.plugins import bundle, load
+        bundle.use()
+        load("noop")
+        from pycni.spec import errors
+        print(type(errors.__spec__.loader).__name__, errors.NEW)
+    """
+    assert run(copy, code) == ["SourceFileLoader 1"]
 
 
 def test_a_source_that_has_gone_is_not_loaded(copy: Path) -> None:

@@ -21,7 +21,8 @@ import click
 
 from pycni import __version__, agent
 from pycni.agent.protocol import SOCKET
-from pycni.plugins import MARK, NAMES, bundle
+from pycni.cli import bundling
+from pycni.plugins import MARK, NAMES
 from pycni.sdk.plugin import Plugin
 from pycni.spec.errors import INTERNAL
 from pycni.spec.names import check_plugin_type
@@ -107,7 +108,7 @@ def install(
     """
     compileall.compile_dir(PACKAGE / "pycni", quiet=2)
     with suppress(OSError):  # it only saves time
-        bundle.write()
+        bundling.write()
     directory.mkdir(parents=True, exist_ok=True)
     if native is None:
         native = LAUNCHER.is_file()

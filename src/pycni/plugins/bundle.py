@@ -2,7 +2,9 @@
 
 A plugin is a process for each call, which imports some sixty modules. For each, Python looks
 through directories, and finds, opens and checks a source and a file of bytecode; of the bundle it
-reads a part of one open file. `pycni install` writes it beside Python's own caches of bytecode
+reads a part of one open file. Python's own way from an import statement to a module takes longer
+than that, so modules that a module imports first thing are loaded with it, without that way.
+`pycni install` writes the bundle (`pycni.cli.bundling`) beside Python's own caches of bytecode
 (PEP 3147). As with those, a module is taken from it only by the version of Python that compiled it,
 and while its source has the size and the time that it had. Whatever is not in it, or in no bundle
 at all, is imported as usual.
@@ -13,7 +15,7 @@ Used by `pycni.plugins.run`, before anything else is imported.
 import marshal
 import posix
 import sys
-from _frozen_importlib import ModuleSpec
+from _frozen_importlib import ModuleSpec, module_from_spec
 from _frozen_importlib_external import MAGIC_NUMBER
 
 TYPE_CHECKING = False
@@ -21,15 +23,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
 
-    # A source below the package's folder, its size and time, and where its bytecode is.
+    # A source below the package's folder, its size and time, and where its part of the bundle is:
+    # the modules of the bundle that it imports first thing, and its bytecode.
     Entry = tuple[str, int, int, int, int]
 
 ROOT = __file__.rpartition("/plugins/")[0]  # of the package
 PATH = f"{ROOT}/__pycache__/plugins.{sys.implementation.cache_tag}.bundle"
-
-_FOLDERS = ("spec", "plan", "kernel", "state", "sdk", "plugins")
-_PACKAGE = "__init__.py"
-_FIRST = 64 * 1024  # bytes, of which the first are MAGIC_NUMBER and the size of the index
+PACKAGE = "__init__.py"
+HEAD = MAGIC_NUMBER + b"\2"  # Python's version, and that of what is below
+SIZE = 4  # bytes for the size of the index, which follows
+_FIRST = 64 * 1024  # bytes: more than head and index have
 
 
 class Bundle:
@@ -56,19 +59,39 @@ class Bundle:
         if (source.st_size, source.st_mtime_ns) != (size, time):
             return None
         spec = ModuleSpec(name, self, origin=origin, loader_state=(offset, length))  # type: ignore[arg-type]
-        spec.has_location = True
-        if file.endswith(_PACKAGE):
-            spec.submodule_search_locations = [origin.removesuffix(f"/{_PACKAGE}")]
+        if file.endswith(PACKAGE):
+            spec.submodule_search_locations = [origin.removesuffix(f"/{PACKAGE}")]
         return spec
 
     def create_module(self, spec: ModuleSpec) -> None:
         """Leave that to Python."""
 
     def exec_module(self, module: "ModuleType") -> None:
-        assert module.__spec__ is not None
-        offset, length = module.__spec__.loader_state
-        code = marshal.loads(posix.pread(self._descriptor, length, self._start + offset))  # noqa: S302
+        spec = module.__spec__
+        assert spec is not None
+        # Told here, not as the spec's location: Python would work out where bytecode of it might be.
+        module.__file__ = spec.origin
+        offset, length = spec.loader_state
+        part = posix.pread(self._descriptor, length, self._start + offset)
+        needs, code = marshal.loads(part)  # noqa: S302
+        for name in needs:
+            if name not in sys.modules:
+                self._load(name)
         exec(code, module.__dict__)  # noqa: S102 - both are what importing is
+
+    def _load(self, name: str) -> None:
+        """Import a module whose package has been imported, if it is as it was in the bundle."""
+        parent, _, last = name.rpartition(".")
+        spec = self.find_spec(name)
+        if spec is None or parent not in sys.modules:
+            return
+        module = sys.modules[name] = module_from_spec(spec)
+        try:
+            self.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        setattr(sys.modules[parent], last, module)
 
 
 def use() -> None:
@@ -78,65 +101,10 @@ def use() -> None:
     except OSError:
         return
     head = posix.pread(descriptor, _FIRST, 0)
-    start = 8 + int.from_bytes(head[4:8], "little")
-    if head[:4] != MAGIC_NUMBER or len(head) < start:
+    first = len(HEAD) + SIZE
+    start = first + int.from_bytes(head[len(HEAD) : first], "little")
+    if not head.startswith(HEAD) or len(head) < start:
         posix.close(descriptor)
         return
-    index = marshal.loads(head[8:start])  # noqa: S302
+    index = marshal.loads(head[first:start])  # noqa: S302
     sys.meta_path.insert(0, Bundle(descriptor, index, start))
-
-
-def write() -> None:
-    """Write the bundle anew, in the place of the one before. Raises OSError."""
-    from pycni.state.files import make_directories, write_file  # plugins only read it
-
-    index: dict[str, Entry] = {}
-    codes: list[bytes] = []
-    offset = 0
-    for file in _sources():
-        origin = f"{ROOT}/{file}"
-        with open(origin, "rb") as source:
-            code = _compiled(source.read(), origin)
-            found = posix.fstat(source.fileno())
-        index[_name(file)] = (file, found.st_size, found.st_mtime_ns, offset, len(code))
-        codes.append(code)
-        offset += len(code)
-    encoded = marshal.dumps(index)
-    head = MAGIC_NUMBER + len(encoded).to_bytes(4, "little") + encoded
-    make_directories(f"{ROOT}/__pycache__")
-    write_file(PATH, head + b"".join(codes), 0o644, sync=False)
-
-
-def _compiled(source: bytes, origin: str) -> bytes:
-    """A module's bytecode. It does not import `__future__`, which only the compiler looks at."""
-    import __future__
-
-    import ast
-
-    tree = ast.parse(source, origin)
-    features = [
-        node
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom) and node.module == "__future__"
-    ]
-    for node in features:
-        tree.body.remove(node)
-    flags = __future__.annotations.compiler_flag if features else 0
-    return marshal.dumps(compile(tree, origin, "exec", flags, dont_inherit=True))
-
-
-def _sources() -> list[str]:
-    """The modules of the plugin path as files below the package's folder."""
-    import os
-
-    found = []
-    for folder in _FOLDERS:
-        for parent, _, names in os.walk(os.path.join(ROOT, folder)):
-            below = os.path.relpath(parent, ROOT)
-            found += [os.path.join(below, name) for name in names if name.endswith(".py")]
-    return sorted(found)
-
-
-def _name(file: str) -> str:
-    module = file.removesuffix(f"/{_PACKAGE}").removesuffix(".py")
-    return f"pycni.{module.replace('/', '.')}"
