@@ -69,7 +69,7 @@ class Bundle:
     def exec_module(self, module: "ModuleType") -> None:
         spec = module.__spec__
         assert spec is not None
-        # Told here, not as the spec's location: Python would work out where bytecode of it might be.
+        # Not as the location of the spec: Python would look for a place for its bytecode.
         module.__file__ = spec.origin
         offset, length = spec.loader_state
         part = posix.pread(self._descriptor, length, self._start + offset)
