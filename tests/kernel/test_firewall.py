@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness import Attachment, Namespace, ask, ipset_elements, nft_list, run_in, service
+from harness import Attachment, Host, Namespace, ask, ipset_elements, nft_list, run_in, service
 from harness import firewalld as real
 from harness.faults import each_change_failing
 from harness.firewalld import Firewalld
@@ -680,3 +682,25 @@ def test_no_bus_is_no_firewalld(
     assert "start dbus and firewalld" in error["details"]
     machines.chained("firewall", one).add()
     assert ipset_elements() == in_sets(one)
+
+
+@pytest.mark.parametrize(("bus", "asked"), [(False, False), (True, True)])
+def test_what_speaks_to_the_bus_is_loaded_where_there_is_one(
+    host: Host, tmp_path: Path, bus: bool, asked: bool
+) -> None:
+    """It takes longer to load than all else of a plugin's process."""
+    place = tmp_path / "bus"
+    if bus:
+        place.touch()
+    script = f"""if True:
+        import sys
+        from pycni.kernel import firewalld
+        from pycni.kernel.nfnetlink import NetfilterSocket
+        firewalld.PROGRAM, firewalld.BUS = "/bin/true", {str(place)!r}
+        assert not firewalld.is_active(NetfilterSocket())
+        print("jeepney" in sys.modules)
+    """
+    environ = {name: value for name, value in os.environ.items() if "DBUS" not in name}
+    argv = [sys.executable, "-c", script]
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(asked)

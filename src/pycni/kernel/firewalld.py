@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 NAME = "org.fedoraproject.FirewallD1"
 PATH = "/org/fedoraproject/FirewallD1"
 PROGRAM = "/usr/sbin/firewalld"
+BUS = "/var/run/dbus/system_bus_socket"  # unless DBUS_SYSTEM_BUS_ADDRESS names another
 TIMEOUT = 20.0  # seconds; a reload keeps it busy
 
 # The chains it makes with its two backends.
@@ -123,14 +124,20 @@ def is_active(netfilter: NetfilterSocket) -> bool:
     """Whether firewalld decides what this host, that is, this network namespace forwards.
 
     Told by its chains; where they are missing, it may just be reloading them, so it is asked too
-    if it is installed.
+    if it is installed and there is a D-Bus.
     """
     if any(nfnetlink.chain_exists(netfilter, *chain) for chain in _CHAINS):
         return True
-    if not posix.access(PROGRAM, posix.F_OK):
+    if not (posix.access(PROGRAM, posix.F_OK) and _has_bus()):  # jeepney takes long to load
         return False
     try:
         with Firewalld() as firewalld:
             return firewalld.is_running()
     except FirewalldError:
         return False
+
+
+def _has_bus() -> bool:
+    import os  # posix.environ is that of the start
+
+    return "DBUS_SYSTEM_BUS_ADDRESS" in os.environ or posix.access(BUS, posix.F_OK)

@@ -183,7 +183,7 @@ def has_legacy(family: int, table: str) -> bool:
     """Whether iptables-legacy has used a table in this network namespace."""
     name = "ip_tables_names" if family == NFPROTO_IPV4 else "ip6_tables_names"
     try:
-        with open(f"/proc/thread-self/net/{name}", encoding="ascii") as file:
+        with open(f"/proc/thread-self/net/{name}", encoding="utf-8") as file:
             return table in file.read().split()
     except OSError:
         return False

@@ -359,7 +359,7 @@ def _options(payload: bytes) -> tuple[str, bytes]:
 def _ticks_per_microsecond() -> float:
     """How the kernel counts time in traffic control: 15.625 for some twenty years."""
     try:
-        with open("/proc/net/psched", encoding="ascii") as file:
+        with open("/proc/net/psched", encoding="utf-8") as file:
             to_microseconds, from_microseconds, clock, _ = (
                 int(word, 16) for word in file.read().split()
             )
