@@ -182,10 +182,7 @@ def test_namespaces_that_are_passed_through(host: Host, monkeypatch: pytest.Monk
     [
         # Only who rules over the processes there may mount a procfs.
         ("unshare --user --map-root-user --net", set()),
-        (
-            "unshare --net --mount sh -c 'mount -o bind,ro /proc/sys /proc/sys && exec \"$@\"' -",
-            {errno.EROFS},
-        ),
+        (f"unshare --net --mount sh -c '{READ_ONLY} && exec \"$@\"' -", {errno.EROFS}),
     ],
 )
 def test_where_a_procfs_of_its_own_would_go_too_far(around: str, said: set[int]) -> None:
