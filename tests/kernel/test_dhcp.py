@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -26,6 +27,10 @@ from harness.dhcp import (
     eventually,
 )
 from pycni.cli.install import install
+from pycni.dhcp.exchange import Client
+from pycni.dhcp.keeper import Keeper
+from pycni.dhcp.lease import Record, Store
+from pycni.dhcp.wire import Sandbox
 from pycni.spec.errors import CNIError
 
 Attach = Callable[..., Attachment]
@@ -241,7 +246,7 @@ def test_a_refusal_and_the_same_address_again(
         (tmp_path / "dnsmasq" / "leases").unlink()
         server.start()
         eventually(lambda: server.said("DHCPNAK"), "the server refused nothing")
-        eventually(lambda: daemon.said("regained"), "the lease is not regained")
+        eventually(lambda: daemon.said(": regained"), "the lease is not regained")
         assert inner(one) == [f"{address(one)}/24"]
         one.check()
 
@@ -295,11 +300,53 @@ def test_a_lost_lease_is_regained_by_the_next_daemon(
         kea.stop()
         eventually(lambda: inner(one) == [], "the address stays on the interface")
         daemon.stop(9)
-        kea.start()
+    with Kea(lan, tmp_path / "kea"):
         daemon.start()
-        eventually(lambda: daemon.state_of() == "bound", "not regained")
+        eventually(lambda: daemon.said(": regained"), "not regained")
         assert inner(one) == [f"{address(one)}/24"]
         assert ip_json("-4", "route", netns=one.sandbox) == before
+
+
+def test_a_daemon_killed_while_it_takes_an_address_off(
+    attach: Attach, lan: Network, tmp_path: Path, daemon: Daemon
+) -> None:
+    """Whichever of the file and the interface it came to, the next one puts both right."""
+    with Kea(lan, tmp_path / "kea", lifetime=(1, 2, 3)) as kea:
+        one = attach()
+        one.add()
+        before = ip_json("-4", "route", netns=one.sandbox)
+        daemon.stop(9)
+        kea.stop()
+    store = Store(str(daemon.state))
+    (record,) = store.load()
+    written = []
+
+    def save(record: Record) -> None:
+        written.append(inner(one))
+        store.save(record)
+        raise Killed
+
+    async def lose() -> None:
+        keeper = Keeper(record, client, place, save, lambda _: None, asyncio.Semaphore())
+        keeper.start()
+        while not written:
+            await asyncio.sleep(0.05)
+        await keeper.stop()
+
+    client = Client(b"test", record.wanted, record.options, False, within=0.5)
+    place = Sandbox(record.netns, record.ifname, record.identity, record.mac)
+    asyncio.run(lose())
+    assert written == [[f"{address(one)}/24"]], "it is on the interface until that is on file"
+    daemon.start()
+    eventually(lambda: inner(one) == [], "the address stays on the interface")
+    with Kea(lan, tmp_path / "kea"):
+        eventually(lambda: daemon.said(": regained"), "not regained")
+        assert inner(one) == [f"{address(one)}/24"]
+        assert ip_json("-4", "route", netns=one.sandbox) == before
+
+
+class Killed(Exception):
+    """Ends what a daemon does, at the point where it is raised."""
 
 
 def test_a_daemon_that_is_told_to_end_keeps_its_leases(

@@ -207,9 +207,10 @@ class Keeper:
         return parse_network(f"{self.lease.address}/{self.lease.prefix}")
 
     def _withhold(self) -> None:
-        """Take the address off the interface, and note the routes that go with it."""
-        if self.record.withheld is not None:
-            return
+        """Take the address off the interface, and note the routes that go with it.
+
+        The note is first: a daemon that ends between the two finds what it had begun.
+        """
         with self.sandbox.open() as space:
             found = self.sandbox.find(space)
             with space.netlink() as netlink:
@@ -219,15 +220,17 @@ class Keeper:
                     for item in addresses.dump(netlink, found.index, address.family)
                     if item.network.address == address
                 ]
-                kept = [
-                    _to_json(route)
-                    for route in routes.dump(netlink, address.family, index=found.index)
-                    if route.protocol != RTPROT_KERNEL
-                ]
-                netlink.batch([addresses.delete(found.index, network) for network in mine])
-        self.record = replace(self.record, withheld=tuple(kept))
-        self._save(self.record)
-        LOG.warning("%s: taken off the interface", self)
+                if self.record.withheld is None:
+                    kept = [
+                        _to_json(route)
+                        for route in routes.dump(netlink, address.family, index=found.index)
+                        if route.protocol != RTPROT_KERNEL
+                    ]
+                    self.record = replace(self.record, withheld=tuple(kept))
+                    self._save(self.record)
+                if mine:
+                    netlink.batch([addresses.delete(found.index, network) for network in mine])
+                    LOG.warning("%s: taken off the interface", self)
 
     def _put_back(self) -> None:
         if self.record.withheld is None:

@@ -91,8 +91,8 @@ class Record:
     """An attachment with its lease, as it is kept on disk.
 
     options: what the configuration provides, by code; wanted: the codes it requests. withheld: the
-    routes (kernel terms, as JSON) that were taken off with an address that is not ours at present;
-    None while the address is on the interface.
+    routes (kernel terms, as JSON) that go with an address that is not ours at present and has been
+    taken off the interface or is about to be; None while the address belongs there.
     """
 
     network: str
