@@ -411,6 +411,22 @@ def test_address_of_the_bridge_does_not_change(attach: Attach, ranges: tuple[Any
         assert link("bridge0")["address"] == mac
 
 
+@pytest.mark.parametrize("keys", [{}, {"isGateway": True}], ids=["plain", "gateway"])
+@pytest.mark.parametrize("address", ["", "02:00:00:00:00:01", "fe:ff:ff:ff:ff:ff"])
+def test_address_of_the_bridge_is_told_as_it_is_in_the_end(
+    attach: Attach, address: str, keys: dict[str, Any]
+) -> None:
+    """One without an address of its own takes over that of its first port."""
+    run_in(
+        None,
+        ["ip", "link", "add", "bridge0", *(["address", address] * bool(address)), "type", "bridge"],
+    )
+    for _ in range(3):
+        one = attach(**keys)
+        assert one.add()["interfaces"][0]["mac"] == link("bridge0")["address"]
+        one.delete()
+
+
 @pytest.mark.parametrize(("keys", "on"), [({"isGateway": True}, 0), ({}, 1), ({"ipMasq": True}, 1)])
 def test_multicast_snooping_only_where_another_may_be_the_router(
     attach: Attach, keys: dict[str, Any], on: int

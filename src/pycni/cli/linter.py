@@ -29,7 +29,7 @@ from pycni.sdk.chained import ChainedPlugin
 from pycni.sdk.interface import InterfacePlugin
 from pycni.sdk.plugin import Plugin
 from pycni.spec import versions
-from pycni.spec.config import NetConf
+from pycni.spec.config import NetConf, ipam_type
 from pycni.spec.fields import Anything, Config, Fault, Kind, ListOf, MapOf, Object, describe
 from pycni.spec.jsontext import JSONError, loads, lookup
 from pycni.spec.names import is_name
@@ -159,7 +159,7 @@ def _lint_plugin(
             "it works on the interface that a plugin before it has made",
         )
     ipam = lookup(own, "ipam")
-    if isinstance(plugin, InterfacePlugin) and plugin.needs_ipam and not _ipam_type(ipam):
+    if isinstance(plugin, InterfacePlugin) and plugin.needs_ipam and not ipam_type(ipam):
         yield Fault(
             _join(path, "ipam"), "missing", f"{kind} needs addresses: host-local, static or dhcp"
         )
@@ -297,15 +297,10 @@ def _version_faults(document: Mapping[str, Any]) -> Iterator[Fault]:
 
 def _address_plugin(own: Mapping[str, Any]) -> Plugin | None:
     """The address plugin that a configuration names, if it is one of ours."""
-    kind = _ipam_type(lookup(own, "ipam"))
+    kind = ipam_type(lookup(own, "ipam"))
     if kind in NAMES and _declares_ipam(load(kind).config):
         return load(kind)
     return None
-
-
-def _ipam_type(ipam: Any) -> str:
-    kind = lookup(ipam, "type") if isinstance(ipam, dict) else None
-    return kind if isinstance(kind, str) else ""
 
 
 def _declares_ipam(config: type[NetConf]) -> bool:

@@ -51,6 +51,7 @@ _BRVLAN = Struct("=BxHI")  # struct br_vlan_msg: family, reserved, index
 _KIND_DATA = {
     "bridge": Schema(
         vlan_filtering=(c.IFLA_BR_VLAN_FILTERING, U8),
+        bridge_id=(c.IFLA_BR_BRIDGE_ID, BYTES),
         mcast_snooping=(c.IFLA_BR_MCAST_SNOOPING, U8),
     ),
     "ipvlan": Schema(mode=(c.IFLA_IPVLAN_MODE, U16)),
@@ -140,8 +141,9 @@ class Link(Record):
     kind is "" for hardware and loopback. master and link are indexes, 0 for none; link is the
     peer of a veth, the parent of a macvlan, ipvlan or vlan. That index counts in another
     namespace if link_netnsid is set. promiscuity and allmulti count who asked for it. accept_ra
-    is the sysctl, None without IPv6. The fields of single kinds are None for others, hairpin and
-    isolated for all but bridge ports.
+    is the sysctl, None without IPv6. bridge_id is the address in a bridge's id: its own once that
+    was set or taken over from a port, else "". The fields of single kinds are None for others,
+    hairpin and isolated for all but bridge ports.
     """
 
     index: int
@@ -160,6 +162,7 @@ class Link(Record):
     txqlen: int = 0
     accept_ra: int | None = None
     vlan_filtering: bool | None = None
+    bridge_id: str = ""
     macvlan_mode: str | None = None
     ipvlan_mode: str | None = None
     vlan_id: int | None = None
@@ -524,6 +527,7 @@ def parse(payload: bytes) -> Link:
     info = found.get("info", {})
     kind = info.get("kind", "")
     data = info.get("data", {})
+    identity = data.get("bridge_id", b"")[2:]  # behind the priority
     port = info.get("port", {})
     ipv6 = found.get("families", {}).get("ipv6", {})
     state = found.get("operstate", 0)
@@ -544,6 +548,7 @@ def parse(payload: bytes) -> Link:
         txqlen=found.get("txqlen", 0),
         accept_ra=ipv6["settings"][3] if "settings" in ipv6 else None,
         vlan_filtering=_boolean(data.get("vlan_filtering")),
+        bridge_id=identity.hex(":") if any(identity) else "",
         macvlan_mode=_mode(MACVLAN_MODES, data.get("mode")) if kind == "macvlan" else None,
         ipvlan_mode=_mode(IPVLAN_MODES, data.get("mode")) if kind == "ipvlan" else None,
         vlan_id=data.get("id"),

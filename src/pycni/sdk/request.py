@@ -7,7 +7,8 @@ runtime, both of which have checked names and versions before a plugin sees it.
 
 from __future__ import annotations
 
-from pycni.spec.config import NetConf, config_version, network_name, valid_attachments
+from pycni.spec.config import config_version, ipam_type, network_name, valid_attachments
+from pycni.spec.jsontext import lookup
 from pycni.spec.owner import Owner
 from pycni.spec.record import Record
 from pycni.spec.result import parse_prev_result
@@ -87,4 +88,4 @@ class Request(Record):
     @property
     def ipam_type(self) -> str:
         """The address plugin that the configuration names, "" for none."""
-        return NetConf(ipam=self.document.get("ipam")).ipam_type
+        return ipam_type(lookup(self.document, "ipam"))

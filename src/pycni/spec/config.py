@@ -75,10 +75,7 @@ class NetConf(Config):
     @property
     def ipam_type(self) -> str:
         """The address plugin's name; "" for none."""
-        if not isinstance(self.ipam, dict):
-            return ""
-        kind = lookup(self.ipam, "type")
-        return kind if isinstance(kind, str) else ""
+        return ipam_type(self.ipam)
 
 
 def parse_config(data: bytes) -> dict[str, Any]:
@@ -98,6 +95,12 @@ def parse_config(data: bytes) -> dict[str, Any]:
             "stdin must hold the network configuration as one JSON object",
         )
     return document
+
+
+def ipam_type(ipam: Any) -> str:
+    """The address plugin that the value of `ipam` names; "" for none."""
+    kind = lookup(ipam, "type") if isinstance(ipam, dict) else None
+    return kind if isinstance(kind, str) else ""
 
 
 def network_name(document: Mapping[str, Any]) -> str:

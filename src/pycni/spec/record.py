@@ -49,9 +49,9 @@ class Record:
                 twice = next(name for name in fields if name in named)
                 raise TypeError(f"{self._type}: {twice} given twice")
             mine.update(zip(fields, values, strict=False))
-        self._refuse_unknown(named)
         mine.update(named)
-        if len(mine) < len(fields):
+        if mine.keys() != self._names:
+            self._refuse_unknown(named)
             missing = next(name for name in fields if name not in mine)
             raise TypeError(f"{self._type} needs {missing}")
 

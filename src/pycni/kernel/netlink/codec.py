@@ -147,16 +147,19 @@ def attributes(data: bytes, wanted: Container[int]) -> list[tuple[int, bytes]]:
     """The attributes of one level whose type is wanted: (type, payload)."""
     found = []
     offset, end = 0, len(data)
-    while offset < end:
-        if end - offset < 4:
-            raise MalformedMessage(f"{end - offset} bytes where an attribute should be")
-        size, number = _ATTRIBUTE.unpack_from(data, offset)
-        if size < 4 or offset + size > end:
-            raise MalformedMessage(f"attribute of {size} bytes in {end - offset}")
-        number &= NLA_TYPE_MASK
-        if number in wanted:
-            found.append((number, data[offset + 4 : offset + size]))
-        offset += (size + 3) & ~3
+    read = _ATTRIBUTE.unpack_from
+    try:
+        while offset < end:
+            size, number = read(data, offset)
+            stop = offset + size
+            if size < 4 or stop > end:
+                raise MalformedMessage(f"attribute of {size} bytes in {end - offset}")
+            number &= NLA_TYPE_MASK
+            if number in wanted:
+                found.append((number, data[offset + 4 : stop]))
+            offset = (stop + 3) & ~3
+    except StructError:
+        raise MalformedMessage(f"{end - offset} bytes where an attribute should be") from None
     return found
 
 

@@ -122,7 +122,7 @@ def _set_up_host_end(step: VethPair, made: Link, host: Site) -> None:
         host.request(links.update(made, up=True, alias=alias))
         return
     bridge = host.known(port.bridge)
-    if bridge.operstate != "up" or made.mac < bridge.mac:  # up: it has other ports
+    if bridge.bridge_id != bridge.mac or made.mac < bridge.mac:
         host.forget(bridge.name)  # it may have taken over its new port's address
     from pycni.kernel.steps import no_ipv6
 
