@@ -213,7 +213,7 @@ def test_the_server_goes_and_comes_back(
         eventually(lambda: daemon.state_of() == "lost", "the lease does not run out")
         eventually(lambda: inner(one) == [], "the address stays on the interface")
         assert "lost" in one.drift()
-        kea.start()
+    with Kea(lan, tmp_path / "kea"):
         eventually(lambda: daemon.state_of() == "bound", "the lease is not regained")
         assert inner(one) == [f"{address(one)}/24"]
         assert ip_json("-4", "route", netns=one.sandbox) == before
