@@ -90,6 +90,23 @@ def test_all_that_a_plugin_imports_comes_from_it(shared: Path, name: str) -> Non
     assert "pycni.spec.errors" in loaded
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_modules_hold_what_they_hold_without_it(shared: Path, name: str) -> None:
+    code = """if True:
+        import sys
+        from pycni.plugins import bundle, load
+        USE
+        import pycni.sdk.entry
+        load(NAME)
+        other = {"annotations", "__annotations__", "__cached__", "__doc__", "__loader__"}
+        for name, module in sorted(sys.modules.items()):
+            if name.startswith("pycni.") and name != "pycni.plugins.bundle":
+                print(name, sorted((key, str(type(held))) for key, held in vars(module).items()
+                                   if key not in other))
+    """.replace("NAME", repr(name))
+    assert run(shared, code.replace("USE", "bundle.use()")) == run(shared, code.replace("USE", ""))
+
+
 def test_a_failure_is_told_with_its_place_in_the_source(copy: Path) -> None:
     code = "from pycni.plugins import bundle; bundle.use()\nfrom pycni.spec.record import Record\n"
     (frame,) = run(

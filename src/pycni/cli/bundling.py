@@ -15,9 +15,10 @@ from pycni.state.files import make_directories, write_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Container
     from types import CodeType
 
-    from pycni.plugins.bundle import Entry
+    from pycni.plugins.bundle import Entry, Imports, Part
 
 _FOLDERS = ("spec", "plan", "kernel", "state", "sdk", "plugins")
 
@@ -34,12 +35,14 @@ def write() -> None:
             tree = ast.parse(source.read(), origin)
             found = os.fstat(source.fileno())
         needs = tuple(need for need in _imported(tree) if need in files)
-        part = marshal.dumps((needs, _compiled(tree, origin)))
-        index[name] = (file, found.st_size, found.st_mtime_ns, offset, len(part))
-        parts.append(part)
-        offset += len(part)
-    encoded = marshal.dumps(index)
-    head = HEAD + len(encoded).to_bytes(SIZE, "little") + encoded
+        taken = _without_imports(tree, files)
+        part: Part = needs, taken, _compiled(tree, origin)
+        encoded = marshal.dumps(part)
+        index[name] = (file, found.st_size, found.st_mtime_ns, offset, len(encoded))
+        parts.append(encoded)
+        offset += len(encoded)
+    listed = marshal.dumps(index)
+    head = HEAD + len(listed).to_bytes(SIZE, "little") + listed
     make_directories(f"{ROOT}/__pycache__")
     write_file(PATH, head + b"".join(parts), 0o644, sync=False)
 
@@ -55,6 +58,19 @@ def _imported(tree: ast.Module) -> list[str]:
     parts = (name.split(".") for name in imported)
     ways = (".".join(part[:end]) for part in parts for end in range(1, len(part) + 1))
     return list(dict.fromkeys(ways))
+
+
+def _without_imports(tree: ast.Module, files: Container[str]) -> Imports:
+    """Take from a module what it imports first thing from others of the bundle, and return it."""
+    found = [
+        node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module in files
+    ]
+    for node in found:
+        tree.body.remove(node)
+    return tuple(
+        (str(node.module), tuple((alias.name, alias.asname or alias.name) for alias in node.names))
+        for node in found
+    )
 
 
 def _compiled(tree: ast.Module, origin: str) -> CodeType:

@@ -3,7 +3,8 @@
 A plugin is a process for each call, which imports some sixty modules. For each, Python looks
 through directories, and finds, opens and checks a source and a file of bytecode; of the bundle it
 reads a part of one open file. Python's own way from an import statement to a module takes longer
-than that, so modules that a module imports first thing are loaded with it, without that way.
+than that, so modules that a module imports first thing are loaded with it, without that way, and it
+is given what it takes from them.
 `pycni install` writes the bundle (`pycni.cli.bundling`) beside Python's own caches of bytecode
 (PEP 3147). As with those, a module is taken from it only by the version of Python that compiled it,
 and while its source has the size and the time that it had. Whatever is not in it, or in no bundle
@@ -15,22 +16,27 @@ Used by `pycni.plugins.run`, before anything else is imported.
 import marshal
 import posix
 import sys
-from _frozen_importlib import ModuleSpec, module_from_spec
+from _frozen_importlib import ModuleSpec
 from _frozen_importlib_external import MAGIC_NUMBER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import ModuleType
+    from types import CodeType, ModuleType
 
-    # A source below the package's folder, its size and time, and where its part of the bundle is:
-    # the modules of the bundle that it imports first thing, and its bytecode.
+    # A source below the package's folder, its size and time, and where its part of the bundle is.
     Entry = tuple[str, int, int, int, int]
+    # The modules of the bundle that a module imports first thing; what it takes from each: names
+    # there and here; its bytecode, without these imports.
+    Imports = tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+    Part = tuple[tuple[str, ...], Imports, CodeType]
+else:
+    ModuleType = type(sys)
 
 ROOT = __file__.rpartition("/plugins/")[0]  # of the package
 PATH = f"{ROOT}/__pycache__/plugins.{sys.implementation.cache_tag}.bundle"
 PACKAGE = "__init__.py"
-HEAD = MAGIC_NUMBER + b"\2"  # Python's version, and that of what is below
+HEAD = MAGIC_NUMBER + b"\3"  # Python's version, and that of what is below
 SIZE = 4  # bytes for the size of the index, which follows
 _FIRST = 64 * 1024  # bytes: more than head and index have
 
@@ -72,20 +78,33 @@ class Bundle:
         # Not as the location of the spec: Python would look for a place for its bytecode.
         module.__file__ = spec.origin
         offset, length = spec.loader_state
-        part = posix.pread(self._descriptor, length, self._start + offset)
-        needs, code = marshal.loads(part)  # noqa: S302
+        part: Part = marshal.loads(  # noqa: S302
+            posix.pread(self._descriptor, length, self._start + offset)
+        )
+        needs, imports, code = part
         for name in needs:
             if name not in sys.modules:
                 self._load(name)
-        exec(code, module.__dict__)  # noqa: S102 - both are what importing is
+        names = module.__dict__
+        for origin, taken in imports:
+            source = sys.modules[origin]
+            for name, here in taken:
+                names[here] = getattr(source, name)
+        exec(code, names)  # noqa: S102 - both are what importing is
 
     def _load(self, name: str) -> None:
-        """Import a module whose package has been imported, if it is as it was in the bundle."""
-        parent, _, last = name.rpartition(".")
+        """Import a module whose package has been imported."""
         spec = self.find_spec(name)
-        if spec is None or parent not in sys.modules:
+        if spec is None:  # it is not as it was in the bundle
+            __import__(name)
             return
-        module = sys.modules[name] = module_from_spec(spec)
+        parent, _, last = name.rpartition(".")
+        module = sys.modules[name] = ModuleType(name)
+        module.__spec__ = spec
+        module.__loader__ = self  # type: ignore[assignment]
+        module.__package__ = spec.parent
+        if spec.submodule_search_locations is not None:
+            module.__path__ = spec.submodule_search_locations
         try:
             self.exec_module(module)
         except BaseException:

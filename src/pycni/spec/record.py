@@ -30,13 +30,19 @@ class Record:
     _defaults: ClassVar[dict[str, Any]] = {}
 
     def __init_subclass__(cls) -> None:
-        own = (name for name, kind in cls.__annotations__.items() if not _is_class_variable(kind))
-        inherited = (
-            name for base in reversed(cls.__bases__) for name in getattr(base, "_fields", ())
-        )
-        cls._fields = tuple(dict.fromkeys((*inherited, *own)))
-        cls._names = frozenset(cls._fields)
-        cls._defaults = {name: getattr(cls, name) for name in cls._fields if hasattr(cls, name)}
+        names: list[str] = []
+        defaults: dict[str, Any] = {}
+        for base in reversed(cls.__bases__):
+            if issubclass(base, Record):
+                names += base._fields
+                defaults |= base._defaults
+        names += [
+            name for name, kind in cls.__annotations__.items() if not _is_class_variable(kind)
+        ]
+        own = vars(cls)
+        cls._fields = tuple(dict.fromkeys(names))
+        cls._names = frozenset(names)
+        cls._defaults = defaults | {name: own[name] for name in cls._fields if name in own}
 
     def __init__(self, *values: Any, **named: Any) -> None:
         fields = self._fields
