@@ -29,6 +29,21 @@ def test_fields_of_a_base_come_first() -> None:
     assert (lease.ifname, lease.seconds) == ("net1", 60)
 
 
+def test_fields_of_two_bases() -> None:
+    """Of a field that both have, the default is that of the first, as with any attribute."""
+
+    class Named(Record):
+        ifname: str = "net0"
+        alias: str = "none"
+
+    class Both(TimedLease, Named):
+        alias = "mine"
+
+    both = Both(address="10.0.0.2")
+    assert (both.ifname, both.seconds, both.alias) == ("eth0", TimedLease("a").seconds, "mine")
+    assert both.replace(alias="other").alias == "other"
+
+
 @pytest.mark.parametrize(
     ("values", "named", "message"),
     [
