@@ -82,6 +82,12 @@ def address(attachment: Attachment) -> str:
     return text.partition("/")[0]
 
 
+def assert_put_back(attachment: Attachment, routes: list[dict[str, Any]]) -> None:
+    """The interface has the address that ADD returned again, and these IPv4 routes."""
+    assert inner(attachment) == [f"{address(attachment)}/24"]
+    assert ip_json("-4", "route", netns=attachment.sandbox) == routes
+
+
 @pytest.mark.parametrize("server", [Kea, Dnsmasq, Dhcpd])
 def test_a_lease_and_its_release(
     server: type[Kea | Dnsmasq | Dhcpd],
@@ -215,8 +221,7 @@ def test_the_server_goes_and_comes_back(
         assert "lost" in one.drift()
     with Kea(lan, tmp_path / "kea"):
         eventually(lambda: daemon.state_of() == "bound", "the lease is not regained")
-        assert inner(one) == [f"{address(one)}/24"]
-        assert ip_json("-4", "route", netns=one.sandbox) == before
+        assert_put_back(one, before)
         one.check()
         run_in(one.sandbox, ["ping", "-c1", "-W5", SERVER])
 
@@ -303,20 +308,18 @@ def test_a_lost_lease_is_regained_by_the_next_daemon(
     with Kea(lan, tmp_path / "kea"):
         daemon.start()
         eventually(lambda: daemon.said(": regained"), "not regained")
-        assert inner(one) == [f"{address(one)}/24"]
-        assert ip_json("-4", "route", netns=one.sandbox) == before
+        assert_put_back(one, before)
 
 
 def test_a_daemon_killed_while_it_takes_an_address_off(
     attach: Attach, lan: Network, tmp_path: Path, daemon: Daemon
 ) -> None:
     """Whichever of the file and the interface it came to, the next one puts both right."""
-    with Kea(lan, tmp_path / "kea", lifetime=(1, 2, 3)) as kea:
+    with Kea(lan, tmp_path / "kea", lifetime=(1, 2, 3)):
         one = attach()
         one.add()
         before = ip_json("-4", "route", netns=one.sandbox)
         daemon.stop(9)
-        kea.stop()
     store = Store(str(daemon.state))
     (record,) = store.load()
     written = []
@@ -341,8 +344,7 @@ def test_a_daemon_killed_while_it_takes_an_address_off(
     eventually(lambda: inner(one) == [], "the address stays on the interface")
     with Kea(lan, tmp_path / "kea"):
         eventually(lambda: daemon.said(": regained"), "not regained")
-        assert inner(one) == [f"{address(one)}/24"]
-        assert ip_json("-4", "route", netns=one.sandbox) == before
+        assert_put_back(one, before)
 
 
 class Killed(Exception):

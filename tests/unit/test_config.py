@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pycni.sdk.request import Request
 from pycni.spec.config import (
     DNS,
     Attachment,
@@ -110,7 +111,9 @@ def test_netconf_of_the_specifications_example() -> None:
     ],
 )
 def test_ipam_type(ipam: Any, kind: str) -> None:
-    assert NetConf.decode({"ipam": ipam}).ipam_type == kind
+    for document in ({"ipam": ipam}, {"IPAM": ipam}):
+        assert NetConf.decode(document).ipam_type == kind
+        assert Request("ADD", document).ipam_type == kind
 
 
 def test_capability_that_is_neither_true_nor_false() -> None:
