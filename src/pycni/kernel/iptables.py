@@ -14,7 +14,7 @@ import errno
 import posix
 from _socket import AF_INET, AF_INET6
 
-from pycni.kernel import nfnetlink, process
+from pycni.kernel import nfnetlink
 from pycni.kernel.nfnetlink import NFPROTO_IPV4
 
 TYPE_CHECKING = False
@@ -258,10 +258,14 @@ def _name(family: int, suffix: str) -> str:
 def _find(name: str) -> str | None:
     import os  # posix.environ is that of the start
 
+    from pycni.kernel import process  # a host with iptables-nft alone is asked by netlink
+
     return process.find(name, f"{os.environ.get('PATH', '')}:{SYSTEM_PATH}")
 
 
 def _run(name: str, arguments: list[str], text: str) -> str:
+    from pycni.kernel import process
+
     path = _find(name)
     if path is None:
         raise IPTablesError(errno.ENOENT, name, "not found in PATH, /usr/sbin or /sbin")
