@@ -386,10 +386,18 @@ def foreign_text(data: bytes) -> None:
 # --- the kernel ------------------------------------------------------------------------------
 
 
+def whole_link(data: bytes) -> list[object]:
+    """A link message with all that is read of it only when asked for."""
+    found = link.parse(data)
+    return [
+        getattr(found, name) for name, item in vars(link.Link).items() if isinstance(item, property)
+    ]
+
+
 def netlink(data: bytes) -> None:
     """A datagram as if from rtnetlink, and each message in it as every kind of answer."""
     decoders: list[Callable[[bytes], object]] = [
-        link.parse, link.index_of, address.parse, rule.parse, neighbour.parse, tc.parse_qdisc,
+        whole_link, link.index_of, address.parse, rule.parse, neighbour.parse, tc.parse_qdisc,
         tc.parse_class, tc.parse_filter,
     ]  # fmt: skip
     try:

@@ -73,10 +73,12 @@ def test_every_field(netlink: NetlinkSocket) -> None:
         promiscuity=2,  # one from us, one from the bridge
         allmulti=2,
         txqlen=77,
-        accept_ra=1,
-        hairpin=False,
-        isolated=False,
+        details=found.details,
+        port=found.port,
+        families=found.families,
     )
+    assert (found.accept_ra, found.hairpin, found.isolated) == (1, False, False)
+    assert (found.vlan_filtering, found.bridge_id, found.vlan_id) == (None, "", None)
     assert there["promiscuity"] == found.promiscuity
     assert found.flags & 0x301 == 0x300
     assert link.get(netlink, "br0").vlan_filtering in (False, None)

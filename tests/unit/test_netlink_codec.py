@@ -14,6 +14,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+from harness.surfaces import whole_link
 from pycni.kernel import address, link, neighbour, route, rule
 from pycni.kernel.netlink import codec
 from pycni.kernel.netlink.codec import MalformedMessage, Message, Request, Schema
@@ -36,8 +37,7 @@ OUTER = Schema(
     mac=(7, codec.MAC),
     address=(8, codec.IP),
     offset=(9, codec.S32),
-    kind=(10, codec.STRING),
-    of_kind=(11, codec.ByKind("kind", {"inner": INNER})),
+    of_kind=(11, codec.NESTED),
     pair=(12, codec.Structure("=HI")),
 )
 
@@ -95,6 +95,7 @@ def test_messages_are_split_at_their_padded_lengths() -> None:
             {"inner": {"small": 0}},
             struct.pack("=HHHHB", 12, 5 | 0x8000, 5, 1, 0) + bytes(3),
         ),
+        ({"of_kind": b"1234"}, struct.pack("=HH", 8, 11 | 0x8000) + b"1234"),
         ({"many": [1, 2]}, b"".join(struct.pack("=HHHxx", 6, 6, n) for n in (1, 2))),
     ],
 )
@@ -105,14 +106,6 @@ def test_attributes_have_the_format_of_netlink_h(values: dict[str, Any], expecte
 def test_nested_and_byteorder_flags_are_not_part_of_the_type() -> None:
     data = struct.pack("=HHI", 8, 2 | 0x4000, 0) + struct.pack("=HH", 4, 5 | 0x8000)
     assert OUTER.decode(data) == {"mark": 0, "inner": {}}
-
-
-def test_data_may_come_before_the_kind_that_tells_what_it_is() -> None:
-    data = codec.attribute(11, INNER.encode({"small": 3}))
-    kind = codec.attribute(10, b"inner\0")
-    assert OUTER.decode(data + kind) == {"kind": "inner", "of_kind": {"small": 3}}
-    assert OUTER.decode(data + codec.attribute(10, b"other\0")) == {"kind": "other"}
-    assert OUTER.decode(data) == {}
 
 
 def test_unknown_attributes_are_passed_over() -> None:
@@ -237,7 +230,7 @@ DECODERS = {
     "acknowledgement": lambda data: codec.outcome(Message(2, 0x200, 1, 1, data)),
     "capped acknowledgement": lambda data: codec.outcome(Message(2, 0x300, 1, 1, data)),
     "end of dump": lambda data: codec.outcome(Message(3, 0x200, 1, 1, data)),
-    "link": link.parse,
+    "link": whole_link,
     "link index": link.index_of,
     "address": address.parse,
     "route": lambda data: route.parse(Message(24, 0, 1, 1, data)),

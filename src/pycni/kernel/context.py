@@ -54,10 +54,10 @@ class Site:
     def netfilter(self) -> NetfilterSocket:
         """A netfilter netlink socket of this namespace, opened when first asked for."""
         if self._netfilter is None:
-            from pycni.kernel.nfnetlink import borrow
+            from pycni.kernel import nfnetlink
 
             with self.enter():
-                self._netfilter = borrow(self.namespace)
+                self._netfilter = nfnetlink.borrow(self.namespace)
         return self._netfilter
 
     def read_sysctl(self, key: str) -> str:
@@ -121,9 +121,9 @@ class Site:
         if self._netlink is not None:
             self._netlink.close()
         if self._netfilter is not None:
-            from pycni.kernel.nfnetlink import give_back
+            from pycni.kernel import nfnetlink
 
-            give_back(self._netfilter, self.namespace)
+            nfnetlink.give_back(self._netfilter, self.namespace)
         self.namespace.close()
 
 

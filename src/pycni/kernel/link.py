@@ -17,11 +17,11 @@ from pycni.kernel.netlink import constants as c
 from pycni.kernel.netlink.codec import (
     BYTES,
     MAC,
+    NESTED,
     STRING,
     U8,
     U16,
     U32,
-    ByKind,
     MalformedMessage,
     Many,
     Request,
@@ -35,15 +35,34 @@ from pycni.spec.record import Record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any, TypedDict, Unpack
 
     from pycni.kernel.netlink.codec import Message
     from pycni.kernel.netlink.socket import NetlinkSocket
+
+    class Changes(TypedDict, total=False):
+        """What `update` can change. master: an index, 0 to leave; netns: a descriptor."""
+
+        up: bool | None
+        promiscuous: bool | None
+        allmulti: bool | None
+        mtu: int | None
+        mac: str | None
+        txqlen: int | None
+        master: int | None
+        name: str | None
+        alias: str | None
+        netns: int | None
+        hairpin: bool | None
+        isolated: bool | None
+
 
 # IF_OPER_...: RFC 2863, in the words of the reference's messages.
 OPERSTATES = ("unknown", "not-present", "down", "lower-layer-down", "testing", "dormant", "up")
 _OPERSTATE_UP = OPERSTATES.index("up")
 MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8, "source": 16}
 IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
+_FLAGS = {"up": c.IFF_UP, "promiscuous": c.IFF_PROMISC, "allmulti": c.IFF_ALLMULTI}
 
 _IFINFO = Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 _BRVLAN = Struct("=BxHI")  # struct br_vlan_msg: family, reserved, index
@@ -63,14 +82,21 @@ _KIND_DATA = {
     "vlan": Schema(id=(c.IFLA_VLAN_ID, U16)),
     "vrf": Schema(table=(c.IFLA_VRF_TABLE, U32)),
 }
-_PORT_DATA = {
-    "bridge": Schema(
-        hairpin=(c.IFLA_BRPORT_MODE, U8),
-        isolated=(c.IFLA_BRPORT_ISOLATED, U8),
-    ),
-}
+_BRIDGE_PORT = Schema(
+    hairpin=(c.IFLA_BRPORT_MODE, U8),
+    isolated=(c.IFLA_BRPORT_ISOLATED, U8),
+)
 # linux/ipv6.h, DEVCONF_...: forwarding, hop limit, MTU, accept_ra, and more that is not read.
 _IPV6_SETTINGS = Structure("=4i")
+_FAMILIES = Schema(
+    ipv6=(
+        AF_INET6,
+        Schema(
+            settings=(c.IFLA_INET6_CONF, _IPV6_SETTINGS),
+            address_mode=(c.IFLA_INET6_ADDR_GEN_MODE, U8),
+        ),
+    ),
+)
 _ATTRIBUTES = Schema(
     name=(c.IFLA_IFNAME, STRING),
     altname=(c.IFLA_ALT_IFNAME, STRING),
@@ -93,25 +119,13 @@ _ATTRIBUTES = Schema(
         c.IFLA_LINKINFO,
         Schema(
             kind=(c.IFLA_INFO_KIND, STRING),
-            data=(c.IFLA_INFO_DATA, ByKind("kind", _KIND_DATA)),
+            data=(c.IFLA_INFO_DATA, NESTED),  # _KIND_DATA of the kind
             port_kind=(c.IFLA_INFO_SLAVE_KIND, STRING),
-            port=(c.IFLA_INFO_SLAVE_DATA, ByKind("port_kind", _PORT_DATA)),
+            port=(c.IFLA_INFO_SLAVE_DATA, NESTED),
         ),
     ),
-    families=(
-        c.IFLA_AF_SPEC,
-        Schema(
-            ipv6=(
-                AF_INET6,
-                Schema(
-                    settings=(c.IFLA_INET6_CONF, _IPV6_SETTINGS),
-                    address_mode=(c.IFLA_INET6_ADDR_GEN_MODE, U8),
-                ),
-            ),
-        ),
-    ),
+    families=(c.IFLA_AF_SPEC, NESTED),
 )
-_STATE = Schema(operstate=(c.IFLA_OPERSTATE, U8))
 _VLAN_INFO = Structure("=HH")  # struct bridge_vlan_info: flags, vid
 _PORT_VLANS = Schema(
     af_spec=(
@@ -140,10 +154,10 @@ class Link(Record):
 
     kind is "" for hardware and loopback. master and link are indexes, 0 for none; link is the
     peer of a veth, the parent of a macvlan, ipvlan or vlan. That index counts in another
-    namespace if link_netnsid is set. promiscuity and allmulti count who asked for it. accept_ra
-    is the sysctl, None without IPv6. bridge_id is the address in a bridge's id: its own once that
-    was set or taken over from a port, else "". The fields of single kinds are None for others,
-    hairpin and isolated for all but bridge ports.
+    namespace if link_netnsid is set. promiscuity and allmulti count who asked for it.
+
+    What only some links have is read when asked for, of the kernel's attributes in `details` (of
+    its kind), `port` (of a bridge) and `families`, and is None for others.
     """
 
     index: int
@@ -160,20 +174,59 @@ class Link(Record):
     promiscuity: int = 0
     allmulti: int = 0
     txqlen: int = 0
-    accept_ra: int | None = None
-    vlan_filtering: bool | None = None
-    bridge_id: str = ""
-    macvlan_mode: str | None = None
-    ipvlan_mode: str | None = None
-    vlan_id: int | None = None
-    vrf_table: int | None = None
-    hairpin: bool | None = None
-    isolated: bool | None = None
+    details: bytes = b""
+    port: bytes = b""
+    families: bytes = b""
 
     @property
     def is_up(self) -> bool:
         """Whether it was set up; whether it also carries traffic is in operstate."""
         return bool(self.flags & c.IFF_UP)
+
+    @property
+    def accept_ra(self) -> int | None:
+        """The sysctl; None without IPv6."""
+        settings = (_FAMILIES.first("ipv6", self.families) or {}).get("settings")
+        return None if settings is None else settings[3]
+
+    @property
+    def vlan_filtering(self) -> bool | None:
+        return _boolean(self._detail("bridge", "vlan_filtering"))
+
+    @property
+    def bridge_id(self) -> str:
+        """The address in a bridge's id: its own once that was set or taken over from a port."""
+        identity: bytes = (self._detail("bridge", "bridge_id") or b"")[2:]  # behind the priority
+        return identity.hex(":") if any(identity) else ""
+
+    @property
+    def macvlan_mode(self) -> str | None:
+        return _mode(MACVLAN_MODES, self._detail("macvlan", "mode"))
+
+    @property
+    def ipvlan_mode(self) -> str | None:
+        return _mode(IPVLAN_MODES, self._detail("ipvlan", "mode"))
+
+    @property
+    def vlan_id(self) -> int | None:
+        number: int | None = self._detail("vlan", "id")
+        return number
+
+    @property
+    def vrf_table(self) -> int | None:
+        table: int | None = self._detail("vrf", "table")
+        return table
+
+    @property
+    def hairpin(self) -> bool | None:
+        return _boolean(_BRIDGE_PORT.first("hairpin", self.port))
+
+    @property
+    def isolated(self) -> bool | None:
+        return _boolean(_BRIDGE_PORT.first("isolated", self.port))
+
+    def _detail(self, kind: str, name: str) -> Any:
+        return _KIND_DATA[kind].first(name, self.details) if self.kind == kind else None
 
 
 class PortVlan(Record):
@@ -229,7 +282,7 @@ def wait_running(netlink: NetlinkSocket, target: int | str, deadline: float) -> 
     Raises NetlinkError: ETIMEDOUT with the state it was in, ENODEV if it is or goes away.
     """
     described = _description(netlink.request(_get_request(target)), target)
-    if _STATE.decode(described[_IFINFO.size :]).get("operstate") == _OPERSTATE_UP:
+    if _ATTRIBUTES.first("operstate", described[_IFINFO.size :]) == _OPERSTATE_UP:
         return
     netlink.subscribe((c.RTNLGRP_LINK,))
     try:
@@ -430,59 +483,40 @@ def vrf(name: str, table: int, *, up: bool = False) -> NewLink:
 # --- changing ------------------------------------------------------------------------------
 
 
-def update(
-    target: Link | int | str,
-    *,
-    up: bool | None = None,
-    promiscuous: bool | None = None,
-    allmulti: bool | None = None,
-    mtu: int | None = None,
-    mac: str | None = None,
-    txqlen: int | None = None,
-    master: int | None = None,
-    name: str | None = None,
-    alias: str | None = None,
-    netns: int | None = None,
-    hairpin: bool | None = None,
-    isolated: bool | None = None,
-) -> Request:
-    """Change what is given. master: an index, 0 to leave; netns: a descriptor to move there.
+def update(target: Link | int | str, **changes: Unpack[Changes]) -> Request:
+    """Change what is given and is not None.
 
     hairpin and isolated are for a link that is a bridge port already.
     A new name needs a target given by `Link` or index.
     """
-    flags = change = 0
-    for wanted, bit in ((up, c.IFF_UP), (promiscuous, c.IFF_PROMISC), (allmulti, c.IFF_ALLMULTI)):
-        if wanted is not None:
-            change |= bit
-            flags |= bit if wanted else 0
     index, named = _target(target)
-    changed: dict[str, object] = {
-        "mtu": mtu,
-        "mac": mac,
-        "txqlen": txqlen,
-        "master": master,
-        "name": name,
-        "alias": alias,
-        "netns": netns,
-    }
-    if named and name is not None:
-        raise ValueError(f"to rename {name!r}, name the link by its index")
-    port = {"hairpin": hairpin, "isolated": isolated}
-    if hairpin is not None or isolated is not None:
-        changed["info"] = {"port_kind": "bridge", "port": port}
-    body = _IFINFO.pack(AF_UNSPEC, 0, index, flags, change) + _ATTRIBUTES.encode(changed | named)
-    asked = {"up": up, "promiscuous": promiscuous, "allmulti": allmulti} | changed | port
-    what = ", ".join(
-        f"{key} {value}" for key, value in asked.items() if value is not None and key != "info"
-    )
-    return Request(c.RTM_NEWLINK, 0, body, f"set link {_label(target)}: {what}")
+    if named and changes.get("name") is not None:
+        raise ValueError(f"to rename {target!r}, name the link by its index")
+    flags = change = 0
+    told = []
+    attributes: dict[str, object] = {**named}
+    port: dict[str, object] = {}
+    for name, value in changes.items():
+        if value is None:
+            continue
+        told.append(f"{name} {value}")
+        if name in _FLAGS:
+            change |= _FLAGS[name]
+            flags |= _FLAGS[name] if value else 0
+        elif name in ("hairpin", "isolated"):
+            port[name] = value
+        else:
+            attributes[name] = value
+    if port:
+        attributes["info"] = {"port_kind": "bridge", "port": _BRIDGE_PORT.encode(port)}
+    body = _IFINFO.pack(AF_UNSPEC, 0, index, flags, change) + _ATTRIBUTES.encode(attributes)
+    return Request(c.RTM_NEWLINK, 0, body, f"set link {_label(target)}: {', '.join(told)}")
 
 
 def no_link_local(target: Link | int | str) -> Request:
     """Have the kernel give a link no IPv6 link-local address. EAFNOSUPPORT without IPv6."""
     index, named = _target(target)
-    mode = {"ipv6": {"address_mode": c.IN6_ADDR_GEN_MODE_NONE}}
+    mode = _FAMILIES.encode({"ipv6": {"address_mode": c.IN6_ADDR_GEN_MODE_NONE}})
     body = _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + _ATTRIBUTES.encode(named | {"families": mode})
     return Request(c.RTM_NEWLINK, 0, body, f"set link {_label(target)}: no IPv6 link-local address")
 
@@ -525,16 +559,11 @@ def parse(payload: bytes) -> Link:
     index, flags = _header(payload)
     found = _ATTRIBUTES.decode(payload[_IFINFO.size :])
     info = found.get("info", {})
-    kind = info.get("kind", "")
-    data = info.get("data", {})
-    identity = data.get("bridge_id", b"")[2:]  # behind the priority
-    port = info.get("port", {})
-    ipv6 = found.get("families", {}).get("ipv6", {})
     state = found.get("operstate", 0)
     return Link(
         index=index,
         name=found.get("name", ""),
-        kind=kind,
+        kind=info.get("kind", ""),
         mac=found.get("mac", ""),
         mtu=found.get("mtu", 0),
         flags=flags,
@@ -546,15 +575,9 @@ def parse(payload: bytes) -> Link:
         promiscuity=found.get("promiscuity", 0),
         allmulti=found.get("allmulti", 0),
         txqlen=found.get("txqlen", 0),
-        accept_ra=ipv6["settings"][3] if "settings" in ipv6 else None,
-        vlan_filtering=_boolean(data.get("vlan_filtering")),
-        bridge_id=identity.hex(":") if any(identity) else "",
-        macvlan_mode=_mode(MACVLAN_MODES, data.get("mode")) if kind == "macvlan" else None,
-        ipvlan_mode=_mode(IPVLAN_MODES, data.get("mode")) if kind == "ipvlan" else None,
-        vlan_id=data.get("id"),
-        vrf_table=data.get("table"),
-        hairpin=_boolean(port.get("hairpin")),
-        isolated=_boolean(port.get("isolated")),
+        details=info.get("data", b""),
+        port=info["port"] if info.get("port_kind") == "bridge" else b"",
+        families=found.get("families", b""),
     )
 
 
@@ -578,12 +601,12 @@ def _new(
     mac: str | None = None,
     mtu: int = 0,
     up: bool = False,
-    **attributes: int | None,
+    **more: int | None,
 ) -> NewLink:
     flags = c.IFF_UP if up else 0
-    info = {"kind": kind, "data": data}
+    info = {"kind": kind, "data": None if data is None else _KIND_DATA[kind].encode(data)}
     body = _IFINFO.pack(AF_UNSPEC, 0, 0, flags, flags) + _ATTRIBUTES.encode(
-        {"name": name, "mac": mac, "mtu": mtu or None, **attributes, "info": info}
+        {"name": name, "mac": mac, "mtu": mtu or None, **more, "info": info}
     )
     return NewLink(kind, name, body)
 

@@ -155,7 +155,7 @@ class NetfilterSocket(NetlinkSocket):
         try:
             if len(transaction) > _USUALLY_SENT:
                 self._socket.setsockopt(SOL_SOCKET, _SO_SNDBUFFORCE, len(transaction))
-            self._socket.sendto(transaction, (0, 0))
+            self._socket.send(transaction)
         except OSError as error:
             raise NetlinkError(error.errno or errno.EIO, "not sent", requests[0].what) from None
         self._judge(requests, first)
@@ -179,11 +179,11 @@ class NetfilterSocket(NetlinkSocket):
         return self._sequence - count + 1
 
     def _judge(self, requests: Sequence[Request], first: int) -> None:
-        """Read the answers: all of them are there once the send has returned."""
+        """Read the answers: all are there once the send has returned, that of the last one last."""
         acknowledged = False
         failure: NetlinkError | None = None
         try:
-            while (messages := self._read(0.0)) is not None:
+            while not acknowledged and (messages := self._read(0.0)) is not None:
                 for message in messages:
                     position = message.sequence - first - 1
                     if message.kind != NLMSG_ERROR or not -1 <= position < len(requests):
@@ -475,7 +475,9 @@ def parse_rule(found: bytes | dict[str, Any]) -> Rule:
     if "handle" not in found:
         raise MalformedMessage("a rule without a handle")
     comment, chain = _comment(found.get("userdata", b"")), ""
-    for expression in _code(found):
+    code = found.get("code", b"")
+    worth_decoding = b"immediate" in code or (b"match" in code and not comment)
+    for expression in _code(found) if worth_decoding else ():
         name, data = expression.get("name"), expression.get("data", b"")
         if name == "immediate":
             target = _IMMEDIATE.decode(data).get("data", {}).get("verdict", {})

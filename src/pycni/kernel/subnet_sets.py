@@ -58,7 +58,8 @@ class Member(Record):
 class Membership:
     """An owner's keys in the sets of their subnets, as they should be.
 
-    made: the members that `missing` last asked for; fresh: the subnets whose rules it made.
+    made: the members that `missing` last asked for; fresh: the subnets whose rules it made. new:
+    the keys are probably in no set yet, as a new container's; the kernel's refusal tells otherwise.
     """
 
     def __init__(
@@ -67,9 +68,12 @@ class Membership:
         feature: Feature,
         members: Collection[Member],
         owner: Owner,
+        *,
+        new: bool = False,
     ) -> None:
         self.made: list[Member] = []
         self.fresh: set[str] = set()
+        self._new = new
         self._netfilter = netfilter
         self._feature = feature
         self._members = members
@@ -80,6 +84,7 @@ class Membership:
 
         Rules and sets that are missing are made at once.
         """
+        new, self._new = self._new, False  # asked again, they were not: `NetfilterSocket.update`
         self.made.clear()
         if not self._members:
             return []
@@ -94,7 +99,7 @@ class Membership:
         requests: list[Request] = []
         for member in self._members:
             own = set_name(feature, member.subnet)
-            found = self._find(member, present)
+            found = self._find(member, present, own_too=not new)
             if [*found] == [own] and found[own].comment == comment:
                 continue
             # The lease is the owner's, so whoever had the address before is gone.
@@ -147,7 +152,7 @@ class Membership:
         present = self._subnets()
         for member in self._members:
             own = set_name(feature, member.subnet)
-            found = self._find(member, present)
+            found = self._find(member, present, own_too=True)
             if not found:
                 told.append(f"nftables: {member.text} is not in set inet {TABLE} {own}")
             for name, item in found.items():
@@ -172,15 +177,18 @@ class Membership:
         found = nfnetlink.rules(self._netfilter, NFPROTO_INET, TABLE, self._feature.chain)
         return [rule.comment for rule in found]
 
-    def _find(self, member: Member, present: Iterable[str]) -> dict[str, Element]:
-        """The elements with a member's key, by set: its own, and those of the subnets present."""
-        others = (subnet for subnet in present if (":" in subnet) != member.subnet.is_ipv4)
-        names = (set_name(self._feature, subnet) for subnet in (str(member.subnet), *others))
-        return {
-            name: found
-            for name in dict.fromkeys(names)
-            if (found := _element(self._netfilter, name, member.key)) is not None
-        }
+    def _find(self, member: Member, present: Iterable[str], *, own_too: bool) -> dict[str, Element]:
+        """The elements with a member's key, by set: those of the subnets present, and its own."""
+        own, found = str(member.subnet), {}
+        for subnet in dict.fromkeys((own, *present)):
+            same_family = (":" in subnet) != member.subnet.is_ipv4
+            if not same_family or (subnet == own and not own_too):
+                continue
+            name = set_name(self._feature, subnet)
+            element = _element(self._netfilter, name, member.key)
+            if element is not None:
+                found[name] = element
+        return found
 
 
 def set_name(feature: Feature, subnet: IPNetwork | str) -> str:

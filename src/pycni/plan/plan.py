@@ -57,5 +57,7 @@ class Plan(Record):
         What only sets or awaits something of the interface is done again: it may depend on what
         has come since.
         """
+        if not made.steps:
+            return self
         left = [step for step in self.steps if step.follows_link or step not in made.steps]
         return self.replace(steps=tuple(left))

@@ -204,7 +204,7 @@ class BridgePlugin(InterfacePlugin):
             )
 
     def plan(self, request: Request, config: BridgeConfig, network: Result) -> Plan:
-        ifname = request.ifname
+        owner, ifname = request.owner, request.ifname
         outer = host_end(request, network, config.bridge, config.gateway_link)
         mac = requested_mac(config, request.args) or _lasting_mac(network)
         port = BridgePort(config.bridge, config.hairpin_mode, config.port_isolation, config.vlans)
@@ -233,9 +233,9 @@ class BridgePlugin(InterfacePlugin):
                 steps.append(VLANGateway(config.gateway_link, config.bridge, vlans))
                 interfaces.append(Reported(HOST, config.gateway_link))
             steps.append(GatewayAddress(config.gateway_link, gateways, config.force_address))
-        steps.append(VethPair(request.owner, ifname, outer, config.mtu, mac, port))
+        steps.append(VethPair(owner, ifname, outer, config.mtu, mac, port))
         if config.macspoofchk:
-            steps.append(SpoofGuard(request.owner, outer, ifname, mac))
+            steps.append(SpoofGuard(owner, outer, ifname, mac))
         if config.ipam_type:
             # In a network without IPv6 whose router this host is, nobody has a use for link-local
             # addresses, and each would be told to every port of the bridge.
@@ -263,7 +263,7 @@ class BridgePlugin(InterfacePlugin):
                 # What a later plugin added is not masqueraded. It comes last, without a gateway.
                 ips = own_addresses(network) or ips[:1]
             addresses = tuple(entry.address for entry in ips)
-            steps.append(Masquerade(request.owner, addresses, config.ip_masq_backend))
+            steps.append(Masquerade(owner, addresses, config.ip_masq_backend))
         # Last, since it is the one thing that cannot be taken back once others rely on it.
         families = {gateway.family for gateway in gateways}
         steps += [Forwarding(family) for family in (AF_INET, AF_INET6) if family in families]

@@ -293,8 +293,6 @@ def _check_version(plugin: Plugin, request: Request) -> None:
 
 def _check_namespace(request: Request) -> None:
     """Refuse a sandbox that is the plugin's own namespace, before anything is done to it."""
-    if request.environ.get("CNI_NETNS_OVERRIDE", "").lower() in ("1", "true"):
-        return
     try:
         if request.netns_fd is not None:
             theirs = posix.fstat(request.netns_fd)
@@ -303,7 +301,9 @@ def _check_namespace(request: Request) -> None:
         ours = posix.stat("/proc/thread-self/ns/net")
     except OSError:
         return  # a path that cannot be opened is the operation's to judge
-    if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino):
+    if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino):
+        return
+    if request.environ.get("CNI_NETNS_OVERRIDE", "").lower() not in ("1", "true"):
         raise CNIError(
             INVALID_NETNS,
             "plugin's netns and netns from CNI_NETNS should not be the same",

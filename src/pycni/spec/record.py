@@ -11,7 +11,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+    from typing import Any, Self, TypeVar, dataclass_transform
 
     _T = TypeVar("_T")
 else:
@@ -25,69 +25,73 @@ else:
 class Record:
     """Base of all plain data. Mutable defaults are shared, so use tuples or None for them."""
 
-    _fields: ClassVar[tuple[str, ...]] = ()
-    _names: ClassVar[frozenset[str]] = frozenset()
-    _defaults: ClassVar[dict[str, Any]] = {}
-
-    def __init_subclass__(cls) -> None:
-        names: list[str] = []
-        defaults: dict[str, Any] = {}
-        for base in reversed(cls.__bases__):
-            if issubclass(base, Record):
-                names += base._fields
-                defaults |= base._defaults
-        names += [
-            name for name, kind in cls.__annotations__.items() if not _is_class_variable(kind)
-        ]
-        own = vars(cls)
-        cls._fields = tuple(dict.fromkeys(names))
-        cls._names = frozenset(names)
-        cls._defaults = defaults | {name: own[name] for name in cls._fields if name in own}
-
     def __init__(self, *values: Any, **named: Any) -> None:
-        fields = self._fields
-        mine = self.__dict__
-        mine.update(self._defaults)
+        fields, names, required = _layouts.get(type(self)) or _layout(type(self))
         if values:
             if len(values) > len(fields):
                 raise TypeError(f"{self._type} takes {len(fields)} values, got {len(values)}")
-            if not named.keys().isdisjoint(fields[: len(values)]):
-                twice = next(name for name in fields if name in named)
-                raise TypeError(f"{self._type}: {twice} given twice")
-            mine.update(zip(fields, values, strict=False))
-        mine.update(named)
-        if mine.keys() != self._names:
+            for name, value in zip(fields, values, strict=False):
+                if name in named:
+                    raise TypeError(f"{self._type}: {name} given twice")
+                named[name] = value
+        if not names.issuperset(named):
             self._refuse_unknown(named)
-            missing = next(name for name in fields if name not in mine)
-            raise TypeError(f"{self._type} needs {missing}")
+        for name in required:
+            if name not in named:
+                raise TypeError(f"{self._type} needs {name}")
+        self.__dict__ = named
 
     @property
     def _type(self) -> str:
         return type(self).__name__
 
+    @property
+    def _fields(self) -> tuple[str, ...]:
+        return (_layouts.get(type(self)) or _layout(type(self)))[0]
+
+    @property
+    def _values(self) -> tuple[Any, ...]:
+        return tuple([getattr(self, name) for name in self._fields])
+
     def _refuse_unknown(self, named: dict[str, Any]) -> None:
-        if not self._names.issuperset(named):
-            unknown = ", ".join(sorted(named.keys() - self._names))
+        unknown = ", ".join(sorted(named.keys() - self._fields))
+        if unknown:
             raise TypeError(f"{self._type} has no field {unknown}")
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self.__dict__ == other.__dict__
+        return type(other) is type(self) and self._values == other._values
 
     def __hash__(self) -> int:
-        return hash((type(self), *(self.__dict__[name] for name in self._fields)))
+        return hash((type(self), self._values))
 
     def __repr__(self) -> str:
-        body = ", ".join(f"{name}={self.__dict__[name]!r}" for name in self._fields)
+        body = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._fields)
         return f"{self._type}({body})"
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
         self._refuse_unknown(changes)
         copy = object.__new__(type(self))
-        copy.__dict__.update(self.__dict__)
-        copy.__dict__.update(changes)
+        copy.__dict__ = {**self.__dict__, **changes}
         return copy
 
 
-def _is_class_variable(annotation: object) -> bool:
-    return isinstance(annotation, str) and annotation.startswith("ClassVar")
+# Of the classes that have been used: their fields in order, the same as a set, and those without
+# a default. A plugin has use for few of those that it imports.
+_layouts: dict[type[Record], tuple[tuple[str, ...], frozenset[str], tuple[str, ...]]] = {}
+
+
+def _layout(
+    cls: type[Record],
+) -> tuple[tuple[str, ...], frozenset[str], tuple[str, ...]]:
+    names: dict[str, None] = {}
+    held: set[str] = set()
+    for base in reversed(cls.__mro__):
+        held.update(vars(base))
+        for name, kind in vars(base).get("__annotations__", {}).items():
+            if not kind.startswith("ClassVar"):
+                names[name] = None
+    fields = tuple(names)
+    required = tuple([name for name in fields if name not in held])
+    found = _layouts[cls] = (fields, frozenset(fields), required)
+    return found

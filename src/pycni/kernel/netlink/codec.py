@@ -28,7 +28,7 @@ from pycni.spec.ip import IPAddress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Container, Iterator, Mapping
     from typing import Any, Protocol
 
     class Codec(Protocol):
@@ -98,6 +98,9 @@ class Outcome:
         self.offset = offset
 
 
+_SUCCESS = Outcome(0, "", None)
+
+
 def pack(kind: int, flags: int, sequence: int, port: int, body: bytes) -> bytes:
     """One message, padded so that another may follow."""
     size = _HEADER.size + len(body)
@@ -107,14 +110,14 @@ def pack(kind: int, flags: int, sequence: int, port: int, body: bytes) -> bytes:
 def unpack(data: bytes) -> list[Message]:
     """The messages of one datagram."""
     messages = []
-    offset, end = 0, len(data)
+    offset, end, head = 0, len(data), _HEADER.size
     while offset < end:
-        if end - offset < _HEADER.size:
+        if end - offset < head:
             raise MalformedMessage(f"{end - offset} bytes where a message header should be")
         size, kind, flags, sequence, port = _HEADER.unpack_from(data, offset)
-        if size < _HEADER.size or offset + size > end:
+        if not head <= size <= end - offset:
             raise MalformedMessage(f"message of {size} bytes in {end - offset}")
-        payload = data[offset + _HEADER.size : offset + size]
+        payload = data[offset + head : offset + size]
         messages.append(Message(kind, flags, sequence, port, payload))
         offset += (size + 3) & ~3
     return messages
@@ -128,6 +131,8 @@ def outcome(message: Message) -> Outcome:
     errno = -_ERROR.unpack_from(payload)[0]
     if errno < 0:
         raise MalformedMessage(f"acknowledgement with the error number {errno}")
+    if not errno and not message.flags & NLM_F_ACK_TLVS:
+        return _SUCCESS
     start = _ERROR.size
     if message.kind != NLMSG_DONE:
         # The request comes back: its header only, if capped, or if it succeeded.
@@ -143,24 +148,20 @@ def outcome(message: Message) -> Outcome:
     return Outcome(errno, explained.get("text", ""), explained.get("offset"))
 
 
-def attributes(data: bytes, wanted: Container[int]) -> list[tuple[int, bytes]]:
+def attributes(data: bytes, wanted: Container[int]) -> Iterator[tuple[int, bytes]]:
     """The attributes of one level whose type is wanted: (type, payload)."""
-    found = []
     offset, end = 0, len(data)
-    read = _ATTRIBUTE.unpack_from
+    read, mask = _ATTRIBUTE.unpack_from, NLA_TYPE_MASK
     try:
         while offset < end:
             size, number = read(data, offset)
-            stop = offset + size
-            if size < 4 or stop > end:
+            if size < 4 or offset + size > end:
                 raise MalformedMessage(f"attribute of {size} bytes in {end - offset}")
-            number &= NLA_TYPE_MASK
-            if number in wanted:
-                found.append((number, data[offset + 4 : stop]))
-            offset = (stop + 3) & ~3
+            if number & mask in wanted:
+                yield number & mask, data[offset + 4 : offset + size]
+            offset += (size + 3) & ~3
     except StructError:
         raise MalformedMessage(f"{end - offset} bytes where an attribute should be") from None
-    return found
 
 
 def attribute(number: int, payload: bytes) -> bytes:
@@ -288,29 +289,16 @@ class Many:
         return self.item.decode(data)
 
 
-class ByKind:
-    """Nested attributes whose schema depends on a string attribute beside them (IFLA_INFO_DATA)."""
-
-    __slots__ = ("beside", "schemas")
-
-    def __init__(self, beside: str, schemas: Mapping[str, Schema]) -> None:
-        self.beside = beside
-        self.schemas = schemas
-
-    def encode(self, value: Any) -> bytes:
-        raise TypeError("encoded by the schema that holds it")
-
-    def decode(self, data: bytes) -> Any:
-        raise TypeError("decoded by the schema that holds it")
-
-
 class Schema:
     """The attributes of one level: name=(type, codec). A Schema is itself a codec, for nesting."""
 
     __slots__ = ("_by_name", "_by_number")
 
     def __init__(self, **declared: tuple[int, Codec]) -> None:
-        self._by_name = declared
+        self._by_name = {
+            name: (number | NLA_F_NESTED if _is_nested(codec) else number, codec)
+            for name, (number, codec) in declared.items()
+        }
         self._by_number = {number: (name, codec) for name, (number, codec) in declared.items()}
 
     def encode(self, value: Mapping[str, Any]) -> bytes:
@@ -320,39 +308,36 @@ class Schema:
             if item is None:
                 continue
             number, codec = self._by_name[name]
-            if isinstance(codec, Many):
-                nested = NLA_F_NESTED if isinstance(codec.item, Schema) else 0
-                parts += [attribute(number | nested, codec.item.encode(one)) for one in item]
-                continue
-            if codec is FLAG and not item:
-                continue
-            if isinstance(codec, ByKind):
-                codec = codec.schemas[value[codec.beside]]
-            if isinstance(codec, Schema):
-                number |= NLA_F_NESTED
-            parts.append(attribute(number, codec.encode(item)))
+            if type(codec) is Many:
+                parts += [attribute(number, codec.encode(one)) for one in item]
+            elif item or codec is not FLAG:
+                parts.append(attribute(number, codec.encode(item)))
         return b"".join(parts)
 
     def decode(self, data: bytes) -> dict[str, Any]:
         """The attributes this schema declares, by name; others are passed over."""
         found: dict[str, Any] = {}
-        deferred = None
-        for number, payload in attributes(data, self._by_number):
-            declared = self._by_number[number]
-            name, codec = declared
-            if isinstance(codec, ByKind):
-                # The kind may come after the data.
-                deferred = deferred or []
-                deferred.append((name, codec, payload))
-            elif isinstance(codec, Many):
-                found.setdefault(name, []).append(codec.item.decode(payload))
+        by_number = self._by_number
+        for number, payload in attributes(data, by_number):
+            name, codec = by_number[number]
+            if type(codec) is Many:
+                found.setdefault(name, []).append(codec.decode(payload))
             else:
                 found[name] = codec.decode(payload)
-        for name, by_kind, payload in deferred or ():
-            schema = by_kind.schemas.get(found.get(by_kind.beside, ""))
-            if schema is not None:
-                found[name] = schema.decode(payload)
         return found
+
+    def first(self, name: str, data: bytes) -> Any:
+        """The value of one attribute, None if it is not there. What follows it is not read."""
+        number, codec = self._by_name[name]
+        for _, payload in attributes(data, (number & NLA_TYPE_MASK,)):
+            return codec.decode(payload)
+        return None
+
+
+def _is_nested(codec: Codec) -> bool:
+    if isinstance(codec, Many):
+        codec = codec.item
+    return codec is NESTED or isinstance(codec, Schema)
 
 
 U8 = Integer("=B")
@@ -364,6 +349,7 @@ BE16 = Integer(">H")
 BE32 = Integer(">I")
 STRING = Text()
 BYTES = Raw()
+NESTED = Raw()  # attributes whose schema depends on something beside them
 FLAG = Presence()
 MAC = HardwareAddress()
 IP = Address()

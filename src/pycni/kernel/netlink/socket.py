@@ -52,7 +52,7 @@ class NetlinkSocket:
     Raises OSError if the protocol is not there or the process has no free descriptor.
     """
 
-    __slots__ = ("_buffer", "_events", "_events_lost", "_groups", "_port", "_sequence", "_socket")
+    __slots__ = ("_events", "_events_lost", "_groups", "_port", "_room", "_sequence", "_socket")
 
     def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
         self._socket = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
@@ -64,7 +64,7 @@ class NetlinkSocket:
         except BaseException:
             self._socket.close()
             raise
-        self._buffer = bytearray(BUFFER)
+        self._room = BUFFER
         self._sequence = 0
         self._groups: set[int] = set()
         self._events: list[Message] = []
@@ -215,18 +215,13 @@ class NetlinkSocket:
         self._sequence += len(requests)
         if self._sequence >= 1 << 32:
             first, self._sequence = 1, len(requests)
-        data = b"".join(
-            pack(
-                request.kind,
-                request.flags | NLM_F_REQUEST | (flags or (0 if request.answered else NLM_F_ACK)),
-                first + position,
-                self._port,
-                request.body,
-            )
-            for position, request in enumerate(requests)
-        )
+        messages = []
+        for sequence, request in enumerate(requests, first):
+            asked = flags or (0 if request.answered else NLM_F_ACK)
+            kind, how = request.kind, request.flags | NLM_F_REQUEST | asked
+            messages.append(pack(kind, how, sequence, self._port, request.body))
         try:
-            self._socket.sendto(data, (0, 0))
+            self._socket.send(b"".join(messages))
         except OSError as error:
             raise NetlinkError(error.errno or errno.EIO, "not sent", requests[0].what) from None
         return first
@@ -257,13 +252,13 @@ class NetlinkSocket:
 
     def _read(self, timeout: float | None) -> list[Message] | None:
         """Read one datagram: answers are returned, notifications put aside. None: timed out."""
-        flags = MSG_TRUNC
+        flags = 0
         if timeout:
             self._socket.settimeout(timeout)
         elif timeout is not None:
-            flags |= MSG_DONTWAIT
+            flags = MSG_DONTWAIT
         try:
-            size, (port, groups) = self._socket.recvfrom_into(self._buffer, 0, flags)
+            data, _, seen, (port, groups) = self._socket.recvmsg(self._room, 0, flags)
         except (TimeoutError, BlockingIOError):
             return None
         except OSError as error:
@@ -273,12 +268,12 @@ class NetlinkSocket:
         finally:
             if timeout:
                 self._socket.settimeout(None)
-        if size > len(self._buffer):  # it was cut; with room for it, it can be asked for again
-            self._buffer = bytearray(size)
+        if seen & MSG_TRUNC:  # it was cut; with room for it, it can be asked for again
+            self._room *= 2
             raise EventsLost
         if port != 0:
             return []  # another process, not the kernel
-        messages = unpack(bytes(memoryview(self._buffer)[:size]))
+        messages = unpack(data)
         # Without a subscription, what comes from a group is an answer that was asked for by
         # NLM_F_ECHO.
         if groups and self._groups:

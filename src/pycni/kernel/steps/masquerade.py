@@ -157,7 +157,7 @@ def _membership(step: Masquerade, netfilter: NetfilterSocket) -> Membership:
         Member(network.network, network.address.packed, str(network.address))
         for network in step.addresses
     ]
-    return Membership(netfilter, SETS, members, step.owner)
+    return Membership(netfilter, SETS, members, step.owner, new=True)
 
 
 def _apply_nftables(step: Masquerade, netfilter: NetfilterSocket) -> Callable[[], None] | None:
