@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from pycni.spec.record import Record
+
+
+def _upper(text: str) -> str:
+    return text.upper()
 
 
 class Lease(Record):
@@ -42,6 +47,16 @@ def test_fields_of_two_bases() -> None:
     both = Both(address="10.0.0.2")
     assert (both.ifname, both.seconds, both.alias) == ("eth0", TimedLease("a").seconds, "mine")
     assert both.replace(alias="other").alias == "other"
+
+
+def test_a_function_may_be_a_value_and_a_default() -> None:
+    class Named(Record):
+        name: str = ""
+        spelled: Callable[[str], str] = _upper
+
+    assert Named().spelled("a") == "A"
+    assert Named(spelled=str.lower).spelled("A") == "a"
+    assert Named() == Named(spelled=_upper)
 
 
 @pytest.mark.parametrize(

@@ -14,24 +14,20 @@ _COMPATIBLE = bytes(12)
 
 
 class IPAddress:
-    """One address: `packed` is its 4 or 16 bytes in network order."""
+    """One address: `packed` is its 4 or 16 bytes in network order, `family` AF_INET or AF_INET6."""
 
-    __slots__ = ("packed",)
+    __slots__ = ("family", "packed")
 
     def __init__(self, packed: bytes) -> None:
         if len(packed) not in (4, 16):
             raise ValueError(f"an address has 4 or 16 bytes, not {len(packed)}")
         self.packed = packed
+        self.family: int = AF_INET if len(packed) == 4 else AF_INET6
 
     @classmethod
     def from_int(cls, value: int, family: int) -> IPAddress:
         """The address of a family whose bits, read as a number, are `value`."""
         return cls(value.to_bytes(4 if family == AF_INET else 16, "big"))
-
-    @property
-    def family(self) -> int:
-        """AF_INET or AF_INET6."""
-        return AF_INET if len(self.packed) == 4 else AF_INET6
 
     @property
     def is_ipv4(self) -> bool:

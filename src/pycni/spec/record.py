@@ -30,10 +30,13 @@ class Record:
         if values:
             if len(values) > len(fields):
                 raise TypeError(f"{self._type} takes {len(fields)} values, got {len(values)}")
-            for name, value in zip(fields, values, strict=False):
-                if name in named:
-                    raise TypeError(f"{self._type}: {name} given twice")
-                named[name] = value
+            given = dict(zip(fields, values, strict=False))
+            if named:
+                for name in given:
+                    if name in named:
+                        raise TypeError(f"{self._type}: {name} given twice")
+                given |= named
+            named = given
         if not names.issuperset(named):
             self._refuse_unknown(named)
         for name in required:
@@ -81,16 +84,18 @@ class Record:
 _layouts: dict[type[Record], tuple[tuple[str, ...], frozenset[str], tuple[str, ...]]] = {}
 
 
-def _layout(
-    cls: type[Record],
-) -> tuple[tuple[str, ...], frozenset[str], tuple[str, ...]]:
+def _layout(cls: type[Record]) -> tuple[tuple[str, ...], frozenset[str], tuple[str, ...]]:
     names: dict[str, None] = {}
     held: set[str] = set()
     for base in reversed(cls.__mro__):
-        held.update(vars(base))
-        for name, kind in vars(base).get("__annotations__", {}).items():
+        own = vars(base)
+        held.update(own)
+        for name, kind in own.get("__annotations__", {}).items():
             if not kind.startswith("ClassVar"):
                 names[name] = None
+        for name in names.keys() & own.keys():
+            if isinstance(own[name], type(_layout)):  # a default, which would be a method
+                setattr(base, name, staticmethod(own[name]))
     fields = tuple(names)
     required = tuple([name for name in fields if name not in held])
     found = _layouts[cls] = (fields, frozenset(fields), required)
