@@ -39,6 +39,7 @@ WAITING = 256
 REQUEST_SECONDS = 5.0  # for a launcher to say what it wants
 STDIN_SECONDS = 30.0  # for a runtime to write the configuration
 _BACKLOG = 512
+_GARBAGE = 20_000  # objects that came and stayed before Python looks for cycles among them
 
 
 class Agent:
@@ -82,6 +83,7 @@ class Agent:
             plugins.load(name)
         gc.collect()
         gc.freeze()  # what is loaded now stays for good, no need to look at it again
+        gc.set_threshold(_GARBAGE)  # calls leave few cycles
         systemd.notify("READY=1")
         try:
             self._accept()

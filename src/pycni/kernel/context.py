@@ -16,6 +16,7 @@ from pycni.plan.steps import SANDBOX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from select import poll
     from typing import Self
 
     from pycni.kernel.link import Link
@@ -127,13 +128,12 @@ class Site:
         self.namespace.close()
 
 
-def is_readable(descriptor: int) -> bool:
-    """Whether a read would not wait: there is data, or the other end has gone."""
+def _poller(descriptor: int) -> poll:
     from select import POLLIN, poll  # only the agent's calls can be given up
 
     poller = poll()
     poller.register(descriptor, POLLIN)
-    return bool(poller.poll(0))
+    return poller
 
 
 class Here:
@@ -158,7 +158,7 @@ class Kernel:
     def __init__(
         self, sandbox: Namespace | None, sandbox_path: str = "", cancel: int | None = None
     ) -> None:
-        self._cancel = cancel
+        self._cancel = None if cancel is None else _poller(cancel)
         home = namespace.current()
         self.host = Site(home)
         self.sandbox = None if sandbox is None else Site(sandbox, sandbox_path, home)
@@ -166,7 +166,7 @@ class Kernel:
     @property
     def cancelled(self) -> bool:
         """Whether whoever asked has given up."""
-        return self._cancel is not None and is_readable(self._cancel)
+        return self._cancel is not None and bool(self._cancel.poll(0))
 
     def site(self, where: str) -> Site:
         """The site that a step's `where` names."""

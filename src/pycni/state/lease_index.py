@@ -196,30 +196,32 @@ class LeaseIndex:
     def _next_clear(self, family: int, level: int, position: int) -> int:
         """The first clear bit of a level at or after a position."""
         node, bit = divmod(position, _FAN)
-        bits = self._node(family, level, node)
+        bits = self._node(_node_key(family, level, node))
         clear = ~bits & _FULL & -(1 << bit)
         if not clear:
             if level > _MAX_LEVEL:
                 raise BadIndex("the tree has no end")
             node = self._next_clear(family, level + 1, node + 1)
-            clear = ~self._node(family, level, node) & _FULL
+            clear = ~self._node(_node_key(family, level, node)) & _FULL
             if not clear:
                 raise BadIndex("a node is full and its parent does not know")
         return node * _FAN + (clear & -clear).bit_length() - 1
 
     def _set_bit(self, family: int, level: int, position: int) -> None:
         node, bit = divmod(position, _FAN)
-        old = self._node(family, level, node)
+        key = _node_key(family, level, node)
+        old = self._node(key)
         new = old | 1 << bit
-        self._change_node(_node_key(family, level, node), old, new)
+        self._change_node(key, old, new)
         if old != new == _FULL:
             self._set_bit(family, level + 1, node)
 
     def _clear_bit(self, family: int, level: int, position: int) -> None:
         node, bit = divmod(position, _FAN)
-        old = self._node(family, level, node)
+        key = _node_key(family, level, node)
+        old = self._node(key)
         new = old & ~(1 << bit)
-        self._change_node(_node_key(family, level, node), old, new)
+        self._change_node(key, old, new)
         if old == _FULL != new:
             self._clear_bit(family, level + 1, node)
 
@@ -236,8 +238,8 @@ class LeaseIndex:
             records = self._read(bucket).replace(before, key + new.to_bytes(16, "big"), 1)
             self._write(bucket, records)
 
-    def _node(self, family: int, level: int, node: int) -> int:
-        for value in self._values(_node_key(family, level, node)):
+    def _node(self, key: bytes) -> int:
+        for value in self._values(key):
             return int.from_bytes(value, "big")
         return 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from _socket import AF_UNSPEC
+
 from pycni.kernel import address as addresses
 from pycni.kernel import link as links
 from pycni.kernel.netlink.errors import NetlinkError
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 def apply(step: GatewayAddress, kernel: Kernel) -> Undo | None:
     host = kernel.host
     link = host.known(step.link)
-    present = _present(link, kernel)
+    present = _present(step, link, kernel)
     missing = [address for address in step.addresses if address not in present]
     if not missing:
         return None
@@ -58,7 +60,7 @@ def apply(step: GatewayAddress, kernel: Kernel) -> Undo | None:
 
 def check(step: GatewayAddress, kernel: Kernel) -> list[str]:
     link = kernel.host.find(step.link)
-    present = _present(link, kernel) if link is not None else []
+    present = _present(step, link, kernel) if link is not None else []
     return [
         f"gateway address {address} is missing on {step.link}"
         for address in step.addresses
@@ -66,8 +68,11 @@ def check(step: GatewayAddress, kernel: Kernel) -> list[str]:
     ]
 
 
-def _present(link: Link, kernel: Kernel) -> list[IPNetwork]:
-    return [found.network for found in addresses.dump(kernel.host.netlink, link.index)]
+def _present(step: GatewayAddress, link: Link, kernel: Kernel) -> list[IPNetwork]:
+    """The addresses that the link has, of the families that are asked for."""
+    families = {address.family for address in step.addresses}
+    family = families.pop() if len(families) == 1 else AF_UNSPEC
+    return [found.network for found in addresses.dump(kernel.host.netlink, link.index, family)]
 
 
 def _conflicts(found: IPNetwork, wanted: tuple[IPNetwork, ...]) -> bool:
