@@ -94,11 +94,14 @@ static int read_trailer(struct trailer *t)
     return 0;
 }
 
-/* Become the interpreter that runs the plugin; stdin has not been touched. */
+/*
+ * Become the interpreter that runs the plugin; stdin has not been touched. What is read and written
+ * is UTF-8, whatever the locale.
+ */
 static void run_here(const struct trailer *t)
 {
     char code[256], report[1024], *arguments[] = {
-        t->python, "-IS", "-c", code, t->package, t->libraries, report, NULL,
+        t->python, "-IS", "-X", "utf8", "-c", code, t->package, t->libraries, report, NULL,
     };
     snprintf(code, sizeof code,
              "import sys\n"

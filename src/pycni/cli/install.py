@@ -39,7 +39,7 @@ if [ -x "$python" ] && [ -f "$package/pycni/__init__.py" ]; then
 sys.path += sys.argv[1:3]
 from pycni.cli.main import main
 main(["dhcp", *sys.argv[3:]], prog_name="pycni")' "$package" '{libraries}' "$@"
-  exec "$python" -IS -c 'import sys
+  exec "$python" -IS -X utf8 -c 'import sys
 sys.path += sys.argv[1:]
 try:
     from pycni.plugins import run
@@ -69,7 +69,7 @@ _OTHER_SCRIPT = """\
 #!/bin/sh
 python={python}
 if [ -x "$python" ] && [ -f {package}/pycni/__init__.py ] && [ -e {file} ]; then
-  exec "$python" -IS -c 'import sys
+  exec "$python" -IS -X utf8 -c 'import sys
 sys.path += sys.argv[1:]
 from pycni.plugins import bundle, resolve
 bundle.use()
