@@ -88,6 +88,8 @@ def _layout(cls: type[Record]) -> tuple[tuple[str, ...], frozenset[str], tuple[s
     names: dict[str, None] = {}
     held: set[str] = set()
     for base in reversed(cls.__mro__):
+        if base is object or base is Record:
+            continue
         own = vars(base)
         held.update(own)
         for name, kind in own.get("__annotations__", {}).items():
