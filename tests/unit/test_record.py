@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -47,6 +47,15 @@ def test_fields_of_two_bases() -> None:
     both = Both(address="10.0.0.2")
     assert (both.ifname, both.seconds, both.alias) == ("eth0", TimedLease("a").seconds, "mine")
     assert both.replace(alias="other").alias == "other"
+
+
+def test_annotations_that_are_not_postponed() -> None:
+    """As in a plugin author's module without `from __future__ import annotations`."""
+    body = {"__annotations__": {"name": str, "limit": ClassVar[int]}, "limit": 3}
+    named = type("Named", (Record,), body)
+    assert repr(named("a")) == "Named(name='a')"
+    with pytest.raises(TypeError, match="Named has no field limit"):
+        named("a", limit=4)
 
 
 def test_a_function_may_be_a_value_and_a_default() -> None:

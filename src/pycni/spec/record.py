@@ -92,8 +92,9 @@ def _layout(cls: type[Record]) -> tuple[tuple[str, ...], frozenset[str], tuple[s
             continue
         own = vars(base)
         held.update(own)
-        for name, kind in own.get("__annotations__", {}).items():
-            if not kind.startswith("ClassVar"):
+        for name, kind in getattr(base, "__annotations__", {}).items():
+            # They are text, or what they name where a module does not postpone annotations.
+            if not str(kind).startswith(("ClassVar", "typing.ClassVar")):
                 names[name] = None
         for name in names.keys() & own.keys():
             if isinstance(own[name], type(_layout)):  # a default, which would be a method
