@@ -124,6 +124,25 @@ def test_large_dump_is_whole(netlink: NetlinkSocket) -> None:
     assert len(found) == count + 1
 
 
+def test_answers_longer_than_there_is_room_for(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(netlink_socket, "BUFFER", 128)
+    with NetlinkSocket() as netlink:
+        netlink.batch([link.bridge(f"br{number}") for number in range(20)])
+        assert {found.name for found in link.dump(netlink)} == names()
+    with NetlinkSocket() as netlink:
+        with pytest.raises(NetlinkError, match="answers were lost") as caught:
+            link.get(netlink, "br7")
+        assert caught.value.errno == errno.ENOBUFS
+        for _ in range(9):
+            try:
+                assert link.get(netlink, "br7").name == "br7"
+            except NetlinkError as error:
+                assert error.errno == errno.ENOBUFS
+            else:
+                return
+        pytest.fail("there was never room")
+
+
 def test_dump_that_is_disturbed_is_repeated_until_consistent(
     netlink: NetlinkSocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
