@@ -273,6 +273,13 @@ def test_any_bytes_are_decoded_or_malformed(decoder: str, data: bytes) -> None:
         assert str(error)
 
 
+def test_a_bridge_port_without_settings() -> None:
+    """Found by fuzzing: only the kind of the master."""
+    kind = codec.attribute(4, b"bridge\0")  # IFLA_INFO_SLAVE_KIND in IFLA_LINKINFO
+    found = link.parse(struct.pack("=BxHiII", 0, 1, 3, 0, 0) + codec.attribute(18, kind))
+    assert (found.index, found.hairpin, found.isolated) == (3, None, None)
+
+
 # --- what we send, as pyroute2 reads it --------------------------------------------------------
 
 

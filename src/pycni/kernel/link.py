@@ -576,7 +576,7 @@ def parse(payload: bytes) -> Link:
         allmulti=found.get("allmulti", 0),
         txqlen=found.get("txqlen", 0),
         details=info.get("data", b""),
-        port=info["port"] if info.get("port_kind") == "bridge" else b"",
+        port=info.get("port", b"") if info.get("port_kind") == "bridge" else b"",
         families=found.get("families", b""),
     )
 
