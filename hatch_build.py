@@ -33,12 +33,13 @@ def compile_launcher(source: Path, target: Path) -> bool:
     Quickest of all with musl: before main, glibc asks the processor 67 times what it can do, each
     time by an instruction that leaves a virtual machine.
     """
-    compiler = os.environ.get("CC", "cc")
-    ways = [[compiler, "-static"], [compiler]]
-    if "CC" not in os.environ:
-        ways.insert(0, ["musl-gcc", "-static"])
-    for compiler, *linking in ways:
-        path = shutil.which(compiler)
+    compiler = os.environ.get("CC")
+    if compiler is not None:
+        ways = [[compiler, "-static"], [compiler]]
+    else:
+        ways = [["musl-gcc", "-static"], ["cc", "-static"], ["cc"]]
+    for program, *linking in ways:
+        path = shutil.which(program)
         if path is None:
             continue
         command = [path, "-O2", "-Wall", "-s", *linking, "-o", str(target), str(source)]

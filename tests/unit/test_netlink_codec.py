@@ -273,6 +273,22 @@ def test_any_bytes_are_decoded_or_malformed(decoder: str, data: bytes) -> None:
         assert str(error)
 
 
+def test_a_link_s_details_may_come_before_its_kind() -> None:
+    head = struct.pack("=BxHiII", 0, 1, 3, 0, 0)
+    data, kind = codec.attribute(2, codec.attribute(1, b"\x07\0")), codec.attribute(1, b"vlan\0")
+    other = codec.attribute(1, b"other\0")
+    assert link.parse(head + codec.attribute(18, data + kind)).vlan_id == 7
+    assert link.parse(head + codec.attribute(18, data + other)).vlan_id is None
+    assert link.parse(head + codec.attribute(18, data)).vlan_id is None
+
+
+@pytest.mark.parametrize("flags", [0x000, 0x100, 0x200])
+def test_an_acknowledgement_without_the_request_is_malformed(flags: int) -> None:
+    with pytest.raises(MalformedMessage, match="acknowledgement of 8 bytes"):
+        codec.outcome(Message(2, flags, 1, 1, bytes(8)))
+    assert codec.outcome(Message(3, 0, 1, 1, bytes(4))).errno == 0
+
+
 def test_a_bridge_port_without_settings() -> None:
     """Found by fuzzing: only the kind of the master."""
     kind = codec.attribute(4, b"bridge\0")  # IFLA_INFO_SLAVE_KIND in IFLA_LINKINFO

@@ -69,9 +69,9 @@ class PtpPlugin(InterfacePlugin):
         return network.replace(ips=tuple(map(_with_gateway, own_addresses(network))))
 
     def plan(self, request: Request, config: PtpConfig, network: Result) -> Plan:
-        ifname = request.ifname
+        owner, ifname = request.owner, request.ifname
         outer = host_end(request, network)
-        steps: list[Step] = [VethPair(request.owner, ifname, outer, config.mtu)]
+        steps: list[Step] = [VethPair(owner, ifname, outer, config.mtu)]
         if any(entry.address.family == AF_INET6 for entry in network.ips):
             # There is nobody on the link whose address it could be.
             steps.append(Sysctl(HOST, f"net/ipv6/conf/{outer}/accept_dad", "0"))
@@ -81,7 +81,7 @@ class PtpPlugin(InterfacePlugin):
         steps += configure(ifname, network, by_gateway=True)
         addresses = tuple(entry.address for entry in network.ips)
         if config.ip_masq:
-            steps.append(Masquerade(request.owner, addresses, config.ip_masq_backend))
+            steps.append(Masquerade(owner, addresses, config.ip_masq_backend))
         # Last, since it is the one thing that cannot be taken back once others rely on it.
         families = {address.family for address in addresses}
         steps += [Forwarding(family) for family in (AF_INET, AF_INET6) if family in families]

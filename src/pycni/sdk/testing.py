@@ -304,7 +304,7 @@ def _install(folder: Path) -> None:
     for name in plugins.NAMES:
         path = folder / name
         start = f"import sys; sys.path.append({str(root)!r}); from pycni.plugins import run"
-        script = f'#!/bin/sh\nexec {sys.executable} -IS -c "{start}; run({name!r})"\n'
+        script = f'#!/bin/sh\nexec {sys.executable} -IS -X utf8 -c "{start}; run({name!r})"\n'
         path.write_bytes(script.encode() + plugins.MARK + name.encode() + b"\n")
         path.chmod(0o755)
 

@@ -131,20 +131,18 @@ def outcome(message: Message) -> Outcome:
     errno = -_ERROR.unpack_from(payload)[0]
     if errno < 0:
         raise MalformedMessage(f"acknowledgement with the error number {errno}")
-    if not errno and not message.flags & NLM_F_ACK_TLVS:
-        return _SUCCESS
+    if message.kind != NLMSG_DONE and len(payload) < _ERROR.size + _HEADER.size:
+        raise MalformedMessage(f"acknowledgement of {len(payload)} bytes")
+    if not message.flags & NLM_F_ACK_TLVS:
+        return Outcome(errno, "", None) if errno else _SUCCESS
     start = _ERROR.size
     if message.kind != NLMSG_DONE:
         # The request comes back: its header only, if capped, or if it succeeded.
-        if len(payload) < start + _HEADER.size:
-            raise MalformedMessage(f"acknowledgement of {len(payload)} bytes")
         size = _HEADER.unpack_from(payload, start)[0]
         if not errno or message.flags & NLM_F_CAPPED:
             size = _HEADER.size
         start += (size + 3) & ~3
-    explained: dict[str, Any] = {}
-    if message.flags & NLM_F_ACK_TLVS:
-        explained = _EXTENDED_ACK.decode(payload[start:])
+    explained = _EXTENDED_ACK.decode(payload[start:])
     return Outcome(errno, explained.get("text", ""), explained.get("offset"))
 
 
