@@ -289,9 +289,6 @@ class Config(Record):
     """A JSON object with declared keys. Subclasses inherit the fields of their bases."""
 
     declared: ClassVar[dict[str, Field]] = {}
-    _by_key: ClassVar[dict[str, str]] = {}  # names of fields by their keys
-    _by_folded_key: ClassVar[dict[str, str]] = {}
-    _required: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
         own = {name: value for name, value in vars(cls).items() if isinstance(value, Field)}
@@ -302,9 +299,6 @@ class Config(Record):
         for name, declared in own.items():
             setattr(cls, name, declared.default)
         super().__init_subclass__()
-        cls._by_key = {declared.key: name for name, declared in cls.declared.items()}
-        cls._by_folded_key = {key.lower(): name for key, name in cls._by_key.items()}
-        cls._required = tuple(name for name, found in cls.declared.items() if found.required)
 
     @classmethod
     def decode(cls, document: Any, path: str = "") -> Self:
@@ -343,11 +337,12 @@ class Config(Record):
         if not isinstance(document, dict):
             faults.append(Fault(path, f"{describe(document)} is not valid", "expected an object"))
             return cls()
+        by_key, by_folded_key, required = _keys.get(cls) or _read_keys(cls)
         given: dict[str, Any] = {}
         for key, value in document.items():
-            name = cls._by_key.get(key)
+            name = by_key.get(key)
             if name is None:
-                name = cls._by_folded_key.get(key.lower())
+                name = by_folded_key.get(key.lower())
                 if name is None or cls.declared[name].key in document:
                     continue
             given[name] = value
@@ -359,7 +354,7 @@ class Config(Record):
                 decoded = declared.kind.decode(value, _join(path, declared.key), faults)
                 if len(faults) == known:
                     values[name] = decoded
-        for name in cls._required:
+        for name in required:
             if given.get(name) is None:
                 declared = cls.declared[name]
                 where = _join(path, declared.key)
@@ -395,6 +390,19 @@ class Config(Record):
             "properties": properties,
             **({"required": required} if required else {}),
         }
+
+
+# Of the classes that have been read: their fields' names by key, and by key in lower case; those
+# that must be given. A plugin reads few of those that it imports.
+_keys: dict[type[Config], tuple[dict[str, str], dict[str, str], tuple[str, ...]]] = {}
+
+
+def _read_keys(cls: type[Config]) -> tuple[dict[str, str], dict[str, str], tuple[str, ...]]:
+    by_key = {declared.key: name for name, declared in cls.declared.items()}
+    by_folded_key = {key.lower(): name for key, name in by_key.items()}
+    required = tuple([name for name, found in cls.declared.items() if found.required])
+    found = _keys[cls] = (by_key, by_folded_key, required)
+    return found
 
 
 def faults_error(faults: Sequence[Fault]) -> CNIError:
