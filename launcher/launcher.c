@@ -107,6 +107,8 @@ static void run_here(const struct trailer *t)
              "import sys\n"
              "sys.path += sys.argv[1:3]\n"
              "try:\n"
+             "    from pycni import bundle\n"
+             "    bundle.use()\n"
              "    from pycni.plugins import run\n"
              "    run('%s')\n"
              "except Exception as error:\n"

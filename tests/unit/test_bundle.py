@@ -15,8 +15,9 @@ from pycni.plugins import NAMES
 SRC = Path(__file__).resolve().parents[2] / "src"
 
 _LOAD = """
-from pycni.plugins import bundle, load
+from pycni import bundle
 bundle.use()
+from pycni.plugins import load
 load("noop")
 from pycni.spec import versions
 print(type(versions.__spec__.loader).__name__, versions.CURRENT, versions.__file__)
@@ -70,9 +71,10 @@ def test_all_that_a_plugin_imports_comes_from_it(shared: Path, name: str) -> Non
     """Whatever is imported with another module is as complete as what is imported by itself."""
     code = f"""if True:
         import sys
-        from pycni.plugins import bundle, load
+        from pycni import bundle
         before = set(sys.modules)
         bundle.use()
+        from pycni.plugins import load
         import pycni.sdk.entry
         load({name!r})
         for name in sys.modules.keys() - before:
@@ -94,21 +96,49 @@ def test_all_that_a_plugin_imports_comes_from_it(shared: Path, name: str) -> Non
 def test_modules_hold_what_they_hold_without_it(shared: Path, name: str) -> None:
     code = """if True:
         import sys
-        from pycni.plugins import bundle, load
+        from pycni import bundle
         USE
+        from pycni.plugins import load
         import pycni.sdk.entry
         load(NAME)
         other = {"annotations", "__annotations__", "__cached__", "__doc__", "__loader__"}
         for name, module in sorted(sys.modules.items()):
-            if name.startswith("pycni.") and name != "pycni.plugins.bundle":
+            if name.startswith("pycni.") and name != "pycni.bundle":
                 print(name, sorted((key, str(type(held))) for key, held in vars(module).items()
                                    if key not in other))
     """.replace("NAME", repr(name))
     assert run(shared, code.replace("USE", "bundle.use()")) == run(shared, code.replace("USE", ""))
 
 
+@pytest.mark.parametrize("use", ["bundle.use()", ""])
+def test_a_module_by_its_name(copy: Path, use: str) -> None:
+    """With its packages, at once or after one of them; one that is elsewhere, and none at all."""
+    code = f"""if True:
+        import sys
+        from pycni import bundle
+        {use}
+        for name in ("pycni.kernel.steps.tap", "pycni.kernel.steps.veth", "colorsys", "pycni"):
+            assert bundle.module(name) is sys.modules[name] is bundle.module(name)
+        import pycni.kernel.steps
+        assert pycni.kernel.steps.veth is sys.modules["pycni.kernel.steps.veth"]
+        print(type(pycni.kernel.steps.tap.__spec__.loader).__name__)
+        for name in ("pycni.kernel.steps.none", "none.at.all", "none"):
+            try:
+                bundle.module(name)
+            except ImportError as error:
+                print(error.name, name in sys.modules)
+    """
+    loader = "Bundle" if use else "SourceFileLoader"
+    assert run(copy, code) == [loader, "pycni.kernel.steps.none False", "none False", "none False"]
+
+
+def test_what_is_for_type_checkers_is_not_in_it(copy: Path) -> None:
+    names = b"dataclass_transform", b"_MAC", b"TypedDict"  # two that are used, one that is not
+    assert [name in bundle_of(copy).read_bytes() for name in names] == [True, True, False]
+
+
 def test_a_failure_is_told_with_its_place_in_the_source(copy: Path) -> None:
-    code = "from pycni.plugins import bundle; bundle.use()\nfrom pycni.spec.record import Record\n"
+    code = "from pycni import bundle; bundle.use()\nfrom pycni.spec.record import Record\n"
     (frame,) = run(
         copy,
         f"{code}try:\n Record(1)\nexcept TypeError as error:\n"
@@ -133,8 +163,9 @@ def test_the_others_still_come_from_it(copy: Path, changed: str) -> None:
     source = copy / f"pycni/{changed}.py"
     source.write_text(source.read_text() + "NEW = 1\n")
     code = """if True:
-        from pycni.plugins import bundle, load
+        from pycni import bundle
         bundle.use()
+        from pycni.plugins import load
         load("noop")
         import sys
         for place in ("plugins/noop", "sdk/plugin", "spec/errors"):
@@ -148,7 +179,7 @@ def test_the_others_still_come_from_it(copy: Path, changed: str) -> None:
 
 def test_a_source_that_has_gone_is_not_loaded(copy: Path) -> None:
     (copy / "pycni/plugins/noop.py").unlink()
-    code = "from pycni.plugins import bundle, load; bundle.use()\n"
+    code = "from pycni import bundle; bundle.use()\nfrom pycni.plugins import load\n"
     (said,) = run(
         copy, f"{code}try:\n load('noop')\nexcept ImportError as error:\n print(error.name)"
     )

@@ -1,6 +1,6 @@
 """Writing the bundle of bytecode that plugins' processes load their modules from.
 
-See `pycni.plugins.bundle`, which reads it.
+See `pycni.bundle`, which reads it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ast
 import marshal
 import os
 
-from pycni.plugins.bundle import HEAD, PACKAGE, PATH, ROOT, SIZE
+from pycni.bundle import HEAD, PACKAGE, PATH, ROOT, SIZE
 from pycni.state.files import make_directories, write_file
 
 TYPE_CHECKING = False
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Container
     from types import CodeType
 
-    from pycni.plugins.bundle import Entry, Imports, Part
+    from pycni.bundle import Entry, Imports, Part
 
 _FOLDERS = ("spec", "plan", "kernel", "state", "sdk", "plugins")
 
@@ -76,7 +76,8 @@ def _without_imports(tree: ast.Module, files: Container[str]) -> Imports:
 def _compiled(tree: ast.Module, origin: str) -> CodeType:
     """A module's bytecode, without what only readers, type checkers and the compiler look at.
 
-    Those are docstrings, annotations of functions, and the import of `__future__`.
+    Those are docstrings, annotations of functions, what stands under `if TYPE_CHECKING`, and the
+    import of `__future__`.
     """
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and _is_documented(node):
@@ -85,6 +86,7 @@ def _compiled(tree: ast.Module, origin: str) -> CodeType:
             node.returns = None
         if isinstance(node, ast.arg):
             node.annotation = None
+    tree.body = [part for node in tree.body for part in _for_the_interpreter(node)]
     features = [
         node
         for node in tree.body
@@ -95,6 +97,12 @@ def _compiled(tree: ast.Module, origin: str) -> CodeType:
     flags = __future__.annotations.compiler_flag if features else 0
     code: CodeType = compile(tree, origin, "exec", flags, dont_inherit=True)
     return code
+
+
+def _for_the_interpreter(node: ast.stmt) -> list[ast.stmt]:
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return node.orelse
+    return [node]
 
 
 def _is_documented(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> bool:

@@ -42,6 +42,8 @@ main(["dhcp", *sys.argv[3:]], prog_name="pycni")' "$package" '{libraries}' "$@"
   exec "$python" -IS -X utf8 -c 'import sys
 sys.path += sys.argv[1:]
 try:
+    from pycni import bundle
+    bundle.use()
     from pycni.plugins import run
     run("{name}")
 except Exception as error:
@@ -71,8 +73,9 @@ python={python}
 if [ -x "$python" ] && [ -f {package}/pycni/__init__.py ] && [ -e {file} ]; then
   exec "$python" -IS -X utf8 -c 'import sys
 sys.path += sys.argv[1:]
-from pycni.plugins import bundle, resolve
+from pycni import bundle
 bundle.use()
+from pycni.plugins import resolve
 from pycni.sdk.entry import run
 run("{module}", "{attribute}", resolve)' {package} {folder} {libraries}
 fi

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 
+from pycni.bundle import module
 from pycni.plan.plan import Plan
 from pycni.spec.errors import (
     ALREADY_EXISTS,
@@ -127,11 +128,10 @@ def handler(kind: str) -> ModuleType:
 
     A kind with a dot is the whole name of a module: of a step that another package declares.
     """
-    module = _handlers.get(kind)
-    if module is None:
-        name = kind if "." in kind else f"{__package__}.steps.{kind}"
-        module = _handlers[kind] = __import__(name, fromlist=["apply"])
-    return module
+    found = _handlers.get(kind)
+    if found is None:
+        found = _handlers[kind] = module(kind if "." in kind else f"{__package__}.steps.{kind}")
+    return found
 
 
 _handlers: dict[str, ModuleType] = {}

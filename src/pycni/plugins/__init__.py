@@ -6,6 +6,8 @@ Each module ends in its `plugin` object. Nothing here is imported until it is as
 import gc
 import posix
 
+from pycni.bundle import module
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -44,8 +46,7 @@ def load(name: str) -> "Plugin":
     """The plugin of a name. Raises KeyError for a name that is not ours."""
     if name not in NAMES:
         raise KeyError(name)
-    module = __import__(f"{__name__}.{name.replace('-', '_')}", fromlist=["plugin"])
-    plugin: Plugin = module.plugin
+    plugin: Plugin = module(f"{__name__}.{name.replace('-', '_')}").plugin
     return plugin
 
 
@@ -70,9 +71,6 @@ def resolve(path: str) -> "Plugin | None":
 def run(name: str) -> "NoReturn":
     """Serve one call as the process of a plugin's executable, and end it."""
     gc.disable()  # it would look through what is being loaded, for garbage there is not
-    from pycni.plugins import bundle
-
-    bundle.use()
     from pycni.sdk.entry import main
 
     main(load(name), resolve)

@@ -10,7 +10,7 @@ is given what it takes from them.
 and while its source has the size and the time that it had. Whatever is not in it, or in no bundle
 at all, is imported as usual.
 
-Used by `pycni.plugins.run`, before anything else is imported.
+Used by plugins' executables, before anything else of the package is imported.
 """
 
 import marshal
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 else:
     ModuleType = type(sys)
 
-ROOT = __file__.rpartition("/plugins/")[0]  # of the package
+ROOT = __file__.rpartition("/")[0]  # of the package
 PATH = f"{ROOT}/__pycache__/plugins.{sys.implementation.cache_tag}.bundle"
 PACKAGE = "__init__.py"
 HEAD = MAGIC_NUMBER + b"\3"  # Python's version, and that of what is below
@@ -84,7 +84,7 @@ class Bundle:
         needs, imports, code = part
         for name in needs:
             if name not in sys.modules:
-                self._load(name)
+                self.load(name)
         names = module.__dict__
         for origin, taken in imports:
             source = sys.modules[origin]
@@ -92,7 +92,7 @@ class Bundle:
                 names[here] = getattr(source, name)
         exec(code, names)  # noqa: S102 - both are what importing is
 
-    def _load(self, name: str) -> None:
+    def load(self, name: str) -> None:
         """Import a module whose package has been imported."""
         spec = self.find_spec(name)
         if spec is None:  # it is not as it was in the bundle
@@ -127,3 +127,17 @@ def use() -> None:
         return
     index = marshal.loads(head[first:start])  # noqa: S302
     sys.meta_path.insert(0, Bundle(descriptor, index, start))
+
+
+def module(name: str) -> "ModuleType":
+    """The module of a name: what `importlib.import_module` returns, sooner where it is bundled."""
+    if name not in sys.modules:
+        finder = sys.meta_path[0]
+        if isinstance(finder, Bundle):
+            parent = name.rpartition(".")[0]
+            if parent:
+                module(parent)
+            finder.load(name)
+        else:
+            __import__(name)
+    return sys.modules[name]
