@@ -27,18 +27,14 @@ class Record:
 
     def __init__(self, *values: Any, **named: Any) -> None:
         fields, names, required = _layouts.get(type(self)) or _layout(type(self))
-        if values:
-            if len(values) > len(fields):
-                raise TypeError(f"{self._type} takes {len(fields)} values, got {len(values)}")
-            given = dict(zip(fields, values, strict=False))
-            if named:
-                for name in given:
-                    if name in named:
-                        raise TypeError(f"{self._type}: {name} given twice")
-                given |= named
-            named = given
         if not names.issuperset(named):
             self._refuse_unknown(named)
+        if values:
+            given = dict(zip(fields, values))  # noqa: B905 - they are counted
+            given.update(named)
+            if len(given) < len(values) + len(named):
+                self._refuse_values(values, named)
+            named = given
         for name in required:
             if name not in named:
                 raise TypeError(f"{self._type} needs {name}")
@@ -58,8 +54,14 @@ class Record:
 
     def _refuse_unknown(self, named: dict[str, Any]) -> None:
         unknown = ", ".join(sorted(named.keys() - self._fields))
-        if unknown:
-            raise TypeError(f"{self._type} has no field {unknown}")
+        raise TypeError(f"{self._type} has no field {unknown}")
+
+    def _refuse_values(self, values: tuple[Any, ...], named: dict[str, Any]) -> None:
+        fields = self._fields
+        if len(values) > len(fields):
+            raise TypeError(f"{self._type} takes {len(fields)} values, got {len(values)}")
+        twice = next(name for name in fields if name in named)
+        raise TypeError(f"{self._type}: {twice} given twice")
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and self._values == other._values
@@ -73,7 +75,9 @@ class Record:
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
-        self._refuse_unknown(changes)
+        _, names, _ = _layouts.get(type(self)) or _layout(type(self))
+        if not names.issuperset(changes):
+            self._refuse_unknown(changes)
         copy = object.__new__(type(self))
         copy.__dict__ = {**self.__dict__, **changes}
         return copy
