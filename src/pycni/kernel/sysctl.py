@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _PROC = "/proc"
 _ROOT = f"{_PROC}/sys"
 _NET = f"{_ROOT}/net/"
+_NO_PARTS = frozenset(("", ".", ".."))
 # Most values are short, and for each read the kernel clears a buffer of the size asked for.
 _USUAL = 4096
 _LIMIT = 64 * 1024
@@ -42,7 +43,7 @@ def path(key: str) -> str:
     if dot >= 0 and (slash < 0 or dot < slash):
         key = key.translate({ord("."): "/", ord("/"): "."})
     parts = key.split("/")
-    if any(part in ("", ".", "..") or "\0" in part for part in parts):
+    if not _NO_PARTS.isdisjoint(parts) or "\0" in key:
         raise ValueError(f"not a sysctl key: {key!r}")
     return f"{_ROOT}/{key}"
 
