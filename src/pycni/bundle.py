@@ -18,6 +18,7 @@ import posix
 import sys
 from _frozen_importlib import ModuleSpec
 from _frozen_importlib_external import MAGIC_NUMBER
+from _thread import RLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -131,13 +132,17 @@ def use() -> None:
 
 def module(name: str) -> "ModuleType":
     """The module of a name: what `importlib.import_module` returns, sooner where it is bundled."""
-    if name not in sys.modules:
-        finder = sys.meta_path[0]
-        if isinstance(finder, Bundle):
-            parent = name.rpartition(".")[0]
-            if parent:
-                module(parent)
-            finder.load(name)
-        else:
-            __import__(name)
+    finder = sys.meta_path[0]
+    if isinstance(finder, Bundle):
+        with _loading:
+            if name not in sys.modules:
+                parent = name.rpartition(".")[0]
+                if parent:
+                    module(parent)
+                finder.load(name)
+    else:
+        __import__(name)  # also where it is there: another thread may not be through with it
     return sys.modules[name]
+
+
+_loading = RLock()  # a module that is being loaded is there already, and not yet whole

@@ -132,6 +132,24 @@ def test_a_module_by_its_name(copy: Path, use: str) -> None:
     assert run(copy, code) == [loader, "pycni.kernel.steps.none False", "none False", "none False"]
 
 
+@pytest.mark.parametrize("use", ["bundle.use()", ""])
+def test_a_module_that_several_threads_ask_for_at_once(copy: Path, use: str) -> None:
+    source = copy / "pycni/kernel/steps/tap.py"
+    text = source.read_text()
+    source.write_text(text.replace("import errno\n", "import errno, time; time.sleep(0.2)\n", 1))
+    assert source.read_text() != text
+    run(copy, "from pycni.cli import bundling; bundling.write()")
+    code = f"""if True:
+        from concurrent.futures import ThreadPoolExecutor
+        from pycni import bundle
+        {use}
+        with ThreadPoolExecutor(8) as pool:
+            ask = lambda _: bundle.module("pycni.kernel.steps.tap").apply.__name__
+            print(*pool.map(ask, range(8)))
+    """
+    assert run(copy, code) == [" ".join(["apply"] * 8)]
+
+
 def test_what_is_for_type_checkers_is_not_in_it(copy: Path) -> None:
     names = b"dataclass_transform", b"_MAC", b"TypedDict"  # two that are used, one that is not
     assert [name in bundle_of(copy).read_bytes() for name in names] == [True, True, False]
