@@ -3,6 +3,8 @@
 Each module ends in its `plugin` object. Nothing here is imported until it is asked for.
 """
 
+from __future__ import annotations
+
 import gc
 import posix
 
@@ -42,7 +44,7 @@ NAMES = (
 MARK = b"# pycni plugin: "
 
 
-def load(name: str) -> "Plugin":
+def load(name: str) -> Plugin:
     """The plugin of a name. Raises KeyError for a name that is not ours."""
     if name not in NAMES:
         raise KeyError(name)
@@ -50,7 +52,7 @@ def load(name: str) -> "Plugin":
     return plugin
 
 
-def resolve(path: str) -> "Plugin | None":
+def resolve(path: str) -> Plugin | None:
     """The plugin behind an executable that `pycni install` wrote; None for any other."""
     name = path.rpartition("/")[2]
     if name not in NAMES or name == path:  # a mere name is no path: it would be one of any folder
@@ -68,7 +70,7 @@ def resolve(path: str) -> "Plugin | None":
     return load(name) if tail == line else None
 
 
-def run(name: str) -> "NoReturn":
+def run(name: str) -> NoReturn:
     """Serve one call as the process of a plugin's executable, and end it."""
     gc.disable()  # it would look through what is being loaded, for garbage there is not
     from pycni.sdk.entry import main

@@ -45,8 +45,12 @@ class Record:
         return type(self).__name__
 
     @property
+    def _learned(self) -> tuple[tuple[str, ...], frozenset[str], tuple[str, ...]]:
+        return _layouts.get(type(self)) or _layout(type(self))
+
+    @property
     def _fields(self) -> tuple[str, ...]:
-        return (_layouts.get(type(self)) or _layout(type(self)))[0]
+        return self._learned[0]
 
     @property
     def _values(self) -> tuple[Any, ...]:
@@ -75,8 +79,7 @@ class Record:
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
-        _, names, _ = _layouts.get(type(self)) or _layout(type(self))
-        if not names.issuperset(changes):
+        if not self._learned[1].issuperset(changes):
             self._refuse_unknown(changes)
         copy = object.__new__(type(self))
         copy.__dict__ = {**self.__dict__, **changes}
