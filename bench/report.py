@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import re
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +21,9 @@ _UNITS = {
 }
 
 
-def to_text(tables: Sequence[Table]) -> str:
+def to_text(document: Any) -> str:
     """For a terminal."""
+    tables = from_json(document)
     parts = [_text(table) for table in tables if table.rows]
     if found := verdicts(tables):
         lines = [
@@ -33,14 +31,15 @@ def to_text(tables: Sequence[Table]) -> str:
             for work, way, limit, middle, verdict in found
         ]
         parts.append("\n".join(["what must hold", *lines]))
+    parts.append(_shared(document["machine"]))
     return "\n\n".join(parts)
 
 
-def to_json(tables: Sequence[Table], rounds: int) -> dict[str, Any]:
-    """All values, with where and when they were taken."""
+def to_json(tables: Sequence[Table], rounds: int, machine: dict[str, Any]) -> dict[str, Any]:
+    """All values, with where and when they were taken. machine: what `machine` tells of it."""
     return {
         "taken": time.strftime("%Y-%m-%d", time.gmtime()),
-        "machine": _machine(),
+        "machine": machine,
         "rounds": rounds,
         "tables": [
             {
@@ -122,7 +121,7 @@ def _markdown(document: Any) -> str:
     taken = (
         f"Taken {document['taken']} on {machine['cpus']} × {machine['cpu']}, Linux "
         f"{machine['kernel']}, Python {machine['python']}, reference plugins "
-        f"{machine['reference']}; {document['rounds']} rounds."
+        f"{machine['reference']}; {document['rounds']} rounds. " + _shared(machine)
     )
     lines = ["| work | | at most | measured | |", "| --- | --- | --- | --- | --- |"]
     lines += [f"| {' | '.join(line)} |" for line in verdicts(tables)]
@@ -144,6 +143,13 @@ def _markdown(document: Any) -> str:
     return "\n\n".join(parts)
 
 
+def _shared(machine: dict[str, Any]) -> str:
+    return (
+        f"Other guests of the host had {machine['stolen']:.1%} of the processors' time, and a loop "
+        f"of Python took {machine['slowdown']:g} times its shortest time (median)."
+    )
+
+
 def _ratio(ratio: float) -> str:
     return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.1g}"
 
@@ -156,16 +162,3 @@ def _value(row: Measurement, contender: str) -> str:
 def _name(row: Measurement) -> str:
     unit = _UNITS.get(row.unit, (1, row.unit, 0))[1]
     return f"{' '.join(filter(None, (row.work, row.operation)))}, {unit}"
-
-
-def _machine() -> dict[str, Any]:
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    package = ["dpkg-query", "-W", "-f", "${Version}", "containernetworking-plugins"]
-    found = subprocess.run(package, capture_output=True, text=True, check=False)
-    return {
-        "kernel": platform.release(),
-        "cpus": os.cpu_count(),
-        "cpu": names[0] if names else platform.machine(),
-        "python": platform.python_version(),
-        "reference": found.stdout or "of unknown version",
-    }

@@ -25,6 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import growth
+import machine
 import memory
 import plot
 import report
@@ -68,25 +69,26 @@ def main() -> None:
         if os.geteuid() != 0:
             sys.exit("bench: needs root, to make network namespaces")
         private_mounts()
-        measured, complete = _run(options)
-        document = report.to_json(measured, options.rounds)
-    tables = report.from_json(document)
-    if not tables:
-        sys.exit(f"bench: nothing to measure is named {options.only!r}")
-    print(report.to_text(tables))
+        watch = machine.Watch()
+        measured, complete = _run(options, watch)
+        if not measured:
+            sys.exit(f"bench: nothing to measure is named {options.only!r}")
+        where = machine.describe() | watch.found()
+        document = report.to_json(measured, options.rounds, where)
+    print(report.to_text(document))
     if options.write_docs:
         options.json, options.plot = DOCS / "benchmark.json", DOCS / "benchmark.svg"
         report.write_page(DOCS / "benchmark.md", document)
     if options.json:
         options.json.write_text(json.dumps(document, indent=1) + "\n")
     if options.plot:
-        plot.write(tables, options.plot)
+        plot.write(report.from_json(document), options.plot)
     if not complete:
         sys.exit(1)
 
 
-def _run(options: argparse.Namespace) -> tuple[list[Table], bool]:
-    """The tables, and whether all of the work could be measured."""
+def _run(options: argparse.Namespace, watch: machine.Watch) -> tuple[list[Table], bool]:
+    """The tables, and whether all of the work could be measured. watch: looks at the machine."""
     tables = []
     failed = False
     for section in _sections(options):
@@ -95,6 +97,7 @@ def _run(options: argparse.Namespace) -> tuple[list[Table], bool]:
             if options.only in f"{section.title}: {job.name}":
                 print(f"  {section.title}: {job.name}", file=sys.stderr)
                 settle()
+                watch.look()
                 try:
                     rows += job.run()
                 except (CNIError, OSError, RuntimeError, subprocess.SubprocessError) as error:

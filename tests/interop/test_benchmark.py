@@ -27,12 +27,16 @@ def run(*argv: str | Path) -> str:
 def test_measures_everyone(tmp_path: Path) -> None:
     values = tmp_path / "values.json"
     text = run("--only", "plugins: bridge + ipMasq", "--rounds", "2", "--json", values)
-    (table,) = json.loads(values.read_text())["tables"]
+    document = json.loads(values.read_text())
+    (table,) = document["tables"]
     assert [row["operation"] for row in table["rows"]] == ["ADD", "CHECK", "DEL"]
     for row in table["rows"]:
         assert set(row["values"]) == WAYS
         assert all(len(found) == 2 and min(found) > 0 for found in row["values"].values())
         assert f"{row['work']} {row['operation']}, ms" in text
+    assert 0 <= document["machine"]["stolen"] < 1
+    assert document["machine"]["slowdown"] >= 1
+    assert "Other guests of the host had" in text
     assert run("--from", values) == text
 
 
