@@ -158,6 +158,22 @@ def test_bridge_in_the_sandbox(attach: Attach) -> None:
     assert "ifb" in one.refused()["msg"]
 
 
+def test_bridge_that_is_full(attach: Attach, tmp_path: Path) -> None:
+    one = attach(V4, bridge="br0")
+    batch = tmp_path / "batch"
+    pairs = "link add a{0} type veth peer b{0}\nlink set a{0} master br0\n"
+    batch.write_text(
+        "link add br0 type bridge\n" + "".join(pairs.format(number) for number in range(1023))
+    )
+    run_in(one.sandbox, ["ip", "-batch", str(batch)])
+    error = one.refused()
+    assert (error["code"], error["msg"]) == (100, "bridge br0 is full")
+    assert "1,023 ports" in error["details"]
+    assert "eth0" not in {item["ifname"] for item in ip_json("link", netns=one.sandbox)}
+    run_in(one.sandbox, ["ip", "link", "delete", "a0"])
+    one.add()
+
+
 def test_ipv6_is_there_at_once(attach: Attach) -> None:
     """Nobody holds the other end, so the kernel could not probe for duplicates."""
     one = attach(V4, V6)

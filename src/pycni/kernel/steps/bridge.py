@@ -8,7 +8,7 @@ import posix
 from pycni.kernel import link as links
 from pycni.kernel.netlink.constants import IFF_PROMISC
 from pycni.kernel.netlink.errors import NetlinkError
-from pycni.spec.errors import INVALID_CONFIG, CNIError
+from pycni.spec.errors import INVALID_CONFIG, KERNEL_REFUSED, CNIError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,6 +82,16 @@ def remove_unused(kernel: Kernel, name: str) -> None:
     found = kernel.host.find(name)
     if found is not None and not links.dump(kernel.host.netlink, found.index):
         kernel.host.discard(found)
+
+
+def no_port_left(name: str) -> CNIError:
+    """The error for a port that a bridge did not take because it is full (EXFULL)."""
+    return CNIError(
+        KERNEL_REFUSED,
+        f"bridge {name} is full",
+        "Linux gives a bridge 1,023 ports at most: delete attachments, or give some of the "
+        'containers a network with another "bridge"',
+    )
 
 
 def _create(step: Bridge, kernel: Kernel) -> tuple[Link, bool]:

@@ -8,6 +8,7 @@ from _struct import Struct
 from fcntl import ioctl
 
 from pycni.kernel import link as links
+from pycni.kernel.steps.bridge import no_port_left
 from pycni.kernel.steps.sub_link import require_free
 from pycni.plan.steps import SANDBOX
 from pycni.spec.errors import INVALID_CONFIG, KERNEL_REFUSED, CNIError
@@ -51,8 +52,10 @@ def apply(step: Tap, kernel: Kernel) -> Undo:
                 links.update(made, mtu=step.mtu or None, mac=step.mac or None, master=master)
             )
             sandbox.forget(step.name)
-    except BaseException:
+    except BaseException as error:
         sandbox.discard(step.name)
+        if isinstance(error, OSError) and error.errno == errno.EXFULL:
+            raise no_port_left(step.bridge) from None
         raise
     return lambda: sandbox.discard(made)
 

@@ -6,7 +6,7 @@ import errno
 
 from pycni.kernel import link as links
 from pycni.kernel.netlink.errors import NetlinkError
-from pycni.spec.errors import ALREADY_EXISTS, KERNEL_REFUSED, CNIError
+from pycni.spec.errors import ALREADY_EXISTS, CNIError
 from pycni.spec.owner import Owner, network_tag
 
 TYPE_CHECKING = False
@@ -92,12 +92,9 @@ def _create(step: VethPair, kernel: Kernel) -> Link:
         return links.create(host.netlink, request)
     except NetlinkError as error:
         if error.errno == errno.EXFULL and step.port:
-            raise CNIError(
-                KERNEL_REFUSED,
-                f"bridge {step.port.bridge} is full",
-                "Linux gives a bridge 1,023 ports at most: delete attachments, or give some of the "
-                'containers a network with another "bridge"',
-            ) from None
+            from pycni.kernel.steps.bridge import no_port_left
+
+            raise no_port_left(step.port.bridge) from None
         if error.errno != errno.EEXIST:
             raise
     if sandbox.find(step.name) is not None:
