@@ -39,6 +39,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         folder = item.path.relative_to(TESTS).parts[0]
         if folder in FOLDERS:
             item.add_marker(folder)
+        if folder == "lab":
+            # An emulator, in which Python is slow; the more on a busy machine.
+            item.add_marker(pytest.mark.timeout(600))
         (deselected if folder == "lab" and not IN_LAB else kept).append(item)
     if deselected:
         config.hook.pytest_deselected(items=deselected)
