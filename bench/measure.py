@@ -77,9 +77,7 @@ def measure(
             name = f"box-{scenario.network}-{contender.name}".replace(" ", "-")
             places[contender] = stack.enter_context(sandboxes(1, name))[0].netns
         for number in range(rounds + 1):
-            for turn in range(len(contenders)):
-                # Who comes first changes, so that nobody always pays for what others left to do.
-                contender = contenders[(number + turn) % len(contenders)]
+            for turn, contender in enumerate(in_turn(contenders, number)):
                 attachment = Attachment(f"{scenario.network}-{number}-{turn}", places[contender])
                 configs = scenario.configured(first + turn, contender.room.name)
                 spent = cycle(contender, configs, attachment, scenario.unchecked, operations)
@@ -104,8 +102,7 @@ def measure_at_once(
     values: dict[str, Values] = {"ADD": {}, "DEL": {}}
     with sandboxes(count, "at-once") as boxes:
         for number in range(rounds + 1):
-            for turn in range(len(contenders)):
-                contender = contenders[(number + turn) % len(contenders)]
+            for contender in in_turn(contenders, number):
                 configs = [scenario.configured(i, contender.room.name)[0] for i in range(count)]
                 for operation, found in values.items():
                     with inside(contender.room):
@@ -160,3 +157,13 @@ def attach(
         previous = {"prevResult": result}
         elapsed += seconds
     return result, elapsed
+
+
+def in_turn(contenders: Sequence[Contender], number: int) -> list[Contender]:
+    """The contenders in the order of a round: another begins, and every other round goes backwards.
+
+    So nobody always pays for what the same one before has left to the kernel to do.
+    """
+    first = number // 2 % len(contenders)
+    order = [*contenders[first:], *contenders[:first]]
+    return order if number % 2 else order[::-1]
