@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.attachment import Attachment
+from harness.host import ip_json
 from harness.namespaces import Namespace, inside
 from harness.services import service
 
@@ -83,6 +84,22 @@ def addresses(bridge: Attachment) -> dict[int, str]:
     """The container's addresses by version."""
     found = [ip["address"].partition("/")[0] for ip in bridge.result["ips"]]
     return {6 if ":" in address else 4: address for address in found}
+
+
+def fill_bridge(name: str, netns: Namespace | None = None) -> None:
+    """Plug veths in, both ends, until a bridge has the 1,023 ports that Linux gives one.
+
+    The first two are a0 and b0; whoever deletes one of them frees both ports.
+    """
+    missing = 1023 - len(ip_json("link", "show", "master", name, netns=netns))
+    ends = [
+        f"link set b{number // 2} master {name}\n"
+        if number % 2
+        else f"link add a{number // 2} master {name} type veth peer b{number // 2}\n"
+        for number in range(missing)
+    ]
+    commands("".join(ends), netns)
+    assert len(ip_json("link", "show", "master", name, netns=netns)) == 1023
 
 
 def commands(batch: str, netns: Namespace | None = None) -> None:

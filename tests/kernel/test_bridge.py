@@ -14,6 +14,7 @@ import pytest
 
 from harness import Attachment, Host, Namespace, ip_json, nft_list, run_in, run_plugin
 from harness.frames import ARP, IPV4, IPV6, Wire
+from harness.machines import fill_bridge
 from pycni.kernel import sysctl
 
 Sandbox = Callable[[], Namespace]
@@ -472,16 +473,10 @@ def test_name_that_is_no_bridges(attach: Attach, leases: Callable[[], set[str]])
     assert one.refused("STATUS")["code"] == 50
 
 
-def test_bridge_that_is_full(
-    attach: Attach, leases: Callable[[], set[str]], tmp_path: Path
-) -> None:
+def test_bridge_that_is_full(attach: Attach, leases: Callable[[], set[str]]) -> None:
     one = attach(isGateway=True)
     one.add()
-    pairs = "link add a{0} master bridge0 type veth peer b{0}\nlink set b{0} master bridge0\n"
-    batch = tmp_path / "batch"
-    batch.write_text("".join(pairs.format(number) for number in range(511)))
-    run_in(None, ["ip", "-batch", str(batch)])
-    assert len(ip_json("link", "show", "master", "bridge0")) == 1023
+    fill_bridge("bridge0")
     two = attach(isGateway=True)
     error = two.refused()
     assert error["code"] == 100

@@ -16,7 +16,7 @@ import pytest
 from harness import Namespace, ask, inside, ip_json, run_in, service
 from harness.changes import Watch
 from harness.injection import FULL
-from harness.machines import CLIENT, FAR, HOST, Machines
+from harness.machines import CLIENT, FAR, HOST, Machines, fill_bridge
 from pycni.kernel.netlink import socket as netlink_socket
 from pycni.kernel.netlink.codec import Request
 from pycni.plugins.bridge import BridgePlugin
@@ -822,6 +822,19 @@ def test_inspect(lab: Lab) -> None:
 
 
 # --- faults --------------------------------------------------------------------------------------
+
+
+def test_bridge_that_is_full(lab: Lab) -> None:
+    network = lab.network()
+    lab.add(network, "one")
+    run_in(None, ["ip", "link", "set", host_end(lab), "nomaster"])
+    fill_bridge("cni0")
+    (report,) = network.repair()
+    assert ("bridge", FAILED) in findings([report])
+    assert "bridge cni0 is full" in told([report])
+    run_in(None, ["ip", "link", "delete", "a0"])
+    must_be_mended(network)
+    assert lab.reaches("one") == MASQUERADED
 
 
 @pytest.mark.parametrize(("backend", "step"), [("nftables", 3), ("iptables", 8)])

@@ -16,6 +16,7 @@ import pytest
 
 from harness import Attachment, Host, Namespace, ip_json, run_in, snapshot
 from harness.faults import each_request_failing
+from harness.machines import fill_bridge
 from harness.namespaces import inside
 
 Sandbox = Callable[[], Namespace]
@@ -158,14 +159,10 @@ def test_bridge_in_the_sandbox(attach: Attach) -> None:
     assert "ifb" in one.refused()["msg"]
 
 
-def test_bridge_that_is_full(attach: Attach, tmp_path: Path) -> None:
+def test_bridge_that_is_full(attach: Attach) -> None:
     one = attach(V4, bridge="br0")
-    batch = tmp_path / "batch"
-    pairs = "link add a{0} type veth peer b{0}\nlink set a{0} master br0\n"
-    batch.write_text(
-        "link add br0 type bridge\n" + "".join(pairs.format(number) for number in range(1023))
-    )
-    run_in(one.sandbox, ["ip", "-batch", str(batch)])
+    run_in(one.sandbox, ["ip", "link", "add", "br0", "type", "bridge"])
+    fill_bridge("br0", one.sandbox)
     error = one.refused()
     assert (error["code"], error["msg"]) == (100, "bridge br0 is full")
     assert "1,023 ports" in error["details"]

@@ -23,6 +23,7 @@ from pycni.kernel.netlink.errors import NetlinkError
 from pycni.kernel.nfnetlink import NFPROTO_INET
 from pycni.kernel.route import Route
 from pycni.kernel.steps import no_ipv6
+from pycni.kernel.steps.bridge import plug_in
 from pycni.plan.steps import SANDBOX
 from pycni.spec.errors import ALREADY_EXISTS, CHECK_FAILED, CNIError
 
@@ -91,7 +92,8 @@ def _vlan_gateway(step: steps.VLANGateway, kernel: Kernel) -> None:
             f"the bridge's end of {step.name} is not on the host",
             f"remove {step.name}, and repair again",
         )
-    host.request(links.update(port, master=host.link(step.bridge).index, up=True))
+    change = links.update(port, master=host.link(step.bridge).index, up=True)
+    plug_in(host, step.bridge, change)
     from pycni.kernel.steps import port_vlans
 
     port_vlans.assign(host, port, step.vlans)
@@ -117,7 +119,7 @@ def _veth(step: steps.VethPair, kernel: Kernel) -> None:
         return
     master = host.link(port.bridge).index
     if outer.master != master:
-        host.request(links.update(outer, master=master))
+        plug_in(host, port.bridge, links.update(outer, master=master))
     no_ipv6.switch_off(host, outer.name)
     host.request(links.update(outer, up=True, hairpin=port.hairpin, isolated=port.isolated))
     if port.vlans:
@@ -139,7 +141,8 @@ def _tap(step: steps.Tap, kernel: Kernel) -> None:
     if found is None:
         handler(step.kind).apply(step, kernel)
     elif found.kind == "tun" and step.bridge:
-        sandbox.request(links.update(found, master=sandbox.link(step.bridge).index))
+        change = links.update(found, master=sandbox.link(step.bridge).index)
+        plug_in(sandbox, step.bridge, change)
 
 
 def _move_device(step: steps.MoveDevice, kernel: Kernel) -> None:

@@ -12,9 +12,10 @@ from pycni.spec.errors import INVALID_CONFIG, KERNEL_REFUSED, CNIError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pycni.kernel.context import Kernel
+    from pycni.kernel.context import Kernel, Site
     from pycni.kernel.executor import Undo
     from pycni.kernel.link import Link
+    from pycni.kernel.netlink.codec import Request
     from pycni.plan.steps import Bridge
 
 
@@ -82,6 +83,19 @@ def remove_unused(kernel: Kernel, name: str) -> None:
     found = kernel.host.find(name)
     if found is not None and not links.dump(kernel.host.netlink, found.index):
         kernel.host.discard(found)
+
+
+def plug_in(site: Site, bridge: str, change: Request) -> None:
+    """Have a change carried out that makes a link a port of a bridge.
+
+    Raises CNIError if the bridge is full, NetlinkError for any other refusal.
+    """
+    try:
+        site.request(change)
+    except NetlinkError as error:
+        if error.errno == errno.EXFULL:
+            raise no_port_left(bridge) from None
+        raise
 
 
 def no_port_left(name: str) -> CNIError:

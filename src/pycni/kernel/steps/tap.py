@@ -8,7 +8,7 @@ from _struct import Struct
 from fcntl import ioctl
 
 from pycni.kernel import link as links
-from pycni.kernel.steps.bridge import no_port_left
+from pycni.kernel.steps.bridge import plug_in
 from pycni.kernel.steps.sub_link import require_free
 from pycni.plan.steps import SANDBOX
 from pycni.spec.errors import INVALID_CONFIG, KERNEL_REFUSED, CNIError
@@ -48,14 +48,11 @@ def apply(step: Tap, kernel: Kernel) -> Undo:
     try:
         made = sandbox.link(step.name)
         if step.mtu or step.mac or master:
-            sandbox.request(
-                links.update(made, mtu=step.mtu or None, mac=step.mac or None, master=master)
-            )
+            change = links.update(made, mtu=step.mtu or None, mac=step.mac or None, master=master)
+            plug_in(sandbox, step.bridge, change)
             sandbox.forget(step.name)
-    except BaseException as error:
+    except BaseException:
         sandbox.discard(step.name)
-        if isinstance(error, OSError) and error.errno == errno.EXFULL:
-            raise no_port_left(step.bridge) from None
         raise
     return lambda: sandbox.discard(made)
 

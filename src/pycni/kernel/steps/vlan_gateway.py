@@ -7,7 +7,7 @@ import errno
 from pycni.kernel import link as links
 from pycni.kernel.netlink.errors import NetlinkError
 from pycni.kernel.steps import port_vlans, router_advertisements
-from pycni.kernel.steps.bridge import no_port_left
+from pycni.kernel.steps.bridge import plug_in
 from pycni.spec.errors import INVALID_CONFIG, CNIError
 from pycni.spec.owner import hashed_name
 
@@ -41,13 +41,11 @@ def apply(step: VLANGateway, kernel: Kernel) -> Undo | None:
         raise
     try:
         router_advertisements.refuse(host, step.name)
-        host.request(links.update(peer, master=bridge.index, up=True))
+        plug_in(host, step.bridge, links.update(peer, master=bridge.index, up=True))
         port_vlans.assign(host, host.link(peer), step.vlans)
         host.request(links.update(made, up=True))
-    except BaseException as error:
+    except BaseException:
         host.discard(made)
-        if isinstance(error, OSError) and error.errno == errno.EXFULL:
-            raise no_port_left(step.bridge) from None
         raise
     return lambda: host.discard(made)
 
