@@ -39,7 +39,7 @@ class Watch:
             end - begin for begin, end in zip(self._begin, _processor_time(), strict=True)
         )
         return {
-            "stolen": round(stolen / all_of_it, 3) if all_of_it else 0.0,
+            "stolen": round(stolen / all_of_it, 3),
             "slowdown": round(statistics.median(self._laps) / min(self._laps), 2),
         }
 

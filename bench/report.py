@@ -144,6 +144,8 @@ def _markdown(document: Any) -> str:
 
 
 def _shared(machine: dict[str, Any]) -> str:
+    if "stolen" not in machine:  # values of an earlier state of the benchmark
+        return "How much others had of the machine was not looked at."
     return (
         f"Other guests of the host had {machine['stolen']:.1%} of the processors' time, and a loop "
         f"of Python took {machine['slowdown']:g} times its shortest time (median)."
