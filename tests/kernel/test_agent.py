@@ -80,6 +80,41 @@ def test_serves_add_check_del(
     assert agent.calls() == {("bridge", "ADD"): 1, ("bridge", "CHECK"): 1, ("bridge", "DEL"): 1}
 
 
+def test_what_it_tells_of_its_calls(
+    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
+) -> None:
+    """Counts, latencies and errors: for people, and as Prometheus reads them."""
+
+    def told(command: str) -> str:
+        argv = [PYCNI, "agent", command, "--socket", agent.socket]
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+    agent.start()
+    conf, space = config(tmp_path), sandbox()
+    for number in range(2):
+        call(agent, "ADD", conf, CNI_NETNS=space.path, CNI_IFNAME=f"eth{number}")
+    refused = call(agent, "CHECK", conf, CNI_NETNS=space.path)
+    assert refused.code != 0
+    lines = told("status").splitlines()
+    rows = {tuple(words[:4]): words[4:] for words in map(str.split, lines) if words[0] == "bridge"}
+    assert set(rows) == {("bridge", "ADD", "2", "0"), ("bridge", "CHECK", "1", "1")}
+    for mean, longest in rows.values():
+        assert 0 < float(mean) <= float(longest)
+    assert refused.result["msg"] in "\n".join(lines)
+
+    metrics = dict(line.rsplit(" ", 1) for line in told("metrics").splitlines() if line[0] != "#")
+    for command, count, failed in (("ADD", 2, 0), ("CHECK", 1, 1)):
+        labels = f'plugin="bridge",command="{command}"'
+        assert int(metrics[f"pycni_agent_failed_total{{{labels}}}"]) == failed
+        assert int(metrics[f"pycni_agent_call_seconds_count{{{labels}}}"]) == count
+        assert float(metrics[f"pycni_agent_call_seconds_sum{{{labels}}}"]) > 0
+        bucket = f"pycni_agent_call_seconds_bucket{{{labels}"
+        counts = [int(value) for name, value in metrics.items() if name.startswith(bucket)]
+        assert counts == sorted(counts)
+        assert counts[-1] == count
+        assert f'{bucket},le="+Inf"}}' in metrics
+
+
 def test_calls_in_turn_share_a_thread(agent: AgentProcess) -> None:
     agent.start()
     assert agent.process is not None
