@@ -1,14 +1,16 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-unit test-kernel test-interop test-clients test-lab fuzz soak \
+.PHONY: help setup demo test test-unit test-kernel test-interop test-clients test-lab test-debian13 \
+	fuzz soak sequences adversary \
 	lint format bench bench-docs clean \
 	install-system-packages
 
 python := .venv/bin/python
 SECONDS ?= 60
+SEED ?= 0
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: install-system-packages .venv/.complete ## Install what is missing: Debian packages (as root) and .venv
 
@@ -35,8 +37,18 @@ test-lab: setup ## Tests that need a fuller kernel, in an emulator
 	@tools/system-packages lab
 	@PYCNI_LAB=1 tools/kernel-lab $(python) -m pytest tests/lab -p no:cacheprovider -q
 
+test-debian13: ## Unit and kernel tests, and containerd, in a root of Debian 13 (as root; makes it if missing)
+	@tools/debian-13 .venv/bin/python -m pytest tests/unit tests/kernel tests/clients/test_containerd.py
+
 fuzz: .venv/.fuzz ## Fuzz what comes in from outside, SECONDS=60 for each place
 	@$(python) fuzz/run --seconds $(SECONDS)
+
+sequences: setup ## Random sequences of operations, then seeded mistakes that must be found (an hour, as root)
+	@cd tests && ../$(python) -m sequences --seed $(SEED)
+	@cd tests && ../$(python) -m sequences --seed $(SEED) --mistakes --sequences 200
+
+adversary: setup ## Hostile containers and second callers, twenty times everything (half an hour, as root)
+	@cd tests && ../$(python) -m adversary --seed $(SEED)
 
 soak: setup ## Faults and load at full length; writes docs/reliability.md (an hour, as root)
 	@tools/soak/run inside --write

@@ -44,8 +44,8 @@ class Scenario:
 
 
 def data_dir(host: str) -> str:
-    """Where host-local keeps the leases of a host."""
-    return f"/run/pycni-bench/leases/{host}"
+    """Where host-local keeps the leases of a host: where any configuration may have them."""
+    return f"/run/cni/pycni-bench/{host}"
 
 
 def _ipam(families: tuple[int, ...]) -> Config:

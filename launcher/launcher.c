@@ -2,14 +2,20 @@
  * The executable of a plugin: hands the call to the agent, or runs the plugin itself.
  *
  * A container runtime starts this under a plugin's name. If an agent listens, it gets the call: the
- * environment, stdin, stderr and the opened CNI_NETNS, the latter three as descriptors. Its answer
- * comes back over the socket and is written here, so that stdout has one writer whatever happens.
- * Without an agent, or with one that refuses, this process becomes an interpreter that runs the
- * plugin; the caller sees no difference.
+ * environment and, as descriptors, what stdin said, a file for stderr, a pipe for its answer, and
+ * the opened CNI_NETNS. Its answer is written here, so that stdout has one writer whatever happens.
+ * Without an agent that begins at once, this process becomes an interpreter that runs the plugin;
+ * the caller sees no difference.
  *
- * The agent says BEGUN before it reads stdin. Until then nothing has happened and the call can be
- * served here; after that a lost connection is an error (code 11), never a second run. The death of
- * this process closes the connection, and the agent takes that as a cancel.
+ * stdin is read to its end before the agent hears of the call, and neither stdin nor stderr is
+ * passed on: an agent that is stopped would hold the caller's pipes open.
+ *
+ * The agent says BEGUN before it does anything. If that does not come within a few milliseconds,
+ * whatever the reason, the reading side of the connection is shut down: from then on the agent cannot say it, and
+ * one that cannot does nothing. What it said before is still there to be read. So either the agent
+ * does the call or this process, and never both. After BEGUN a lost agent is an error (code 11),
+ * never a second run. The death of this process closes the connection, and the agent takes that as
+ * a cancel.
  *
  * What to run is told by lines that `pycni install` appends to this file (see trailer below).
  * Protocol: src/pycni/agent/protocol.py.
@@ -18,23 +24,32 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
-#define PROTOCOL 1
+#define PROTOCOL 2
 #define BEGUN 'B'
+#define BURST_MS 2000   /* for it to begin while it gets on with other calls */
+#define BEAT_MS 100     /* after which it is not seen to get on */
+#define VERSION_MS 1000 /* for a caller by hand, who leaves stdin open, to say something */
 #define MAX_REQUEST 65536
+#define MAX_STDIN (16u << 20) /* what is longer is refused, so one byte more is enough */
 #define MAX_ANSWER (64u << 20)
 
 /* The end of this file: lines of KEY=VALUE, the last one naming the plugin. */
 struct trailer {
     char text[8192];
-    char *python, *package, *libraries, *socket, *version, *plugin;
+    char *python, *package, *libraries, *socket, *begin_ms, *version, *plugin;
 };
 
 /* Every answer of the agent: the exit code, and how much of stdout follows. */
@@ -79,7 +94,8 @@ static int read_trailer(struct trailer *t)
     struct { const char *key; char **value; } keys[] = {
         {"\npython=", &t->python},       {"\npackage=", &t->package},
         {"\nlibraries=", &t->libraries}, {"\nsocket=", &t->socket},
-        {"\nversion=", &t->version},     {"\n# pycni plugin: ", &t->plugin},
+        {"\nbegin_ms=", &t->begin_ms},   {"\nversion=", &t->version},
+        {"\n# pycni plugin: ", &t->plugin},
     };
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
         *keys[i].value = value_of(t, (size_t)size, keys[i].key);
@@ -95,11 +111,27 @@ static int read_trailer(struct trailer *t)
 }
 
 /*
- * Become the interpreter that runs the plugin; stdin has not been touched. What is read and written
- * is UTF-8, whatever the locale.
+ * Have descriptors 0 to 2 open, or what is opened next would take their place. Where stdout was
+ * closed, writing to it fails as before.
  */
-static void run_here(const struct trailer *t)
+static void open_standard_descriptors(void)
 {
+    int fd;
+    do
+        fd = open("/dev/null", fcntl(0, F_GETFD) < 0 || fcntl(1, F_GETFD) < 0 ? O_RDONLY : O_RDWR);
+    while (fd >= 0 && fd < 3);
+    if (fd >= 3)
+        close(fd);
+}
+
+/*
+ * Become the interpreter that runs the plugin. What has been read of stdin is there once more. What
+ * is read and written is UTF-8, whatever the locale.
+ */
+static void run_here(const struct trailer *t, int stdin_copy)
+{
+    if (stdin_copy >= 0 && lseek(stdin_copy, 0, SEEK_SET) == 0)
+        dup2(stdin_copy, 0);
     char code[256], report[1024], *arguments[] = {
         t->python, "-IS", "-X", "utf8", "-c", code, t->package, t->libraries, report, NULL,
     };
@@ -162,15 +194,73 @@ static int is_absolute(const char *path)
     return 1;
 }
 
+/* Whether there may be an agent; if not, stdin need not be read here. */
+static int has_socket(const struct trailer *t)
+{
+    return *t->socket && strlen(t->socket) < sizeof((struct sockaddr_un *)0)->sun_path &&
+           access(t->socket, F_OK) == 0;
+}
+
+static int write_all(int fd, const char *data, size_t size)
+{
+    while (size) {
+        ssize_t put = write(fd, data, size);
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put <= 0)
+            return -1;
+        data += put;
+        size -= (size_t)put;
+    }
+    return 0;
+}
+
+/* Whether stdin has something to read, or its end, within some time. */
+static int stdin_is_coming(int milliseconds)
+{
+    struct pollfd waiting = {.fd = 0, .events = POLLIN};
+    return !isatty(0) && poll(&waiting, 1, milliseconds) != 0;
+}
+
+/*
+ * stdin to its end, in a file in memory; -1 with stdin as it was, if that cannot be had. Without a
+ * command nothing is read, and of a caller who asks for the version no more than comes at once.
+ */
+static int read_stdin(void)
+{
+    static char chunk[65536];
+    const char *command = getenv("CNI_COMMAND");
+    int is_version = command && strcmp(command, "VERSION") == 0;
+    int copy = memfd_create("stdin", MFD_CLOEXEC);
+    if (copy < 0 || !command || !*command)
+        return copy;
+    size_t total = 0;
+    while (total <= MAX_STDIN) {
+        if (is_version && !stdin_is_coming(VERSION_MS))
+            break;
+        ssize_t got = read(0, chunk, sizeof chunk);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got == 0)
+            break;
+        /* What fails at its beginning fails again, and the plugin has the words for it. */
+        if (got < 0 || write_all(copy, chunk, (size_t)got)) {
+            close(copy);
+            return -1;
+        }
+        total += (size_t)got;
+    }
+    return copy;
+}
+
+/* A connection to the agent that never waits. */
 static int connect_agent(const struct trailer *t)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct ucred peer;
     socklen_t size = sizeof peer;
-    if (!*t->socket || strlen(t->socket) >= sizeof address.sun_path)
-        return -1;
     strcpy(address.sun_path, t->socket);
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return -1;
     /* Only root's agent, or our own user's, is to be believed. */
@@ -193,8 +283,8 @@ static int append(char *request, size_t *used, const char *text)
     return 0;
 }
 
-/* Send header, plugin, environment and descriptors as one message. */
-static int send_request(int agent, const struct trailer *t)
+/* Send header, plugin, environment and descriptors as one message, or nothing of it. */
+static int send_request(int agent, const struct trailer *t, int input, int said, int reply)
 {
     static char request[MAX_REQUEST];
     size_t used = 8;
@@ -206,12 +296,12 @@ static int send_request(int agent, const struct trailer *t)
     uint32_t header[2] = {PROTOCOL, (uint32_t)(used - 8)};
     memcpy(request, header, sizeof header);
 
-    int descriptors[3] = {0, 2, -1}, count = 2;
+    int descriptors[4] = {input, said, reply, -1}, count = 3;
     const char *netns = getenv("CNI_NETNS");
     if (netns && *netns)
-        descriptors[2] = open(netns, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (descriptors[2] >= 0)
-        count = 3;
+        descriptors[3] = open(netns, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (descriptors[3] >= 0)
+        count = 4;
 
     union {
         struct cmsghdr align;
@@ -231,22 +321,43 @@ static int send_request(int agent, const struct trailer *t)
     rights->cmsg_len = CMSG_LEN((size_t)count * sizeof(int));
     memcpy(CMSG_DATA(rights), descriptors, (size_t)count * sizeof(int));
 
-    size_t sent = 0;
-    while (sent < used) {
-        vector.iov_base = request + sent;
-        vector.iov_len = used - sent;
-        ssize_t size = sendmsg(agent, &message, MSG_NOSIGNAL);
-        if (size < 0 && errno == EINTR)
-            continue;
-        if (size < 0)
-            return -1;
-        sent += (size_t)size;
-        message.msg_control = NULL;
-        message.msg_controllen = 0;
+    ssize_t sent = sendmsg(agent, &message, MSG_NOSIGNAL);
+    if (descriptors[3] >= 0)
+        close(descriptors[3]);
+    return sent == (ssize_t)used ? 0 : -1;
+}
+
+/* Whether the agent has taken or finished a call lately: src/pycni/agent/heartbeat.py. */
+static int is_busy(const struct trailer *t)
+{
+    char path[128];
+    int64_t beat = 0;
+    struct timespec now;
+    snprintf(path, sizeof path, "%s.alive", t->socket);
+    int fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return 0;
+    ssize_t got = read(fd, &beat, sizeof beat);
+    close(fd);
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    int64_t age_ms = (now.tv_sec * 1000000000LL + now.tv_nsec - beat) / 1000000;
+    return got == sizeof beat && age_ms >= 0 && age_ms < BEAT_MS;
+}
+
+/* Whether the agent begins; if not, it never will. */
+static int begins(const struct trailer *t, int agent)
+{
+    struct pollfd waiting = {.fd = agent, .events = POLLIN};
+    int patience = atoi(t->begin_ms), left = BURST_MS;
+    char byte;
+    while (poll(&waiting, 1, patience) == 0 && (left -= patience) > 0 && is_busy(t))
+        continue;
+    ssize_t got = recv(agent, &byte, 1, 0);
+    if (got < 0) {
+        shutdown(agent, SHUT_RD);
+        got = recv(agent, &byte, 1, 0);
     }
-    if (descriptors[2] >= 0)
-        close(descriptors[2]);
-    return 0;
+    return got == 1 && byte == BEGUN;
 }
 
 static int receive(int fd, void *buffer, size_t size)
@@ -264,43 +375,76 @@ static int receive(int fd, void *buffer, size_t size)
     return 0;
 }
 
-static int write_all(int fd, const char *data, size_t size)
+/* Pass on what the agent wrote for stderr. */
+static void tell_stderr(int said)
 {
-    while (size) {
-        ssize_t put = write(fd, data, size);
-        if (put < 0 && errno == EINTR)
-            continue;
-        if (put <= 0)
-            return -1;
-        data += put;
-        size -= (size_t)put;
+    static char chunk[65536];
+    ssize_t got;
+    off_t at = 0;
+    while ((got = pread(said, chunk, sizeof chunk, at)) > 0 && !write_all(2, chunk, (size_t)got))
+        at += got;
+}
+
+/* Undo an ADD whose result could not be written: nobody knows of it. */
+static void take_back(const struct trailer *t, int input)
+{
+    const char *command = getenv("CNI_COMMAND");
+    if (!command || strcmp(command, "ADD") != 0 || setenv("CNI_COMMAND", "DEL", 1))
+        return;
+    pid_t child = fork();
+    if (child == 0) {
+        int nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
+        dup2(nowhere, 1);
+        run_here(t, input);
     }
-    return 0;
+    while (child > 0 && waitpid(child, NULL, 0) < 0 && errno == EINTR)
+        ;
+}
+
+/* Have the agent do the call, and end with its answer; or return if it does not begin. */
+static void ask_agent(const struct trailer *t, int input)
+{
+    struct answer answer;
+    int reply[2];
+    int said = memfd_create("stderr", MFD_CLOEXEC);
+    if (said < 0 || pipe2(reply, O_CLOEXEC))
+        return;
+    int agent = connect_agent(t);
+    if (agent < 0)
+        return;
+    int sent = send_request(agent, t, input, said, reply[1]);
+    close(reply[1]);
+    if (sent || !begins(t, agent)) {
+        close(agent);
+        close(reply[0]);
+        close(said);
+        return;
+    }
+    char *output = NULL;
+    if (receive(reply[0], &answer, sizeof answer) || answer.size > MAX_ANSWER ||
+        !(output = malloc(answer.size + 1u)) || receive(reply[0], output, answer.size))
+        fail(t->plugin, 11, "lost its agent while it was at work",
+             "whether it was done is not known: try again later, DEL first if this was an ADD");
+    tell_stderr(said);
+    if (write_all(1, output, answer.size) == 0)
+        _exit((int)answer.code);
+    if (answer.code == 0)
+        take_back(t, input);
+    _exit(1);
 }
 
 int main(int argc, char **argv)
 {
     static struct trailer t;
-    char begun;
-    struct answer answer;
+    open_standard_descriptors();
+    signal(SIGPIPE, SIG_IGN); /* as the interpreter does: a caller that is gone is an exit code */
     if (read_trailer(&t))
         fail("?", 999, "is not installed: its file has no trailer",
              "plugins are put into a directory by 'pycni install DIR'");
     if (argc > 1 && strcmp(t.plugin, "dhcp") == 0)
         run_dhcp(&t, argc, argv);
-    int agent = is_absolute(getenv("CNI_PATH")) ? connect_agent(&t) : -1;
-    if (agent < 0)
-        run_here(&t);
-    if (send_request(agent, &t) || receive(agent, &begun, 1) || begun != BEGUN) {
-        close(agent);
-        run_here(&t);
-    }
-    char *output = NULL;
-    if (receive(agent, &answer, sizeof answer) || answer.size > MAX_ANSWER ||
-        !(output = malloc(answer.size + 1u)) || receive(agent, output, answer.size))
-        fail(t.plugin, 11, "lost its agent while it was at work",
-             "whether it was done is not known: try again later, DEL first if this was an ADD");
-    if (write_all(1, output, answer.size))
-        return 1;
-    return (int)answer.code;
+    int input = -1;
+    if (has_socket(&t) && is_absolute(getenv("CNI_PATH")) && (input = read_stdin()) >= 0)
+        ask_agent(&t, input);
+    run_here(&t, input);
 }

@@ -19,17 +19,21 @@ from pathlib import Path
 import pytest
 
 from harness import Host, Namespace, enter_new_netns, private_mounts
+from harness.allowed import allow_paths
+from harness.host import forget_attachments
 from harness.machines import Machines, set_up
 
 TESTS = Path(__file__).parent
-FOLDERS = ("unit", "kernel", "interop", "clients", "lab")
+FOLDERS = ("unit", "kernel", "interop", "clients", "sequences", "adversary", "lab")
 IN_LAB = os.environ.get("PYCNI_LAB") == "1"
 REFERENCE_DIR = Path("/usr/lib/cni")
 
 
 def pytest_configure() -> None:
-    if os.geteuid() == 0:
+    as_root = os.geteuid() == 0
+    if as_root:
         private_mounts()
+    allow_paths(private=as_root)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -99,6 +103,7 @@ def host() -> Iterator[Host]:
     if os.geteuid() != 0:
         pytest.skip("needs root")
     before = _machine_links(), set(os.listdir("/run/netns"))
+    forget_attachments()
     with enter_new_netns() as fd:
         yield Host(fd)
     assert _machine_links() == before[0], "the test changed links of the machine's own namespace"
@@ -111,6 +116,8 @@ def sandbox(host: Host) -> Iterator[Callable[[], Namespace]]:
 
     What it made is removed after the test, unless the test did so itself.
     """
+    # A parameter of that name would take the fixture's place, and leave the test on the machine.
+    assert isinstance(host, Host), "a test's parameter may not be called host"
     made: list[Namespace] = []
 
     def make() -> Namespace:

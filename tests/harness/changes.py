@@ -27,8 +27,8 @@ from pycni.kernel.netlink import socket
 from pycni.kernel.netlink.codec import Request
 from pycni.kernel.netlink.constants import RTM_DELLINK
 from pycni.kernel.netlink.errors import EventsLost, NetlinkError
-from pycni.kernel.steps import tap
 from pycni.plugins.shared import dhcp
+from pycni.steps import tap
 
 T = TypeVar("T")
 

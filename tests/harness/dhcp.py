@@ -114,6 +114,7 @@ class Kea(Program):
     ) -> None:
         """lifetime: seconds to T1, T2 and the end; options: Kea's option-data; more: Kea's keys."""
         folder.mkdir(exist_ok=True)
+        folder.chmod(0o750)  # as it must be for a control socket since 2.6.3
         renew, rebind, valid = lifetime
         routers = {"name": "routers", "data": SERVER}
         config = {
@@ -146,7 +147,16 @@ class Kea(Program):
         super().__init__(
             ["ip", "netns", "exec", network.netns.name, "kea-dhcp4", "-c", path],
             folder / "kea.log",
-            {"KEA_LOCKFILE_DIR": str(folder), "KEA_PIDFILE_DIR": str(folder)},
+            # The last two since 2.6.3, which accepts no other directories in its configuration.
+            dict.fromkeys(
+                (
+                    "KEA_LOCKFILE_DIR",
+                    "KEA_PIDFILE_DIR",
+                    "KEA_CONTROL_SOCKET_DIR",
+                    "KEA_DHCP_DATA_DIR",
+                ),
+                str(folder),
+            ),
         )
         self.folder = folder
 

@@ -185,7 +185,7 @@ FAULTY = (
         "/sys/devices/",
     ),
     # --- the text
-    faulty("38.conf", '{\n"name": "net",\n"type": "loopback",\n}', "}", "", ""),
+    faulty("38.conf", '{\n"name": "net",\n"type": "loopback",\n}', '"type"', "", ""),
     faulty(
         "39.conf",
         '{\n"name": "net",\n"cniVersion": "1.0.0",\n"type": "loopback",\n"name": "n"\n}',

@@ -1,9 +1,10 @@
-"""Send and receive single Ethernet frames, for what `ping` cannot show."""
+"""Send and receive single frames and packets, for what `ping` cannot show."""
 
 from __future__ import annotations
 
 import select
 import socket
+import struct
 import time
 from types import TracebackType
 from typing import Self
@@ -15,6 +16,7 @@ IPV4 = 0x0800
 ARP = 0x0806
 IPV6 = 0x86DD
 BROADCAST = "ff:ff:ff:ff:ff:ff"
+ALL_NODES = "33:33:00:00:00:01"
 
 
 class Wire:
@@ -58,3 +60,47 @@ class Wire:
 
 def _bytes(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
+
+
+def _crc32c(data: bytes) -> int:
+    value = 0xFFFFFFFF
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    return value ^ 0xFFFFFFFF
+
+
+def sctp_init(port: int) -> bytes:
+    """A packet of SCTP, from port 40000, that opens an association (RFC 9260, 3.1 and 3.3.2)."""
+    chunk = struct.pack(">BBHIIHHI", 1, 0, 20, 77, 65535, 1, 1, 7)
+    header = struct.pack(">HHI", 40000, port, 0)
+    checksum = struct.pack("<I", _crc32c(header + bytes(4) + chunk))
+    return header + checksum + chunk
+
+
+def router_advertisement(mac: str, router: str, prefix: str = "2001:db8:bad::") -> bytes:
+    """Be my client: a default route, a prefix to make addresses of, an MTU (RFC 4861, 4.2)."""
+    source = socket.inet_pton(socket.AF_INET6, router)
+    destination = socket.inet_pton(socket.AF_INET6, "ff02::1")
+    announced = struct.pack("!BBBBIII", 3, 4, 64, 0xC0, 86400, 86400, 0)
+    body = b"".join(
+        (
+            struct.pack("!BBHBBHII", 134, 0, 0, 64, 0x08, 9000, 0, 0),  # preference: high
+            announced + socket.inet_pton(socket.AF_INET6, prefix),
+            struct.pack("!BBHI", 5, 1, 0, 1280),
+            struct.pack("!BB", 1, 1) + _bytes(mac),
+        )
+    )
+    pseudo = source + destination + struct.pack("!IHBB", len(body), 0, 0, 58)
+    body = body[:2] + struct.pack("!H", _checksum(pseudo + body)) + body[4:]
+    header = struct.pack("!IHBB", 6 << 28, len(body), 58, 255)
+    return header + source + destination + body
+
+
+def _checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071)."""
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF

@@ -5,9 +5,11 @@ from __future__ import annotations
 import glob
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from harness.namespaces import Namespace
@@ -28,6 +30,16 @@ _SYSCTLS = (
     "/proc/sys/net/ipv6/conf/*/disable_ipv6",
     "/proc/sys/net/ipv6/conf/*/forwarding",
 )
+
+
+# Where pycni notes which attachments there are.
+NOTES = (Path("/run/pycni/attachments"), Path("/run/pycni/addresses"))
+
+
+def forget_attachments() -> None:
+    """Remove what is noted of attachments: a fresh host has none."""
+    for folder in NOTES:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)

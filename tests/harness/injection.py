@@ -204,7 +204,7 @@ def _delete(tried: Trials, case: Case, position: int, full: bool) -> Iterator[Tr
         if watch.disturbed is None:
             tried.after(tried.delete() or tried.left())
             break
-        wrong = _internal(run) or _rest(tried.world.differs(tried.before))
+        wrong = _internal(run) or _rest(tried.world.differs(tried.before), case)
         wrong = wrong or tried.delete()
         # That a link has gone is believed, and it may be there for all that.
         believed = number == errno.ENODEV and run.code == 0
@@ -271,10 +271,15 @@ def _said(run: PluginRun) -> str:
     return f"{run.result['msg']} ({run.result.get('details', '')})" if run.stdout else run.stderr
 
 
-def _rest(differences: dict[str, Any]) -> str:
-    """What else than the refused thing was not removed."""
-    # The files that DEL needs, should it be repeated, are kept until all is done.
-    kept = ("files tuning/", "files flannel/")
+def _rest(differences: dict[str, Any], case: Case) -> str:
+    """What else than the refused thing was not removed, or was although it had to stay."""
+    # What DEL needs, should it be repeated, is kept until all is done; and so is an address that
+    # something names.
+    kept = ("files tuning/", "files flannel/", "files notes/", "files leases/")
     names = [name for name in differences if not name.startswith(kept)]
     groups = {_GROUPS.get(name.partition(" ")[2], "file") for name in names}
-    return f"more than one thing is left: {differences}" if len(groups) > 1 else ""
+    if len(groups) > 1:
+        return f"more than one thing is left: {differences}"
+    if groups and case.reserves and not any(name.startswith(kept[-1]) for name in differences):
+        return f"the address was released, and is named still: {differences}"
+    return ""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pycni import plugins
+from pycni.sdk.allowed_paths import VARIABLE
 from pycni.sdk.dispatch import serve
 
 
@@ -78,6 +79,7 @@ def call_plugin(
 def _environ(command: str, given: dict[str, str | None]) -> dict[str, str]:
     variables: dict[str, str | None] = {
         "PATH": os.environ["PATH"],
+        VARIABLE: os.environ.get(VARIABLE),
         "CNI_COMMAND": command,
         "CNI_CONTAINERID": "pycni-test",
         "CNI_IFNAME": "eth0",

@@ -27,7 +27,18 @@ from pycni.cli import linter
 from pycni.dhcp.lease import Lease, Store
 from pycni.dhcp.message import MalformedMessage as MalformedReply
 from pycni.dhcp.message import Reply
-from pycni.kernel import address, link, neighbour, netconf, nfnetlink, route, rule, tc
+from pycni.kernel import (
+    address,
+    conntrack,
+    link,
+    nat_rules,
+    neighbour,
+    netconf,
+    nfnetlink,
+    route,
+    rule,
+    tc,
+)
 from pycni.kernel.netlink import codec
 from pycni.kernel.netlink.codec import MalformedMessage, Message
 from pycni.plan.steps import Sysctl
@@ -42,6 +53,7 @@ from pycni.sdk.dispatch import Outcome, check_variables, make_request, serve
 from pycni.sdk.execute import failed
 from pycni.sdk.planned import PlannedPlugin, known_part
 from pycni.sdk.request import Request
+from pycni.spec import identity as identities
 from pycni.spec import versions
 from pycni.spec.args import known_args, parse_args
 from pycni.spec.config import Attachment, network_name, parse_config, valid_attachments
@@ -338,6 +350,13 @@ def lease_index(data: bytes) -> None:
             leases.release(Attachment("two", "eth0"))
 
 
+def identity(data: bytes) -> None:
+    """What is noted of an attachment: read as it was written, or not at all."""
+    found = identities.decode(data)
+    if found is not None:
+        assert identities.decode(identities.encode(found)) == found
+
+
 def kept_document(data: bytes) -> None:
     """What tuning and flannel keep for DEL."""
     with folder() as place:
@@ -416,12 +435,20 @@ def netlink(data: bytes) -> None:
 
 
 def netfilter(data: bytes) -> None:
-    """What nf_tables answers: elements of sets and maps, rules."""
+    """What nf_tables and conntrack answer: elements, rules, flows; and what iptables prints."""
     with contextlib.suppress(MalformedMessage):
         nfnetlink.parse_elements(data)
     for found in (data, {"handle": 1, "code": data}, {"handle": 1, "userdata": data}):
         with contextlib.suppress(MalformedMessage):
             nfnetlink.parse_rule(found)
+    with contextlib.suppress(MalformedMessage):
+        conntrack.parse(data)
+    names = ("meta", "payload", "bitwise", "cmp", "match", "target", "immediate", "nat")
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(MalformedMessage):
+            nat_rules.parse_expressions(family, "c", 1, [(name, data) for name in names])
+    for line in data.decode("utf-8", "replace").splitlines():
+        nat_rules.parse_line(f"-A X {line}")
 
 
 # --- sockets ---------------------------------------------------------------------------------
@@ -496,6 +523,7 @@ SURFACES: dict[str, Callable[[bytes], None]] = {
         dhcp_state,
         environment,
         foreign_text,
+        identity,
         json_text,
         kept_document,
         lease_directory,

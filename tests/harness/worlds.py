@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from harness.attachment import Attachment
 from harness.chained import make_veth, previous_result
-from harness.host import Snapshot, ipset_elements, run_in
+from harness.host import NOTES, Snapshot, forget_attachments, ipset_elements, run_in
 from harness.namespaces import Namespace, enter_new_netns, inside
 from harness.plugin import PluginRun, call_plugin
 
@@ -63,6 +63,11 @@ class Case:
         """Whether it has its addresses from host-local, besides its own work."""
         return "ipam" in self.keys and self.plugin != "host-local"
 
+    @property
+    def reserves(self) -> bool:
+        """Whether its addresses are reserved for it in files."""
+        return self.delegates and self.keys["ipam"].get("type") == "host-local"
+
 
 class World:
     """A host's network namespace, which the thread is in, with a sandbox for one attachment.
@@ -95,6 +100,7 @@ class World:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.enter_context(enter_new_netns())
+            forget_attachments()
             _quiet()
             self.folder.mkdir(parents=True)
             self.stack = stack.pop_all()
@@ -102,7 +108,8 @@ class World:
             if self.case.prepare is not None:
                 self.case.prepare(self)
             if self.shared:
-                self.attachment("neighbour").add()
+                self.neighbour = self.attachment("neighbour")
+                self.neighbour.add()
             self.one = self.attachment("one")
         except BaseException:
             self.stack.close()
@@ -216,7 +223,7 @@ class World:
             if now == before:
                 return {}
         return {
-            f"{place} {section}": _difference(before[place].get(section), now[place].get(section))
+            f"{place} {section}": difference(before[place].get(section), now[place].get(section))
             for place in before
             if place in now
             for section in {**before[place], **now[place]}
@@ -241,9 +248,11 @@ class World:
     def _files(self) -> dict[str, bytes]:
         """Files below the folder.
 
-        What a lease directory holds besides leases, or a server for itself, is no trace.
+        What a lease directory holds besides leases, or a server for itself, is no trace. Of the
+        notes of attachments it counts whether there are any.
         """
-        return {
+        notes = [path for folder in NOTES for path in sorted(folder.glob("*"))]
+        return {f"notes/{path.name}": b"" for path in notes} | {
             str(path.relative_to(self.folder)): path.read_bytes()
             for path in sorted(self.folder.rglob("*"))
             if path.is_file()
@@ -349,7 +358,7 @@ def _without_shells(listing: str) -> list[str]:
             return lines
 
 
-def _difference(before: Any, now: Any) -> Any:
+def difference(before: Any, now: Any) -> Any:
     if isinstance(before, list) and isinstance(now, list):
         return {
             "gone": [item for item in before if item not in now],

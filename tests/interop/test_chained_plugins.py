@@ -16,6 +16,7 @@ import pytest
 
 from harness import Attachment, Host, Namespace, ip_json, run_in, run_plugin
 from harness.chained import make_veth, previous_result
+from harness.host import forget_attachments
 from harness.reference import VERSIONS, WITH_CHECK, comparable
 
 Attach = Callable[..., Attachment]
@@ -152,7 +153,8 @@ def test_each_follows_the_other(
 
 @pytest.mark.parametrize(
     ("rate", "burst"),
-    [(8, 8), (16, 8), (8000, 80), (8000, 16000), (10**9, 10**9), (5 * 10**10, 10**9)],
+    # Bursts of less than a frame, which the reference takes and drops everything by, are refused.
+    [(8, 12_128), (16, 12_128), (8000, 16000), (10**9, 10**9), (5 * 10**10, 10**9)],
 )
 def test_figures_of_the_token_bucket(
     attach: Attach, reference_dir: Path, rate: int, burst: int
@@ -166,6 +168,7 @@ def test_figures_of_the_token_bucket(
         effects.append(run_in(None, ["tc", "-d", "qdisc", "show", "dev", "veth0", "root"]).stdout)
         ours.check()
         theirs.check()
+        forget_attachments()  # the next one is another container of the same id
     assert effects[0] == effects[1]
 
 
@@ -181,4 +184,6 @@ def test_tuning_puts_back_what_the_reference_noted(
         files.append((file.name, json.loads(file.read_text())))
         one.delete()
     assert files[0][0] == files[1][0]
-    assert files[0][1] == {**files[1][1], "network": "net"}
+    for key in ("network", "containerID", "ifname", "applied"):  # whose they are; the sysctls are
+        files[0][1].pop(key, None)  # those of the reference
+    assert files[0][1] == files[1][1]

@@ -21,7 +21,8 @@ import pytest
 
 from harness import Host, Namespace, PluginRun, ip_json, nft_list, run_in, run_plugin
 from harness.agent import PYCNI, AgentProcess
-from pycni.agent import protocol, server
+from pycni.agent import protocol
+from pycni.agent.listener import listen
 from pycni.cli.install import LAUNCHER, install
 from pycni.spec.errors import TRY_AGAIN_LATER, CNIError
 
@@ -190,23 +191,6 @@ def test_another_network_namespace_is_refused(
     assert (agent.calls(), agent.refused()) == ({}, {"another namespace": 1})
 
 
-def test_busy_agent_refuses(agent: AgentProcess, sandbox: Callable[[], Namespace]) -> None:
-    """What does not fit is served by its launcher, at once."""
-    agent.start("--workers", "1", "--waiting", "1")
-    held = []
-    for _ in range(3):
-        held.append(socket.socket(socket.AF_UNIX))
-        held[-1].connect(str(agent.socket))
-        time.sleep(0.2)
-    conf = {"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}
-    assert call(agent, "ADD", conf, CNI_NETNS=sandbox().path).code == 0
-    for connection in held:
-        connection.close()
-    while not agent.answers():
-        time.sleep(0.01)
-    assert agent.refused()["busy"] >= 1
-
-
 @pytest.mark.parametrize(
     "data",
     [
@@ -254,47 +238,6 @@ def test_lost_agent_is_an_error_after_it_began(tmp_path: Path, host: Host) -> No
         done = run_plugin(tmp_path / "bin" / "loopback", "ADD", {"name": "x"}, CNI_NETNS="/x")
         thread.join()
     assert (done.code, done.result["code"]) == (1, TRY_AGAIN_LATER)
-
-
-def test_dead_launcher_cancels_its_add(
-    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
-) -> None:
-    """When the runtime kills the plugin, the agent takes back what it did."""
-    agent.start()
-    space = sandbox()
-    environ = {
-        "CNI_COMMAND": "ADD",
-        "CNI_CONTAINERID": "c",
-        "CNI_IFNAME": "eth0",
-        "CNI_NETNS": space.path,
-        "CNI_PATH": str(agent.plugins),
-    }
-    launcher = subprocess.Popen([agent.plugins / "bridge"], stdin=subprocess.PIPE, env=environ)
-    assert launcher.stdin is not None
-    launcher.stdin.write(json.dumps(config(tmp_path)).encode())
-    launcher.stdin.flush()  # not closed: the agent waits for the end of stdin
-    time.sleep(0.3)
-    launcher.kill()
-    launcher.wait()
-    launcher.stdin.close()
-    while json.loads(server.ask(agent.socket))["running"]:
-        time.sleep(0.01)
-    assert [link["ifname"] for link in ip_json("link", netns=space)] == ["lo"]
-    assert [link["ifname"] for link in ip_json("link")] == ["lo"]
-    assert leases(tmp_path) == []
-
-
-def test_stdin_without_end_does_not_hold_a_worker(
-    agent: AgentProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A configuration that never ends is an error of the caller's (code 5), within bounds."""
-    reader, writer = os.pipe()
-    with pytest.raises(OSError, match="did not arrive in time"):
-        server.read_stdin(reader, time.monotonic() + 0.2)
-    os.write(writer, b"{}")
-    os.close(writer)
-    assert server.read_stdin(reader, time.monotonic() + 5) == b"{}"
-    os.close(reader)
 
 
 def test_idle_agent_leaves(agent: AgentProcess) -> None:
@@ -399,7 +342,7 @@ def test_directory_that_others_can_enter_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     folder.chmod(0o755)
     with pytest.raises(CNIError, match="only this user can enter"):
-        server.listen(folder / "agent.sock")
+        listen(folder / "agent.sock")
 
 
 def test_second_agent_is_refused(agent: AgentProcess) -> None:

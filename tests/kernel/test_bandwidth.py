@@ -13,6 +13,8 @@ from harness import Attachment, Host, Namespace, ip_json, run_in
 from harness.chained import VERSIONS, make_veth, previous_result
 from harness.faults import each_request_failing
 from harness.transfer import transfer
+from harness.ways import WAYS, way_of
+from pycni.runtime import Network, PluginError
 
 Sandbox = Callable[[], Namespace]
 Attach = Callable[..., Attachment]
@@ -105,6 +107,30 @@ def test_one_direction_alone(attach: Attach, direction: str) -> None:
     limited, free = (towards, away) if direction == "ingress" else (away, towards)
     assert limited(one).rate(after=BURST // 8) == pytest.approx(RATE, rel=0.1)
     assert free(one, 1).rate() > 5 * RATE
+
+
+@pytest.mark.parametrize("kind", WAYS)
+@pytest.mark.parametrize("direction", ["ingress", "egress"])
+def test_burst_that_no_frame_fits_in(
+    kind: str, direction: str, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
+) -> None:
+    """The queue would drop every full frame."""
+    with way_of(kind, tmp_path, plugin_dir) as way:
+        bridge = {"type": "bridge", "isGateway": True, "ipam": way.host_local("10.1.0.0/24")}
+
+        def limited(burst: int, **keys: Any) -> Network:
+            limits = {f"{direction}Rate": RATE, f"{direction}Burst": burst, **keys}
+            return way.network("n", bridge, {"type": "bandwidth", **limits})
+
+        with pytest.raises(PluginError, match="too little for a frame of veth") as told:
+            limited(8 * (1500 + 14)).add("c", sandbox().path)
+        assert told.value.code == 7
+        least = int(told.value.details.partition("give ")[2].split()[0])
+        box = sandbox()
+        limited(least).add("c", box.path)
+        for netns, target in ((None, "10.1.0.3"), (box, "10.1.0.1")):
+            run_in(netns, ["ping", "-c1", "-W5", "-s", "1472", "-M", "do", target])
+        limited(80, shapedSubnets=["10.9.0.0/16"]).add("d", sandbox().path)
 
 
 @pytest.mark.parametrize("direction", ["ingress", "egress"])
@@ -319,6 +345,21 @@ def test_add_after_one_that_was_cut_short(attach: Attach) -> None:
     assert again.add()["interfaces"][2]["name"] == ifb
     assert previous != again.config["prevResult"]
     again.check()
+
+
+def test_add_of_the_second_interface_after_one_that_was_cut_short(attach: Attach) -> None:
+    """Its ifb has a name of its own, since the first one's has that of both."""
+    one = attach(**BOTH)
+    two = attach(netns=one.sandbox, ifname="net1", **BOTH)
+    one.add()
+    previous = two.config["prevResult"]
+    name = two.add()["interfaces"][2]["name"]
+    two.delete()
+    run_in(None, ["ip", "link", "add", name, "type", "ifb"])
+    two.result, two.config["prevResult"] = None, previous
+    assert two.add()["interfaces"][2]["name"] == name
+    two.check()
+    one.check()
 
 
 def test_gc_removes_what_is_not_kept(attach: Attach) -> None:

@@ -15,7 +15,9 @@ import pytest
 from harness import Attachment, Host, Namespace, ip_json, nft_list, run_in, run_plugin
 from harness.frames import ARP, IPV4, IPV6, Wire
 from harness.machines import fill_bridge
+from harness.ways import WAYS, way_of
 from pycni.kernel import sysctl
+from pycni.runtime import PluginError
 
 Sandbox = Callable[[], Namespace]
 Attach = Callable[..., Attachment]
@@ -305,6 +307,26 @@ def test_routes_of_the_address_plugin(attach: Attach) -> None:
     (other,) = ip_json("route", "show", "table", "5000", netns=one.sandbox)
     assert (other["dst"], other["gateway"]) == ("10.98.0.0/16", "10.1.2.1")
     one.check()
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_default_route_that_was_given_is_the_only_one(
+    kind: str, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
+) -> None:
+    with way_of(kind, tmp_path, plugin_dir) as way:
+        given = [{"dst": "0.0.0.0/0", "mtu": 1400}, {"dst": "::/0", "priority": 50}]
+        ipam = way.host_local("10.1.2.0/24", routes=given)
+        ipam["ranges"].append([{"subnet": "2001:db8:1::/64"}])
+        network = way.network("n", {"type": "bridge", "isDefaultGateway": True, "ipam": ipam})
+        box = sandbox()
+        result = network.add("c", box.path)
+        assert [str(route.gw) for route in result.routes] == ["10.1.2.1", "2001:db8:1::1"]
+        v4, v6 = (ip_json(family, "route", "show", "default", netns=box) for family in ("-4", "-6"))
+        assert [(route["gateway"], route["metrics"]) for route in v4] == [
+            ("10.1.2.1", [{"mtu": 1400}])
+        ]
+        assert [(route["gateway"], route["metric"]) for route in v6] == [("2001:db8:1::1", 50)]
+        network.check("c")
 
 
 def test_same_destination_by_two_gateways(attach: Attach) -> None:
@@ -732,13 +754,14 @@ def test_duplicate_address_detection(
     assert not inner.get("nodad")
     assert setting("net/ipv6/conf/eth0/accept_dad", one.sandbox) == "1"
     assert setting("net/ipv6/conf/eth0/enhanced_dad", one.sandbox) == "1"
-    # Whoever keeps books elsewhere gives the same address away.
+    # Another network that keeps books elsewhere gives the same address away.
     two = attach((six,), enabledad=True, isGateway=True, ipam={"dataDir": str(tmp_path / "else")})
+    two.config["name"] = "other"
     error = two.refused()
     assert error["code"] == 103
     assert "2001:db8:1::7" in error["msg"]
     assert names(two.sandbox) == {"lo"}
-    assert {path.name for path in (tmp_path / "else/net").glob("2*")} == set()
+    assert {path.name for path in (tmp_path / "else/other").glob("2*")} == set()
     assert len(leases()) == 1
 
 
@@ -896,12 +919,17 @@ def test_del_tells_all_failures_and_removes_the_rest(
     assert leases() == set()
 
 
-def test_del_of_a_path_that_is_no_namespace_is_an_error(attach: Attach) -> None:
-    one = attach()
+def test_del_with_a_path_that_is_no_namespace_cleans_the_host(
+    attach: Attach, leases: Callable[[], set[str]]
+) -> None:
+    """What is no namespace (any more) holds nothing to clean: a file left by an unmount, say."""
+    one = attach(**FULL)
+    one.add()
     one.env["CNI_NETNS"] = "/etc/hostname"
-    error = one.refused("DEL")
-    assert error["code"] == 8
-    assert "/etc/hostname" in error["msg"]
+    one.delete()
+    assert veths() == []
+    assert owned() == []
+    assert leases() == set()
 
 
 # --- ADD that must fail --------------------------------------------------------------------------
@@ -1109,6 +1137,37 @@ def test_status(attach: Attach) -> None:
     assert "failed to find plugin" in one.refused("STATUS")["msg"]
     assert attach((), ipam={}).run("STATUS").code == 0
     assert attach(vlan=-1).refused("STATUS")["code"] == 7
+
+
+@pytest.mark.parametrize("gateway", [False, True])
+@pytest.mark.parametrize("kind", WAYS)
+def test_mtu_that_is_too_small_for_ipv6(
+    kind: str, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path, gateway: bool
+) -> None:
+    with way_of(kind, tmp_path, plugin_dir) as way:
+        ipam = way.host_local("fd12::/64")
+        plugin = {"type": "bridge", "mtu": 1200, "isGateway": gateway, "ipam": ipam}
+        words = "cannot have the address fd12::[12]/64: its MTU is 1200"
+        with pytest.raises(PluginError, match=words) as told:
+            way.network("n", plugin).add("c", sandbox().path)
+        assert told.value.code == 7
+        assert way.leases("n") == {}
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_first_container_of_a_bridge_is_reached_by_ipv6_at_once(
+    kind: str, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
+) -> None:
+    """The host asks for it by the bridge's own link-local address, which nobody else has."""
+    with way_of(kind, tmp_path, plugin_dir) as way:
+        plugin = {"type": "bridge", "isGateway": True, "ipam": way.host_local("fd12::/64")}
+        way.network("n", plugin).add("c", sandbox().path)
+        local: list[Any] = []
+        deadline = time.monotonic() + 10
+        while not local:
+            assert time.monotonic() < deadline, "no link-local address"
+            local = [item for item in addresses("cni0").values() if item["scope"] == "link"]
+        assert [item.get("tentative") for item in local] == [None]
 
 
 def test_status_of_an_exhausted_range(attach: Attach) -> None:

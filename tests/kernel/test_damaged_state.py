@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, PluginRun, ip_json, run_plugin
+from harness import Attachment, Host, Namespace, PluginRun, call_plugin, ip_json, run_plugin
+from harness.ways import WAYS, way_of
 from pycni.runtime import Network
 from pycni.spec.errors import ADDRESS_UNAVAILABLE, IO_FAILURE, CNIError
 
@@ -195,6 +196,37 @@ def test_read_only(node: Node, disk: Disk) -> None:
     node.free_all()
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_to_remove_on_a_read_only_disk(
+    disk: Disk, plugin_dir: Path, sandbox: Sandbox, tmp_path: Path, way: str
+) -> None:
+    """DEL of what was never attached succeeds; an ADD says what it could not write."""
+    for folder in ("results", "tuning", "flannel"):
+        (disk.path / folder).mkdir()
+    disk.read_only()
+    tuning = {"type": "tuning", "dataDir": str(disk.path / "tuning"), "mtu": 1400}
+    flannel = {"type": "flannel", "dataDir": str(disk.path / "flannel")}
+    with way_of(way, tmp_path, plugin_dir) as calls:
+        plugins: dict[str, Any] = {}
+        if calls.name != "in process":
+            plugins = {"plugin_dirs": calls.plugins, "engine": "exec"}
+        document = {"cniVersion": "1.1.0", "name": "net", "plugins": [flannel, tuning]}
+        network = Network.from_dict(document, cache_dir=disk.path, **plugins)
+        network.delete("one", sandbox().path)
+
+        previous = {"cniVersion": "1.1.0", "interfaces": [{"name": "lo", "sandbox": "/x"}]}
+        one = Attachment(
+            calls.plugins / "tuning",
+            {"cniVersion": "1.1.0", "name": "net", "prevResult": previous, **tuning},
+            sandbox(), ifname="lo", call=call_plugin if way == "in process" else run_plugin,
+        )  # fmt: skip
+        error = one.refused()
+        assert error["code"] == IO_FAILURE
+        assert error["msg"].startswith(f"cannot write {disk.path}/tuning/"), error
+        assert error["msg"].endswith("Read-only file system")
+        one.delete()
+
+
 def test_full_disk_under_the_cache(
     host: Host, plugin_dir: Path, disk: Disk, sandbox: Sandbox, tmp_path: Path
 ) -> None:
@@ -236,6 +268,43 @@ def test_damaged_lease(node: Node, damage: str) -> None:
     if not damage.strip("\0"):
         assert f"{address} is empty, but the address is set" in said + run.stderr
     other.check()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("result", ["known", "lost"])
+def test_lease_rewritten_in_place(
+    host: Host, plugin_dir: Path, tmp_path: Path, way: str, result: str
+) -> None:
+    """As `cp` of a backup does, in the oldest format or for another: each DEL frees its own."""
+    with way_of(way, tmp_path, plugin_dir) as calls:
+        ipam = calls.host_local("10.3.0.0/29")
+        config = {"cniVersion": "1.1.0", "name": "net", "type": "host-local", "ipam": ipam}
+        ones = [
+            Attachment(
+                calls.plugins / "host-local", config, None, f"c{number}",
+                call=call_plugin if way == "in process" else run_plugin,
+                env={"CNI_NETNS": "/nowhere"},
+            )
+            for number in range(3)
+        ]  # fmt: skip
+        for one in ones:
+            one.add()
+            if result == "lost":
+                one.result = None
+        leases = tmp_path / "cni/networks/net"
+
+        def rewrite(address: str, content: str) -> None:
+            with (leases / address).open("r+") as file:
+                file.truncate(0)
+                file.write(content)
+
+        rewrite("10.3.0.2", "c0")
+        rewrite("10.3.0.3", "c2\r\neth0")
+        rewrite("10.3.0.4", "c1\r\neth0")
+        for one, address in zip(ones, ("10.3.0.2", "10.3.0.4", "10.3.0.3"), strict=True):
+            assert (leases / address).exists()
+            one.delete()
+            assert not (leases / address).exists()
 
 
 @pytest.mark.parametrize("how", ["cut", "overwritten", "a directory", "a link", "gone"])

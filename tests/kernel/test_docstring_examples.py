@@ -43,12 +43,12 @@ namespaces.create_named("web-1").close()
 """
 KERNEL = """
 from pycni.kernel import namespace as namespaces
-from pycni.kernel.context import Kernel
+from pycni.steps.context import Kernel
 path = "/run/netns/web-1"
 """
 BEFORE = {
-    "kernel/executor.py Transaction": """
-from pycni.kernel.executor import Transaction
+    "steps/executor.py Transaction": """
+from pycni.steps.executor import Transaction
 from pycni.plan.plan import Plan
 from pycni.plan.steps import SANDBOX, LinkUp
 kernel, plan = Kernel(namespaces.open_path(path), path), Plan((LinkUp(SANDBOX, "lo"),))

@@ -16,7 +16,7 @@ from harness import Attachment, Host, Namespace, ask, ipset_elements, nft_list, 
 from harness import firewalld as real
 from harness.faults import each_change_failing
 from harness.firewalld import Firewalld
-from harness.machines import CLIENT, FAR, Machines, addresses
+from harness.machines import CLIENT, FAR, HOST, Machines, addresses, commands
 from pycni.kernel import firewalld as client_of_firewalld
 from pycni.kernel import ipset, iptables, nfnetlink, nftables, process
 from pycni.kernel.nfnetlink import NetfilterSocket
@@ -131,8 +131,8 @@ def test_rules_by_netlink_are_those_of_the_program(machines: Machines) -> None:
             for version, address in addresses(container).items():
                 key = parse_address(address)
                 lines = [line.replace(f"{address}/{key.bits}", f"V{version}") for line in lines]
-                for _, found in nfnetlink.expressions(
-                    netfilter, key.family, "filter", "CNI-FORWARD", key.packed
+                for *_, found in nfnetlink.expressions(
+                    netfilter, key.family, "filter", "CNI-FORWARD", (key.packed,)
                 ):
                     expressions += [(name, data.replace(key.packed, b"")) for name, data in found]
         return [line for line in lines if "V4" in line or "V6" in line], expressions
@@ -203,6 +203,60 @@ def test_ingress_policy(machines: Machines, bridge_calls: None, backend: str, po
 
 
 @each_backend
+def test_isolated_from_a_network_without_a_policy(
+    machines: Machines, bridge_calls: None, backend: str
+) -> None:
+    """The other container is on the same bridge, and its port is as any."""
+    one, firewall = attached(machines, "one", backend=backend, ingressPolicy="isolated")
+    two = machines.container("two")
+    for version in (4, 6):
+        own, other = addresses(one)[version], addresses(two)[version]
+        for kind in ("tcp", "udp"):
+            assert not ask(two.sandbox, own, 80, kind, patience=0.4)
+            assert not ask(one.sandbox, other, 80, kind, patience=0.4)
+        assert ask(None, own, 80)
+        assert ask(machines.client, own, 80) == f"one {CLIENT[version]}"
+    firewall.delete()
+    assert "one" not in rules()
+
+
+@each_backend
+def test_check_of_isolation_from_others(machines: Machines, backend: str) -> None:
+    for name in ("iptables", "ip6tables"):
+        Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}").write_text("0")
+    two = machines.container("two")
+    three, _ = attached(machines, "three", backend=backend, ingressPolicy="isolated")
+    for damage, words in (
+        ("nft flush chain bridge pycni firewall-isolated-forward", "firewall-isolated-forward"),
+        ("nft flush set bridge pycni firewall-isolated", "is not in set bridge pycni"),
+        ("nft delete table bridge pycni", "firewall-isolated-forward"),
+    ):
+        run_in(None, damage.split())
+        again = machines.chained("firewall", three, backend=backend, ingressPolicy="isolated")
+        again.result = three.result
+        assert words in again.drift()
+        assert ask(two.sandbox, addresses(three)[4], 80)
+        again.add()
+        again.check()
+        assert not ask(two.sandbox, addresses(three)[4], 80, patience=0.4)
+
+
+def test_isolated_is_not_from_the_lan(machines: Machines) -> None:
+    """A bridge may have an uplink; what comes in by it is from outside."""
+    for name in ("iptables", "ip6tables"):
+        Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}").write_text("0")
+    one, _ = attached(machines, "one", ingressPolicy="isolated")
+    vxlan = "type vxlan id 7 dstport 4789 local {} remote {}"
+    commands(f"link add up0 {vxlan.format(HOST[4], CLIENT[4])}\nlink set up0 master br0 up\n")
+    commands(
+        f"link add lan {vxlan.format(CLIENT[4], HOST[4])}\n"
+        "link set lan up\naddress add 10.15.20.99/24 dev lan\n",
+        machines.client,
+    )
+    assert ask(machines.client, addresses(one)[4], 80) == "one 10.15.20.99"
+
+
+@each_backend
 def test_a_policy_can_change(machines: Machines, backend: str) -> None:
     for name in ("iptables", "ip6tables"):
         Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}").write_text("1")
@@ -216,6 +270,90 @@ def test_a_policy_can_change(machines: Machines, backend: str) -> None:
     assert ask(three.sandbox, addresses(four)[4], 80)
     firewall.config["ingressPolicy"] = "isolated"
     assert "br0" in firewall.drift()
+
+
+@each_backend
+@pytest.mark.parametrize("policy", ["same-bridge", "isolated"])
+@pytest.mark.parametrize(
+    ("first", "reason"),
+    [
+        ({"name": "out", "sandbox": "/run/netns/x"}, "it is an interface of the container"),
+        ({"name": "out"}, "it is a veth"),
+        ({"name": "nowhere0"}, "the host has no such interface"),
+    ],
+    ids=["of the container", "no bridge", "not there"],
+)
+def test_a_policy_needs_a_bridge(
+    machines: Machines, backend: str, policy: str, first: dict[str, str], reason: str
+) -> None:
+    """tap or host-device report the container's interface first, whose name another may have.
+
+    The policy of that name would cut off the host's uplink, here `out`.
+    """
+    with service(machines.client, "client", 80):
+        one, _ = attached(machines, "one", backend=backend, ingressPolicy=policy)
+        two = machines.container("two")
+        result = {**two.result, "interfaces": [first], "ips": [{"address": "10.15.30.2/24"}]}
+        firewall = machines.chained(
+            "firewall", two, prevResult=result, backend=backend, ingressPolicy=policy
+        )
+        before = rules()
+        error = firewall.refused()
+        assert error["code"] == 7
+        assert error["msg"] == f'"{first["name"]}" is no bridge for ingress policy "{policy}"'
+        assert reason in error["details"]
+        assert "first interface of prevResult" in error["details"]
+        assert rules() == before
+        assert ask(one.sandbox, CLIENT[4], 80).startswith("client ")
+        # One that was attached by an earlier release, which made the policy.
+        firewall.result = result
+        assert f'"{first["name"]}" is no bridge' in firewall.refused("CHECK")["msg"]
+        firewall.delete()
+
+
+@each_backend
+def test_gc_drops_policies_of_what_is_no_bridge(machines: Machines, backend: str) -> None:
+    with service(machines.client, "client", 80):
+        one, first = attached(machines, "one", backend=backend, ingressPolicy="same-bridge")
+        run_in(None, ["ip", "link", "property", "add", "dev", "br0", "altname", "lanbr"])
+        for name in ("out", "lanbr"):
+            if backend == "nftables":
+                run_in(None, ["nft", f"add element inet pycni firewall-bridges {{ {name} }}"])
+            else:
+                for rule in (
+                    f"1 -i {name} ! -o {name} -j CNI-ISOLATION-STAGE-2",
+                    f"2 -o {name} -j DROP",
+                ):
+                    stage, *words = rule.split()
+                    run_in(None, ["iptables", "-I", f"CNI-ISOLATION-STAGE-{stage}", *words])
+        assert not ask(one.sandbox, CLIENT[4], 80, patience=0.4)
+        valid = [{"containerID": "one", "ifname": "eth0"}]
+        config = {
+            "cniVersion": "1.1.0", "name": "first", "type": "firewall",
+            "cni.dev/valid-attachments": valid,
+        }  # fmt: skip
+        assert first.call(first.plugin, "GC", config).code == 0
+        assert ask(one.sandbox, CLIENT[4], 80).startswith("client ")
+        assert "lanbr" not in rules()
+        first.check()
+
+
+@each_backend
+@pytest.mark.parametrize("policy", ["same-bridge", "isolated"])
+def test_a_bridge_by_its_alternative_name(machines: Machines, backend: str, policy: str) -> None:
+    """Rules match what the kernel calls it."""
+    one, two = machines.container("one"), machines.container("two")
+    far, _ = attached(machines, "far", "br1", backend=backend, ingressPolicy=policy)
+    run_in(None, ["ip", "link", "property", "add", "dev", "br0", "altname", "lanbr"])
+    for container in (one, two):
+        container.result["interfaces"][0]["name"] = "lanbr"
+        firewall = machines.chained("firewall", container, backend=backend, ingressPolicy=policy)
+        firewall.add()
+        firewall.check()
+    assert not ask(far.sandbox, addresses(one)[4], 80, patience=0.4)
+    assert not ask(one.sandbox, addresses(far)[4], 80, patience=0.4)
+    assert bool(ask(one.sandbox, addresses(two)[4], 80, patience=0.4)) == (policy != "isolated")
+    assert "lanbr" not in rules()
 
 
 def test_policy_is_judged_before_containers_are_accepted(machines: Machines) -> None:
@@ -358,7 +496,14 @@ def test_del_leaves_what_is_shared(machines: Machines, backend: str, known: str)
 @each_backend
 def test_late_del_spares_the_next_owner_of_the_address(machines: Machines, backend: str) -> None:
     one, late = attached(machines, "one", backend=backend)
-    again = Attachment(one.plugin, one.config, one.sandbox, "two", result=one.result)
+    # Its interface goes without a DEL, and its addresses are given to another.
+    run_in(one.sandbox, ["ip", "link", "delete", "eth0"])
+    for address in addresses(one).values():
+        (machines.folder / "first" / address).unlink()
+    config = {**one.config, "args": {"cni": {"ips": [*addresses(one).values()]}}}
+    again = Attachment(one.plugin, config, machines.sandbox(), "two")
+    again.add()
+    assert addresses(again) == addresses(one)
     firewall = machines.chained("firewall", again, backend=backend)
     firewall.add()
     late.delete()
@@ -408,6 +553,20 @@ def test_a_failed_add_leaves_nothing(machines: Machines, backend: str, policy: s
         refused += 1
         isolated = run_in(None, ["bridge", "-d", "link"]).stdout.count("isolated on")
         assert (rules(), isolated) == before, what
+    assert refused > 2
+
+
+@each_backend
+def test_a_failed_change_of_policy_leaves_the_earlier_one(machines: Machines, backend: str) -> None:
+    attached(machines, "one", backend=backend, ingressPolicy="isolated")
+    two = machines.container("two")
+    firewall = machines.chained("firewall", two, backend=backend, ingressPolicy="same-bridge")
+    before = sorted(rules().splitlines())
+    refused = 0
+    for what, run in each_change_failing(lambda: firewall.run("ADD")):
+        assert run.code == 1, what
+        refused += 1
+        assert sorted(rules().splitlines()) == before, what
     assert refused > 2
 
 
@@ -476,6 +635,30 @@ def test_check_finds_drift_and_add_repairs_it(
     assert words in firewall.drift()
     firewall.add()
     firewall.check()
+
+
+@each_backend
+@pytest.mark.parametrize("lost", ["firewall4", "firewall6", "firewall-bridges", "firewall-pairs"])
+def test_a_set_that_somebody_deleted(machines: Machines, backend: str, lost: str) -> None:
+    """Where iptables decides nothing refers to the sets, so they go by themselves."""
+    one, first = attached(machines, "one", backend=backend, ingressPolicy="same-bridge")
+    if backend == "nftables":
+        run_in(None, ["nft", "flush chain inet pycni firewall-forward"])
+    run_in(None, ["nft", f"delete set inet pycni {lost}"])
+    missing = lost[-1] in "46" or backend == "nftables"
+    if missing:
+        assert lost in first.drift()
+    _, second = attached(machines, "two", backend=backend, ingressPolicy="same-bridge")
+    second.check()
+    first.add()
+    first.check()
+    if missing:
+        listed = run_in(None, ["nft", f"list set inet pycni {lost}"]).stdout
+        version = int(lost[-1]) if lost[-1] in "46" else 0
+        assert addresses(one)[version] in listed if version else "br0" in listed
+    first.delete()
+    second.delete()
+    assert addresses(one)[4] not in rules()
 
 
 @each_backend

@@ -209,6 +209,15 @@ def test_subnets_and_networks(
     assert document["ipam"]["routes"] == [{"dst": network} for network in networks]
 
 
+def test_route_of_a_network_that_was_given(attach: Attach, spy: Path, tmp_path: Path) -> None:
+    """It keeps its settings, and is the only one."""
+    given = {"dst": "10.240.0.0/16", "mtu": 1300}
+    one = attach(delegate={"type": "spy"}, ipam={"routes": [given]})
+    one.path = str(spy)
+    one.add()
+    assert asked(tmp_path)["ipam"]["routes"] == [given, {"dst": "fd00:240::/56"}]
+
+
 def test_bridge_s_defaults_can_be_overridden(attach: Attach, tmp_path: Path) -> None:
     one = attach(delegate={"isGateway": False, "mtu": 1300, "bridge": "flan0", "ipMasq": True})
     one.add()
@@ -225,7 +234,6 @@ def test_two_interfaces_of_one_container(attach: Attach, tmp_path: Path) -> None
     one = attach(container="box")
     two = attach(container="box", netns=one.sandbox, ifname="net1")
     other = attach(container="box", netns=one.sandbox, ifname="net2", name="other")
-    other.config["delegate"] = {"bridge": "cni1"}
     for each in (one, two, other):
         each.add()
     assert files(tmp_path) == ["box", "box@net1", "box@net2"]
@@ -323,7 +331,7 @@ def test_check_without_a_file(attach: Attach) -> None:
 
 
 def test_gc(attach: Attach, tmp_path: Path, env: Path) -> None:
-    kept, stale, other = attach(), attach(), attach(name="other", delegate={"bridge": "cni1"})
+    kept, stale, other = attach(), attach(), attach(name="other")
     for each in (kept, stale, other):
         each.add()
     assert stale.sandbox is not None

@@ -23,9 +23,11 @@ from harness import Host, Namespace, ip_json, run_plugin
 from harness.agent import AgentProcess
 from pycni import __version__
 from pycni.agent import protocol, server
+from pycni.agent.listener import listen
 from pycni.agent.metrics import LONGEST_ERROR, Metrics
 from pycni.cli.install import LAUNCHER
 from pycni.sdk.execute import tell
+from pycni.spec.errors import CNIError
 
 LOOPBACK = {"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}
 STDIN = json.dumps(LOOPBACK).encode()
@@ -87,20 +89,32 @@ def pipe_with(data: bytes) -> int:
     return reader
 
 
+def file_with(data: bytes, size: int = 0) -> int:
+    """A file as a launcher makes it for stdin; size: what it is to seem to have."""
+    descriptor = os.memfd_create("stdin")
+    os.write(descriptor, data)
+    if size:
+        os.ftruncate(descriptor, size)
+    return descriptor
+
+
 def write_end() -> int:
     reader, writer = os.pipe()
     os.close(reader)
     return writer
 
 
+# What cannot be read whole at once, and so is left to the launcher; and what says nothing.
 STDINS: dict[str, Callable[[], int]] = {
     "a directory": lambda: os.open("/", os.O_RDONLY),
     "a path": lambda: os.open("/etc/passwd", os.O_PATH),
+    "a pipe": lambda: pipe_with(STDIN),
     "a pipe's other end": write_end,
     "zeros without end": lambda: os.open("/dev/zero", os.O_RDONLY),
     "a socket": lambda: hung_up().detach(),
     "a namespace": lambda: os.open("/proc/self/ns/net", os.O_RDONLY),
-    "random bytes": lambda: pipe_with(os.urandom(4096)),
+    "random bytes": lambda: file_with(os.urandom(4096)),
+    "more than can be read": lambda: file_with(STDIN, 1 << 40),
 }
 NAMESPACES: dict[str, Callable[[], int]] = {
     "a file": lambda: os.open("/etc/passwd", os.O_RDONLY),
@@ -129,8 +143,8 @@ def ask_with(
 ) -> tuple[int, str]:
     try:
         with connected(agent) as connection:
-            send(connection, variables, *descriptors)
-            return protocol.receive_answer(connection)
+            data = protocol.encode_call(__version__, "loopback", variables)
+            return protocol.ask(connection, data, *descriptors)
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
@@ -142,10 +156,14 @@ def test_stdin_of_another_kind(
 ) -> None:
     space = sandbox()
     before = descriptors_of(agent)
-    given = [STDINS[kind](), os.open("/dev/null", os.O_WRONLY), os.open(space.path, os.O_RDONLY)]
-    code, output = ask_with(agent, environ(space), given)
-    assert code == 1
-    assert json.loads(output)["code"] in (5, 6)
+    given = [STDINS[kind](), file_with(b""), os.open(space.path, os.O_RDONLY)]
+    try:
+        code, output = ask_with(agent, environ(space), given)
+    except ConnectionError:
+        assert agent.calls() == {}  # refused
+    else:
+        assert code == 1
+        assert json.loads(output)["code"] in (5, 6)
     assert ip_json("link", netns=space)[0]["operstate"] == "DOWN"
     assert_idle(agent, before)
 
@@ -155,7 +173,7 @@ def test_namespace_of_another_kind(
     kind: str, agent: AgentProcess, sandbox: Callable[[], Namespace]
 ) -> None:
     before = descriptors_of(agent)
-    given = [pipe_with(STDIN), os.open("/dev/null", os.O_WRONLY), NAMESPACES[kind]()]
+    given = [file_with(STDIN), os.open("/dev/null", os.O_WRONLY), NAMESPACES[kind]()]
     code, output = ask_with(agent, environ(sandbox()), given)
     assert code == 1
     assert json.loads(output)["code"] == 8
@@ -168,7 +186,7 @@ def test_stderr_that_cannot_be_written(
 ) -> None:
     """The answer comes all the same: what was asked for has been done."""
     variables = {**environ(sandbox()), "CNI_COMMAND": ""}  # tells of the plugin on stderr
-    given = [pipe_with(b""), os.open("/etc/passwd", flags)]
+    given = [file_with(b""), os.open("/etc/passwd", flags)]
     assert ask_with(agent, variables, given) == (0, "")
 
 
@@ -187,7 +205,7 @@ def test_stderr_that_nobody_reads() -> None:
 
 def test_too_many_descriptors(agent: AgentProcess, sandbox: Callable[[], Namespace]) -> None:
     before = descriptors_of(agent)
-    for count in (0, 1, 4, 200):
+    for count in (0, 1, 2, 5, 200):
         with connected(agent) as connection:
             send(connection, environ(sandbox()), *([0] * count))
             assert connection.recv(1) == b""
@@ -209,7 +227,7 @@ def test_descriptors_with_garbage(agent: AgentProcess) -> None:
 def test_more_connections_than_it_takes(
     agent: AgentProcess, sandbox: Callable[[], Namespace]
 ) -> None:
-    """All but a few are hung up on at once; launchers serve themselves; then all is as before."""
+    """All but a few are hung up on; launchers serve themselves; then all is as before."""
     before = descriptors_of(agent)
     held: list[socket.socket] = []
     for _ in range(400):
@@ -220,7 +238,7 @@ def test_more_connections_than_it_takes(
     assert run.code == 0
     assert descriptors_of(agent) < before + 20
     assert agent.process is not None
-    assert len(os.listdir(f"/proc/{agent.process.pid}/task")) <= 5
+    assert len(os.listdir(f"/proc/{agent.process.pid}/task")) <= 6
     for connection in held:
         connection.close()
     assert_idle(agent, before)
@@ -266,7 +284,7 @@ def test_hanging_up_at_every_point(agent: AgentProcess, sandbox: Callable[[], Na
         stdin, stdin_writer = os.pipe()
         # It may be busy with the ones before.
         with connected(agent) as connection, contextlib.suppress(ConnectionError):
-            send(connection, environ(sandbox()), stdin, 2)
+            send(connection, environ(sandbox()), stdin, 2, stdin_writer)
             if number % 2:
                 assert connection.recv(1) in (protocol.BEGUN, b"")
                 os.write(stdin_writer, STDIN[: number * 4])
@@ -291,7 +309,7 @@ def test_what_it_counts_is_bounded(agent: AgentProcess, sandbox: Callable[[], Na
     """Commands that nobody knows are one series, and errors are kept in part, and few of them."""
     space = sandbox()
     for number in range(30):
-        given = [pipe_with(STDIN), os.open("/dev/null", os.O_WRONLY)]
+        given = [file_with(STDIN), os.open("/dev/null", os.O_WRONLY)]
         ask_with(agent, environ(space, f"command-{number}"), given)
     assert agent.calls() == {("loopback", "other"): 30}
     metrics = Metrics()
@@ -306,8 +324,8 @@ def test_socket_s_directory_behind_a_link(tmp_path: Path) -> None:
     """Nobody leads root's agent to listen elsewhere."""
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    with pytest.raises(server.CNIError):
-        server.listen(tmp_path / "link" / "agent.sock")
+    with pytest.raises(CNIError):
+        listen(tmp_path / "link" / "agent.sock")
     assert os.listdir(tmp_path / "real") == []
 
 
@@ -319,13 +337,13 @@ def test_what_is_under_the_socket_s_name(tmp_path: Path) -> None:
     secret.write_text("as it was")
     path = folder / "agent.sock"
     path.symlink_to(secret)
-    server.listen(path).close()
+    listen(path)
     assert stat.S_ISSOCK(path.lstat().st_mode)
     assert secret.read_text() == "as it was"
     path.unlink()
     path.mkdir()
-    with pytest.raises(server.CNIError):
-        server.listen(path)
+    with pytest.raises(CNIError):
+        listen(path)
 
 
 def test_descriptors_are_not_inherited_by_programs() -> None:

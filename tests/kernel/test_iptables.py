@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness import Host, run_in
-from pycni.kernel import iptables, process
+from pycni.kernel import iptables, iptables_legacy, nat_rules, process
 from pycni.kernel.nfnetlink import NFPROTO_IPV4, NFPROTO_IPV6, NetfilterSocket
 
 COMMENT = iptables.comment('name: "net" id: "one"')
@@ -48,18 +48,31 @@ def saved(program: str = "iptables") -> list[str]:
     return [line for line in lines if "CNI" in line]
 
 
+def ensure(netfilter: NetfilterSocket, family: int, rules: list[str], chain: str) -> list[str]:
+    """Make a chain and rules that are not there; gives the lines that were carried out."""
+    done: list[str] = []
+
+    def build() -> list[str]:
+        present = iptables.present(netfilter, family, "nat", [chain])
+        done[:] = iptables.missing(present, [chain], rules)
+        return done
+
+    iptables.update(family, "nat", build)
+    return done
+
+
 def check_life(netfilter: NetfilterSocket) -> None:
     assert not iptables.has_chain(netfilter, NFPROTO_IPV4, "nat", "CNI-1")
-    lines = iptables.ensure(netfilter, NFPROTO_IPV4, "nat", "CNI-1", RULES)
-    assert lines == [":CNI-1 - [0:0]", *RULES]
+    lines = ensure(netfilter, NFPROTO_IPV4, RULES, "CNI-1")
+    assert lines == ["-N CNI-1", *RULES]
     assert saved()[0].startswith(":CNI-1 ")
     assert sorted(saved()[1:]) == sorted(RULES)
     assert [iptables.comment_of(line) for line in saved()[1:]] == ['name: "net" id: "one"'] * 2
     assert iptables.has_chain(netfilter, NFPROTO_IPV4, "nat", "CNI-1")
-    assert iptables.ensure(netfilter, NFPROTO_IPV4, "nat", "CNI-1", RULES) == []
+    assert ensure(netfilter, NFPROTO_IPV4, RULES, "CNI-1") == []
 
     more = [*RULES, f"-A POSTROUTING -s 10.0.0.2/32 {COMMENT} -j CNI-1"]
-    lines = iptables.ensure(netfilter, NFPROTO_IPV4, "nat", "CNI-1", more)
+    lines = ensure(netfilter, NFPROTO_IPV4, more, "CNI-1")
     assert lines == more[2:]
     assert len(saved()) == 4
     iptables.undo(NFPROTO_IPV4, "nat", lines)
@@ -68,28 +81,140 @@ def check_life(netfilter: NetfilterSocket) -> None:
 
 def test_life_of_a_chain(netfilter: NetfilterSocket) -> None:
     check_life(netfilter)
-    iptables.undo(NFPROTO_IPV4, "nat", [":CNI-1 - [0:0]", *RULES])
+    iptables.undo(NFPROTO_IPV4, "nat", ["-N CNI-1", *RULES])
     assert saved() == []
     check_life(netfilter)
     netfilter.commit(iptables.removal(netfilter, NFPROTO_IPV4, "nat", "CNI-1", ["POSTROUTING"]))
     assert saved() == []
     assert iptables.removal(netfilter, NFPROTO_IPV4, "nat", "CNI-1", ["POSTROUTING"]) == []
-    assert not iptables.has_legacy(NFPROTO_IPV4, "nat")
+    assert not iptables_legacy.has_table(NFPROTO_IPV4, "nat")
 
 
 def test_life_of_a_legacy_chain(netfilter: NetfilterSocket, legacy: None) -> None:
     check_life(netfilter)
-    assert iptables.has_legacy(NFPROTO_IPV4, "nat")
+    assert iptables_legacy.has_table(NFPROTO_IPV4, "nat")
     assert iptables.removal(netfilter, NFPROTO_IPV4, "nat", "CNI-1", ["POSTROUTING"]) == []
     run_in(None, ["iptables", "-t", "nat", "-N", "CNI-2"])
-    iptables.remove_legacy(NFPROTO_IPV4, "nat", ["CNI-1", "CNI-3"])
+    lines = iptables.legacy_lines(NFPROTO_IPV4, "nat", "CNI-1")
+    assert iptables.legacy_lines(NFPROTO_IPV4, "nat", "CNI") == []
+    iptables.restore_legacy(NFPROTO_IPV4, "nat", iptables.gone(lines, ["CNI-1", "CNI-3"]))
     assert [line.split()[0] for line in saved()] == [":CNI-2"]
+    assert iptables.has_chain(netfilter, NFPROTO_IPV4, "nat", "CNI-2")
+    assert not iptables.has_chain(netfilter, NFPROTO_IPV4, "nat", "CNI-1")
+
+
+def test_what_legacy_names_is_asked_without_a_program(
+    host: Host, legacy: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_in(None, ["iptables", "-t", "nat", "-N", "CNI-1"])
+    run_in(None, ["ip6tables", "-t", "nat", "-N", "CNI-2"])
+    monkeypatch.setattr(process, "run", lambda *_, **__: pytest.fail("a program was run"))
+    for family, there in ((NFPROTO_IPV4, "CNI-1"), (NFPROTO_IPV6, "CNI-2")):
+        for chain in ("CNI-1", "CNI-2", "CNI-"):
+            assert iptables_legacy.names(family, "nat", chain) == (chain == there)
+        assert iptables.legacy_lines(family, "nat", "CNI-") == []
+
+
+# What leads ports elsewhere, in the words of iptables and of nft.
+MATCHES = [
+    ("-p tcp --dport 80", "tcp dport 80"),
+    ("-p udp --dport 53 -d 192.0.2.1", "ip daddr 192.0.2.1 udp dport 53"),
+    ("-p tcp --dport 443 -s 10.1.0.0/20", "ip saddr 10.1.0.0/20 tcp dport 443"),
+    ("-p tcp --dport 443 -s 10.1.2.0/24", "ip saddr 10.1.2.0/24 tcp dport 443"),
+    ("-p sctp --dport 36412 -s 127.0.0.1", "ip saddr 127.0.0.1 sctp dport 36412"),
+    ("-s 10.1.2.3", "ip saddr 10.1.2.3"),
+]
+
+
+@pytest.mark.parametrize(("match", "nft"), MATCHES)
+def test_a_rule_is_read_alike_whoever_keeps_it(
+    netfilter: NetfilterSocket, match: str, nft: str
+) -> None:
+    """By netlink, as lines of either iptables, and written by nft itself."""
+    found = []
+    run_in(None, ["nft", "add table ip mine; add chain ip mine CNI-1; add chain ip mine CNI-2"])
+    for target, verdict in (
+        ("DNAT --to-destination 10.9.8.7:81", "dnat to 10.9.8.7:81"),
+        ("CNI-2", "jump CNI-2"),
+    ):
+        if "dport" not in match and "DNAT" in target:
+            continue
+        for program in ("iptables", "iptables-legacy"):
+            for chain in ("CNI-1", "CNI-2"):
+                run_in(None, [program, "-t", "nat", "-N", chain], check=False)
+            run_in(None, [program, "-t", "nat", "-F", "CNI-1"])
+            run_in(None, [program, *f"-t nat -A CNI-1 {match} -j {target}".split()])
+            lines = run_in(None, [f"{program}-save", "-t", "nat"]).stdout.splitlines()
+            found += nat_rules.parse_lines(lines, "CNI-1")
+        found += nat_rules.read(netfilter, NFPROTO_IPV4, "nat", "CNI-1")
+        run_in(None, ["nft", f"flush chain ip mine CNI-1; add rule ip mine CNI-1 {nft} {verdict}"])
+        found += nat_rules.read(netfilter, NFPROTO_IPV4, "mine", "")
+        plain = [rule.replace(line="", handle=0, matches="") for rule in found]
+        assert plain == [plain[0]] * 4
+        assert not plain[0].conditional
+        assert (str(plain[0].target), plain[0].target_port) in (("10.9.8.7", 81), ("None", 0))
+        found.clear()
+
+
+def test_what_is_not_understood_makes_a_rule_conditional(netfilter: NetfilterSocket) -> None:
+    for program in ("iptables", "iptables-legacy"):
+        run_in(None, [program, "-t", "nat", "-N", "CNI-1"])
+        for match in (
+            "-m multiport --dports 1,2 -i eth0",
+            "-m multiport --dports 1,2 ! -s 10.0.0.1",
+            "-m multiport --sports 3",
+            "! --dport 4",
+        ):
+            run_in(None, [program, *f"-t nat -A CNI-1 -p tcp {match} -j ACCEPT".split()])
+    lines = run_in(None, ["iptables-legacy-save", "-t", "nat"]).stdout.splitlines()
+    for rules in (
+        nat_rules.read(netfilter, NFPROTO_IPV4, "nat", "CNI-1"),
+        nat_rules.parse_lines(lines, "CNI-1"),
+    ):
+        assert [rule.conditional for rule in rules] == [True] * 4
+        assert [rule.ports for rule in rules[:2]] == [(1, 2)] * 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ":CNI-1 - [0:0]",
+        "COMMIT",
+        "-A",
+        "-A X -p",
+        "-A X --dport a",
+        "-A X --to-destination 10.0.0.1-10.0.0.2:80",
+    ],
+)
+def test_a_line_that_makes_no_sense(line: str) -> None:
+    assert nat_rules.parse_line(line) is None
+
+
+@pytest.mark.parametrize("kind", ["nft", "legacy"])
+def test_what_another_makes_meanwhile_stays(
+    netfilter: NetfilterSocket, kind: str, request: pytest.FixtureRequest
+) -> None:
+    """Two ADDs at once both find the shared chain missing."""
+    if kind == "legacy":
+        request.getfixturevalue("legacy")
+    of_another = f"-A CNI-1 -d 10.9.0.0/24 {COMMENT} -j ACCEPT"
+    reads = []
+
+    def build() -> list[str]:
+        present = iptables.present(netfilter, NFPROTO_IPV4, "nat", ["CNI-1"])
+        lines = iptables.missing(present, ["CNI-1"], RULES)
+        if not reads:
+            iptables.restore(NFPROTO_IPV4, "nat", ["-N CNI-1", of_another])
+        reads.append(present)
+        return lines
+
+    iptables.update(NFPROTO_IPV4, "nat", build)
+    assert sorted(saved()[1:]) == sorted([*RULES, of_another])
+    assert len(reads) == 2
 
 
 def test_families_are_apart(netfilter: NetfilterSocket) -> None:
-    iptables.ensure(
-        netfilter, NFPROTO_IPV6, "nat", "CNI-6", [f"-A CNI-6 -d fd00::/64 {COMMENT} -j ACCEPT"]
-    )
+    ensure(netfilter, NFPROTO_IPV6, [f"-A CNI-6 -d fd00::/64 {COMMENT} -j ACCEPT"], "CNI-6")
     assert saved() == []
     assert saved("ip6tables") == [
         ":CNI-6 - [0:0]",
@@ -102,7 +227,7 @@ def test_families_are_apart(netfilter: NetfilterSocket) -> None:
 def test_a_bad_line_undoes_all(netfilter: NetfilterSocket) -> None:
     bad = "-A POSTROUTING -s 10.0.0.1/32 -j NOWHERE"
     with pytest.raises(iptables.IPTablesError) as caught:
-        iptables.ensure(netfilter, NFPROTO_IPV4, "nat", "CNI-1", [*RULES, bad])
+        ensure(netfilter, NFPROTO_IPV4, [*RULES, bad], "CNI-1")
     assert saved() == []
     text = str(caught.value)
     assert text.startswith("iptables-restore: ")

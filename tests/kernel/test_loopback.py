@@ -112,7 +112,7 @@ def test_del_without_a_sandbox(loopback: Attachment) -> None:
     loopback.sandbox = sandbox
     loopback.delete()
     loopback.env["CNI_NETNS"] = "/etc/hostname"
-    assert loopback.refused("DEL")["code"] == 8
+    loopback.delete()
 
 
 def test_address_that_does_not_belong_there(loopback: Attachment) -> None:

@@ -12,6 +12,8 @@ import pytest
 from harness import Attachment, Host, Namespace, ip_json, run_in, snapshot
 from harness.faults import each_request_failing
 from harness.frames import ARP, Wire
+from harness.ways import WAYS, way_of
+from pycni.runtime import PluginError
 
 Sandbox = Callable[[], Namespace]
 Attach = Callable[..., Attachment]
@@ -92,6 +94,25 @@ def test_other_modes_reach_the_neighbour(attach: Attach, mode: str) -> None:
     run_in(one.sandbox, ["ping", "-c1", "-W1", "192.0.2.1"])
     one.check()
     one.delete()
+
+
+@pytest.mark.parametrize("kind", WAYS)
+@pytest.mark.parametrize("by", ["mac", "CNI_ARGS"])
+def test_passthru_has_the_address_of_its_master(
+    kind: str, by: str, neighbour: Namespace, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
+) -> None:
+    """The kernel would ignore another."""
+    with way_of(kind, tmp_path, plugin_dir) as way:
+        mac = "02:00:00:00:00:77"
+        plugin = {"type": "macvlan", "master": "lan0", "mode": "passthru"}
+        asked = way.network("n", {**plugin, "mac": mac} if by == "mac" else plugin)
+        args = {} if by == "mac" else {"MAC": mac}
+        with pytest.raises(
+            PluginError, match=f"passthru cannot have the MAC address {mac}"
+        ) as told:
+            asked.add("c", sandbox().path, args=args)
+        assert told.value.code == 7
+        way.network("n", plugin).add("c", sandbox().path)
 
 
 def test_interface_may_be_named_as_one_of_the_host(attach: Attach) -> None:

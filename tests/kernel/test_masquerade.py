@@ -20,14 +20,14 @@ import pytest
 
 from harness import Host, Namespace, nft_list, run_in, run_plugin
 from pycni.kernel import namespace, nfnetlink, nftables
-from pycni.kernel.context import Kernel
 from pycni.kernel.netlink import Request
 from pycni.kernel.netlink import socket as netlink_socket
-from pycni.kernel.steps import masquerade
 from pycni.plan.steps import Masquerade
 from pycni.spec.config import Attachment
 from pycni.spec.ip import parse_address, parse_network
-from pycni.spec.owner import Owner
+from pycni.spec.owner import Owner, Owners
+from pycni.steps import masquerade
+from pycni.steps.context import Kernel
 
 Sandbox = Callable[[], Namespace]
 
@@ -73,6 +73,28 @@ def saved() -> list[str]:
 
 def commands(batch: str) -> None:
     subprocess.run(["ip", "-batch", "-"], input=batch, text=True, check=True, capture_output=True)
+
+
+def test_gc_asks_no_more_for_more_containers(
+    host: Host, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+    for number in range(3):
+        one = step(f"c{number}", f"10.1.0.{number + 2}/24", backend="iptables")
+        masquerade.apply(one, kernel)
+        asked: list[str] = []
+        monkeypatch.setattr(
+            netlink_socket, "before_send", lambda request, to=asked: to.append(request.what)
+        )
+        kept = [Attachment(f"c{each}", "eth0") for each in range(3)]
+        masquerade.collect(kernel, Owners("net", keep=kept))
+        monkeypatch.undo()
+        counts.append(len(asked))
+    assert counts == counts[:1] * 3
+    masquerade.collect(kernel, Owners("net", keep=kept[1:]))
+    assert sorted(line.split()[3] for line in saved() if "POSTROUTING" in line) == [
+        "10.1.0.3/32", "10.1.0.4/32",
+    ]  # fmt: skip
 
 
 # --- packets -------------------------------------------------------------------------------------
@@ -308,7 +330,7 @@ def test_removal_where_nothing_is_runs_no_program(
     before = ruleset()
     masquerade.remove(step("one", "10.15.20.2/24"), kernel)
     masquerade.remove(step("one"), kernel)
-    masquerade.collect(kernel, "net", frozenset())
+    masquerade.collect(kernel, Owners("net"))
     assert ruleset() == before == ""
 
 
@@ -406,7 +428,7 @@ def test_a_set_that_gets_a_member_is_not_collected(
     deletion = "delete inet pycni masquerade-10.15.20.0/24"
     before = ruleset()
     sent = interfere(monkeypatch, deletion, lambda other: masquerade.apply(new, other))
-    masquerade.collect(kernel, "net", frozenset({Attachment("new", "eth0")}))
+    masquerade.collect(kernel, Owners("net", keep=frozenset({Attachment("new", "eth0")})))
     assert sent[-1] == deletion
     assert masquerade.check(new, kernel) == []
     assert rule_lines(ruleset()) == rule_lines(before) != []
@@ -421,7 +443,7 @@ def test_a_set_that_was_collected_is_made_again(
     missing: list[str] = []
 
     def collect(other: Kernel) -> None:
-        masquerade.collect(other, "net", frozenset())
+        masquerade.collect(other, Owners("net"))
         missing.append(ruleset())
 
     interfere(monkeypatch, "add 0a0f1403 to inet pycni masquerade-", collect)
@@ -437,7 +459,7 @@ def test_a_rule_that_two_have_added_is_there_once_again(kernel: Kernel) -> None:
     before = rule_lines(ruleset())
     run_in(None, ["nft", f"add rule inet pycni masquerade-postrouting {before[0].strip()}"])
     assert len(rule_lines(ruleset())) == 2
-    masquerade.collect(kernel, "another", frozenset())
+    masquerade.collect(kernel, Owners("another"))
     assert rule_lines(ruleset()) == before
     assert masquerade.check(step("one", "10.15.20.2/24"), kernel) == []
 
@@ -448,17 +470,17 @@ def test_addresses_are_removed_when_their_rules_are_gone(kernel: Kernel) -> None
     run_in(None, ["nft", "flush table inet pycni"])
     masquerade.remove(step("c2"), kernel)
     assert members("10.15.20.0/24") == ["10.15.20.3"]
-    masquerade.collect(kernel, "net", frozenset())
+    masquerade.collect(kernel, Owners("net"))
     assert "10.15.20" not in ruleset()
 
 
 PROCESS = """
 import sys
-from pycni.kernel.context import Kernel
-from pycni.kernel.steps import masquerade
+from pycni.steps.context import Kernel
+from pycni.steps import masquerade
 from pycni.plan.steps import Masquerade
 from pycni.spec.ip import parse_network
-from pycni.spec.owner import Owner
+from pycni.spec.owner import Owner, Owners
 number = int(sys.argv[1])
 owner, address = Owner("net", f"c{number}", "eth0"), f"10.15.{number % 2}.{number}/24"
 step = Masquerade(owner, (parse_network(address),))
@@ -467,7 +489,7 @@ with Kernel(None) as kernel:
     masquerade.apply(step, kernel)
     if number % 3 == 0:
         masquerade.remove(step, kernel)
-        masquerade.collect(kernel, "another", ())
+        masquerade.collect(kernel, Owners("another"))
 """
 
 
@@ -515,14 +537,14 @@ def test_collect(kernel: Kernel) -> None:
     foreign = step("gone", "10.15.20.4/24", net="another")
     for each in (kept, gone, foreign):
         masquerade.apply(each, kernel)
-    masquerade.collect(kernel, "net", frozenset({Attachment("kept", "eth0")}))
+    masquerade.collect(kernel, Owners("net", keep=frozenset({Attachment("kept", "eth0")})))
     assert masquerade.check(kept, kernel) == []
     assert masquerade.check(foreign, kernel) == []
     assert "net: net, if: eth0, id: gone" not in ruleset()
     assert "masquerade-10.15.99.0/24" not in ruleset()
-    masquerade.collect(kernel, "net", frozenset({Attachment("kept", "eth1")}))
+    masquerade.collect(kernel, Owners("net", keep=frozenset({Attachment("kept", "eth1")})))
     assert "id: kept" not in ruleset()
-    masquerade.collect(kernel, "another", frozenset())
+    masquerade.collect(kernel, Owners("another"))
     assert "10.15.20.0/24" not in ruleset()
 
 
@@ -569,6 +591,37 @@ def test_iptables_rules_are_the_reference_s(kernel: Kernel) -> None:
     (difference,) = masquerade.check(wanted, kernel)
     assert "-A POSTROUTING -s 10.1.2.3/32" in difference
     masquerade.remove(step("1234", net="test"), kernel)
+    assert saved() == []
+
+
+def test_iptables_accepts_each_subnet_before_it_masquerades(kernel: Kernel) -> None:
+    """What stays in the second subnet would else be masqueraded by the first one's rules."""
+    one = step("one", "10.15.20.2/24", "10.15.21.2/24", backend="iptables")
+    undo = masquerade.apply(one, kernel)
+    assert undo is not None
+
+    def own() -> list[str]:
+        lines = [line for line in saved() if line.startswith(f"-A {one.owner.chain()} ")]
+        return [" ".join((*line.split()[2:5], line.split()[-1])) for line in lines]
+
+    wanted = [
+        "-d 10.15.20.0/24 -m ACCEPT",
+        "-d 10.15.21.0/24 -m ACCEPT",
+        "! -d 224.0.0.0/4 MASQUERADE",
+    ]
+    assert own() == wanted
+    # Of an earlier release, or of the reference.
+    accept = next(line for line in saved() if "10.15.21.0" in line)
+    run_in(None, ["sh", "-c", f"iptables -t nat {accept.replace('-A', '-D', 1)}"])
+    run_in(None, ["sh", "-c", f"iptables -t nat {accept}"])
+    before = own()
+    assert before != wanted
+    again = masquerade.apply(one, kernel)
+    assert own() == wanted
+    assert again is not None
+    again()
+    assert own() == before
+    undo()
     assert saved() == []
 
 
@@ -625,10 +678,10 @@ def test_what_the_reference_made(
     assert all(chain in line for line in saved())
     assert masquerade.check(step("two", *others), kernel) == []
 
-    masquerade.collect(kernel, "net", frozenset({Attachment("two", "eth0")}))
-    masquerade.collect(kernel, "another", frozenset())
+    masquerade.collect(kernel, Owners("net", keep=frozenset({Attachment("two", "eth0")})))
+    masquerade.collect(kernel, Owners("another"))
     assert len(saved()) == 4
-    masquerade.collect(kernel, "net", frozenset())
+    masquerade.collect(kernel, Owners("net"))
     assert saved() == []
 
 
@@ -667,9 +720,9 @@ def test_reference_s_nftables_rules(kernel: Kernel) -> None:
     assert masquerade.check(wanted, kernel) != []
     assert "id: one" not in ruleset()
     assert "id: two" in ruleset()
-    masquerade.collect(kernel, "net", frozenset({two.attachment}))
+    masquerade.collect(kernel, Owners("net", keep=frozenset({two.attachment})))
     assert "id: two" in ruleset()
-    masquerade.collect(kernel, "net", frozenset())
+    masquerade.collect(kernel, Owners("net"))
     assert "id: two" not in ruleset()
 
 
@@ -695,9 +748,9 @@ def test_what_iptables_legacy_keeps(kernel: Kernel) -> None:
     masquerade.remove(step("one"), kernel)
     assert masquerade.check(wanted, kernel) != []
     assert len(legacy()) == 4
-    masquerade.collect(kernel, "net", frozenset({Attachment("two", "eth0")}))
+    masquerade.collect(kernel, Owners("net", keep=frozenset({Attachment("two", "eth0")})))
     assert len(legacy()) == 4
-    masquerade.collect(kernel, "net", frozenset())
+    masquerade.collect(kernel, Owners("net"))
     assert legacy() == []
 
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from harness import Host, Namespace, nft_list, run_in
-from pycni.kernel import namespace, nfnetlink, nftables
-from pycni.kernel.netlink import NetlinkError
+from pycni.kernel import constant_rules, namespace, nfnetlink, nftables
+from pycni.kernel.constant_rules import Chain
+from pycni.kernel.netlink import NetlinkError, Request
 from pycni.kernel.nfnetlink import NFPROTO_INET, NFPROTO_IPV4, Element, NetfilterSocket
 
 Sandbox = Callable[[], Namespace]
@@ -325,6 +326,55 @@ def test_update_looks_again_when_another_was_faster(table: NetfilterSocket) -> N
     table.update(left)
     assert looks == 2
     assert nfnetlink.elements(table, NFPROTO_INET, "t", "m") == []
+
+
+@pytest.mark.parametrize("lost", ["set one", "map two", "chain three"])
+def test_what_was_declared_and_deleted_is_declared_again(
+    netfilter: NetfilterSocket, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """Nothing refers to these, so the chain by which they seem to be there is whole."""
+    declarations = (
+        "set one { type ipv4_addr; }",
+        "map two { type ipv4_addr : ipv4_addr; }",
+        "chain three",
+    )
+    chain = Chain("rules", {"a comment": "accept"})
+    runs = []
+    run = nftables.run
+
+    def count(commands: str) -> None:
+        runs.append(commands)
+        run(commands)
+
+    monkeypatch.setattr(nftables, "run", count)
+    number = 0
+
+    def build() -> list[Request]:
+        constant_rules.set_up(netfilter, declarations, [chain])
+        jump = nfnetlink.add_rule(NFPROTO_INET, constant_rules.TABLE, "three", [("counter", b"")])
+        return [
+            nfnetlink.add_element(NFPROTO_INET, constant_rules.TABLE, "one", key(number), "c"),
+            nfnetlink.add_element(
+                NFPROTO_INET, constant_rules.TABLE, "two", key(number), "c", key(9)
+            ),
+            jump,
+        ]
+
+    netfilter.update(build)
+    number += 1
+    netfilter.update(build)
+    assert len(runs) == 1
+    kind, name = lost.split()
+    run_in(None, ["nft", f"flush chain inet pycni {name}" if kind == "chain" else "list tables"])
+    run_in(None, ["nft", f"delete {kind} inet pycni {name}"])
+    assert [one.split()[1] for one in constant_rules.missing(netfilter, declarations)] == [name]
+    number += 1
+    netfilter.update(build)
+    assert constant_rules.missing(netfilter, declarations) == []
+    assert len(runs) == 2
+    number += 1
+    netfilter.update(build)
+    assert len(runs) == 2
 
 
 def test_commit_without_rights(host: Host) -> None:

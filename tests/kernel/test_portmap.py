@@ -11,9 +11,20 @@ from typing import Any
 
 import pytest
 
-from harness import Attachment, ask, inside, nft_list, run_in, service
+from harness import (
+    Attachment,
+    ask,
+    call_plugin,
+    inside,
+    nft_list,
+    run_in,
+    run_plugin,
+    service,
+)
 from harness.faults import each_change_failing
+from harness.frames import sctp_init
 from harness.machines import BRIDGE, CLIENT, FAR, HOST, LOCAL, SECOND, Machines, addresses, commands
+from harness.ways import WAYS, way_of
 from pycni.kernel import nfnetlink, nftables
 
 BACKENDS = ("nftables", "iptables")
@@ -204,8 +215,8 @@ def test_all_addresses_of_one_family(
 
 def test_an_address_wins_over_all(machines: Machines) -> None:
     one, two = machines.container("one"), machines.container("two")
-    portmap_for(machines, one, mapping(8080, 80)).add()
     portmap_for(machines, two, mapping(8080, 80, hostIP=HOST[4])).add()
+    portmap_for(machines, one, mapping(8080, 80)).add()
     assert ask(machines.client, HOST[4], 8080).startswith("two ")
     assert ask(machines.client, SECOND[4], 8080).startswith("one ")
 
@@ -222,23 +233,6 @@ def test_many_ports(machines: Machines, backend: str) -> None:
         assert ask(machines.client, HOST[4], port).startswith("one ")
     portmap.delete()
     assert not ask(machines.client, HOST[4], 9020)
-
-
-def crc32c(data: bytes) -> int:
-    value = 0xFFFFFFFF
-    for byte in data:
-        value ^= byte
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-    return value ^ 0xFFFFFFFF
-
-
-def sctp_init(port: int) -> bytes:
-    """A packet that opens an association (RFC 9260, sections 3.1 and 3.3.2)."""
-    chunk = struct.pack(">BBHIIHHI", 1, 0, 20, 77, 65535, 1, 1, 7)
-    header = struct.pack(">HHI", 40000, port, 0)
-    checksum = struct.pack("<I", crc32c(header + bytes(4) + chunk))
-    return header + checksum + chunk
 
 
 @both_families
@@ -479,7 +473,7 @@ def test_a_failed_add_leaves_nothing(machines: Machines, backend: str) -> None:
     refused = 0
     for what, run in each_change_failing(lambda: portmap.run("ADD")):
         if run.code == 0:
-            assert "forget UDP flows" in what
+            assert "flows" in what or "who listens" in what
             portmap.check()
             portmap.delete()
         refused += 1
@@ -552,6 +546,45 @@ def test_two_at_once_never_get_the_same_port(machines: Machines) -> None:
         thread.join()
     assert sorted(codes) == [0] + [1] * 5
     assert rules().count("tcp . 8080 comment") == 2  # a family each
+
+
+@both_backends
+@pytest.mark.parametrize("kind", WAYS)
+def test_ports_that_the_host_listens_on_are_told(
+    machines: Machines,
+    tmp_path: Path,
+    kind: str,
+    backend: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """They lead to the container from then on, and whoever wonders finds it in the log."""
+    asked = [mapping(number, 80) for number in (8080, 8081, 8082, 8084)]
+    asked += [mapping(8080, 80, "udp"), mapping(8083, 80, hostIP=HOST[6])]
+    one = machines.container("one")
+    portmap = portmap_for(machines, one, *asked, backend=backend)
+    with (
+        way_of(kind, tmp_path, machines.plugins) as way,
+        service(None, "host", 8080),
+        service(None, "host", 8081, only="127.0.0.1"),
+        service(None, "host", 8082, only="::1"),
+        service(None, "host", 8083, only=HOST[6]),
+        service(one.sandbox, "one", 8084),
+    ):
+        portmap.plugin = way.plugins / "portmap"
+        portmap.call = call_plugin if kind == "in process" else run_plugin
+        capfd.readouterr()
+        done = portmap.run("ADD")
+        assert done.code == 0, done.stdout
+        told = done.stderr + capfd.readouterr().err
+    lines = [line.split("host port ")[1] for line in told.splitlines() if "(user 0)" in line]
+    own = addresses(one)
+    assert sorted(lines) == sorted(
+        f"{key}: what comes in for it goes to {own[version]} now"
+        for key, version in (
+            ("8080/tcp", 4), ("8080/tcp", 6), ("8080/udp", 4), ("8080/udp", 6),
+            ("8081/tcp", 4), ("8083/tcp", 6),
+        )
+    )  # fmt: skip
 
 
 def test_address_used_again(machines: Machines) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from harness import Attachment, Host, Namespace, call_plugin, ip_json, run_in, run_plugin, snapshot
 from harness.faults import each_request_failing
+from harness.ways import WAYS, way_of
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 WITH_CHECK = VERSIONS[4:]
@@ -297,3 +298,26 @@ def test_existing_interface_is_not_touched(
     assert again.code == 1
     assert again.result["code"] == 101
     one.check()
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_addresses_that_share_a_gateway(
+    kind: str, sandbox: Callable[[], Namespace], plugin_dir: Path, tmp_path: Path
+) -> None:
+    with way_of(kind, tmp_path, plugin_dir) as way:
+        addresses = [
+            {"address": f"{net}{number}{prefix}", "gateway": f"{net}1"}
+            for net, prefix in (("10.1.1.", "/24"), ("fd00:1::", "/64"))
+            for number in (2, 3)
+        ]
+        routes = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+        ipam = {"type": "static", "addresses": addresses, "routes": routes}
+        network = way.network("n", {"type": "ptp", "ipam": ipam})
+        box = sandbox()
+        network.add("c", box.path)
+        network.check("c")
+        for net in ("10.1.1.", "fd00:1::"):
+            for number in (2, 3):
+                run_in(box, ["ping", "-c1", "-W5", "-I", f"{net}{number}", f"{net}1"])
+                run_in(None, ["ping", "-c1", "-W5", f"{net}{number}"])
+        network.delete("c")

@@ -18,8 +18,10 @@ from typing import Any
 import pytest
 
 from harness import Host, Namespace, run_in
+from harness.host import forget_attachments
 from pycni.runtime import Network
-from pycni.runtime.reclaim import machine_started
+from pycni.runtime import reclaim as reclaiming
+from pycni.runtime.reclaim import Evidence, Outcome, machine_started
 
 PROGRAM = Path(sys.executable).parent / "pycni"
 # Nobody else on the machine has these: what is set in any namespace is in use.
@@ -78,7 +80,8 @@ class Node:
             os.utime(path, (then, then))
 
     def forget(self) -> None:
-        """Have no cache, as after a lost /var/lib/cni/results."""
+        """Have no cache and no notes, as after a lost /var/lib/cni/results and /run."""
+        forget_attachments()
         for path in (self.cache_dir / "results").iterdir():
             path.unlink()
 
@@ -107,7 +110,7 @@ def test_lost_del(node: Node) -> None:
     wanted = {"gone": f"its namespace {gone.path} has gone"}
     freed, words = node.reclaim("--dry-run")
     assert freed == wanted
-    assert "1 would be freed" in words
+    assert "1 address would be freed" in words
     assert node.leases() == {"alive", "gone"}
     assert node.reclaim()[0] == wanted
     assert node.leases() == {"alive"}
@@ -133,6 +136,17 @@ def test_start_of_the_machine(node: Node, cached: bool) -> None:
     assert node.leases() == {"since"}
 
 
+def test_the_plugins_notes_know_what_the_cache_does_not(node: Node) -> None:
+    """Of containers that a runtime with another cache has attached."""
+    node.attach("alive")
+    gone = node.attach("gone")
+    gone.delete()
+    for path in (node.cache_dir / "results").iterdir():
+        path.unlink()
+    assert node.reclaim()[0] == {"gone": f"its namespace {gone.path} has gone"}
+    assert node.leases() == {"alive"}
+
+
 def test_living_are_kept_whatever_speaks_against_them(node: Node) -> None:
     """A clock that was wrong, a lost cache, a list that lacks it: its address is set."""
     node.attach("alive")
@@ -142,6 +156,68 @@ def test_living_are_kept_whatever_speaks_against_them(node: Node) -> None:
     assert node.reclaim("--none")[0] == {}
     assert node.reclaim("--keep", "other/eth0")[0] == {}
     assert node.leases() == {"alive"}
+
+
+@pytest.mark.parametrize("told_by", ["notes and cache", "notes", "cache"])
+def test_a_lease_that_looks_old_of_a_namespace_that_is_there(node: Node, told_by: str) -> None:
+    """The clock was set since; and the address is not seen, as inside a virtual machine."""
+    alive = node.attach("alive")
+    run_in(alive, ["ip", "address", "flush", "dev", "eth0"])
+    node.age()
+    if told_by == "cache":
+        forget_attachments()
+    elif told_by == "notes":
+        for path in (node.cache_dir / "results").iterdir():
+            path.unlink()
+    assert node.reclaim()[0] == {}
+    assert node.leases() == {"alive"}
+    alive.delete()
+    assert set(node.reclaim()[0]) == {"alive"}
+
+
+def test_a_data_dir_that_is_not_allowed_is_left(node: Node) -> None:
+    """Whoever writes a configuration does not lead root to other directories by it."""
+    elsewhere = Path("/var/lib/cni-elsewhere")
+    config = {"cniVersion": "1.1.0", "name": "else", "plugins": [
+        {"type": "bridge", "ipam": {"type": "host-local", "dataDir": str(elsewhere)}}]}  # fmt: skip
+    (node.conf_dir / "else.conflist").write_text(json.dumps(config))
+    node.attach("gone").delete()
+    freed, words = node.reclaim()
+    assert set(freed) == {"gone"}
+    assert f'else: dataDir: "{elsewhere}" is not where' in words
+    assert not elsewhere.exists()
+
+
+@pytest.mark.parametrize("by", ["this runtime", "another runtime"])
+def test_what_is_attached_again_meanwhile_stays(
+    node: Node, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """With the same address, under the same id, after it was found to be gone."""
+    node.attach("gone").delete()
+    other = node.network
+    if by == "another runtime":
+        for path in (node.cache_dir / "results").iterdir():
+            path.unlink()
+        other = Network.load("net", conf_dir=node.conf_dir, cache_dir=node.folder / "other")
+    space = node.sandbox()
+
+    delete = reclaiming._delete
+
+    def late(*args: Any) -> Any:
+        other.delete("gone")
+        other.add("gone", space.path)
+        return delete(*args)
+
+    def evidence(_: object) -> Evidence:
+        return Evidence({}, frozenset(), True, lambda _: "", lambda *_: False, time.time(), 0.0)
+
+    monkeypatch.setattr(reclaiming, "_delete", late)
+    outcome = reclaiming.reclaim(
+        "net", str(node.data_dir), evidence, cache_dirs=[str(node.cache_dir)], note=print
+    )
+    assert outcome == Outcome()
+    other.check("gone")
+    assert node.leases() == {"gone"}
 
 
 def test_nobody_knows(node: Node) -> None:

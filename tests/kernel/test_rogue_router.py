@@ -16,45 +16,18 @@ from typing import Any
 import pytest
 
 from harness import Attachment, Host, Namespace, ip_json, run_in
-from harness.frames import ARP, BROADCAST, IPV4, IPV6, Wire
+from harness.frames import ALL_NODES, ARP, BROADCAST, IPV4, IPV6, Wire, router_advertisement
 
 Sandbox = Callable[[], Namespace]
 
-ALL_NODES = "33:33:00:00:00:01"
 ROGUE = "fe80::bad"
 PREFIX = "2001:db8:bad::"
-
-
-def checksum(data: bytes) -> int:
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
-
-
-def router_advertisement(mac: str) -> bytes:
-    """Be my client: a default route, a prefix to make addresses of, an MTU (RFC 4861, 4.2)."""
-    source = socket.inet_pton(socket.AF_INET6, ROGUE)
-    destination = socket.inet_pton(socket.AF_INET6, "ff02::1")
-    prefix = struct.pack("!BBBBIII", 3, 4, 64, 0xC0, 86400, 86400, 0)
-    body = b"".join(
-        (
-            struct.pack("!BBHBBHII", 134, 0, 0, 64, 0x08, 9000, 0, 0),  # preference: high
-            prefix + socket.inet_pton(socket.AF_INET6, PREFIX),
-            struct.pack("!BBHI", 5, 1, 0, 1280),
-            struct.pack("!BB", 1, 1) + bytes.fromhex(mac.replace(":", "")),
-        )
-    )
-    pseudo = source + destination + struct.pack("!IHBB", len(body), 0, 0, 58)
-    body = body[:2] + struct.pack("!H", checksum(pseudo + body)) + body[4:]
-    header = struct.pack("!IHBB", 6 << 28, len(body), 58, 255)
-    return header + source + destination + body
 
 
 def advertise(attacker: Namespace, interface: str = "eth0") -> None:
     with Wire(attacker, interface, IPV6) as wire:
         for _ in range(5):
-            wire.send(router_advertisement(wire.mac), to=ALL_NODES)
+            wire.send(router_advertisement(wire.mac, ROGUE, PREFIX), to=ALL_NODES)
             time.sleep(0.02)
 
 

@@ -12,6 +12,7 @@ import pytest
 from harness import Attachment, Host, Namespace, ip_json, run_in
 from harness.chained import VERSIONS, make_veth, previous_result
 from harness.faults import each_request_failing
+from harness.ways import WAYS, way_of
 
 Sandbox = Callable[[], Namespace]
 Attach = Callable[..., Attachment]
@@ -191,6 +192,82 @@ def test_ways_of_a_multipath_route_stay_together(attach: Attach) -> None:
     (route,) = ip_json("-6", "route", "show", "table", "101", "2001:db8:9::/48", netns=one.sandbox)
     assert [hop["gateway"] for hop in route["nexthops"]] == ["fd00:1::7", "fd00:1::8"]
     assert ip_json("-6", "route", "show", "2001:db8:9::/48", netns=one.sandbox) == []
+
+
+def test_default_route_that_another_interface_has_too(attach: Attach) -> None:
+    """IPv6 makes one route of both; IPv4 may be given one. Each interface gets its own ways."""
+    one = attach(addSourceHints=True)
+    v4 = ["nexthop", "via", "10.1.0.1", "nexthop", "via", "10.1.1.1"]
+    run_in(one.sandbox, ["ip", "route", "replace", "default", *v4])
+    run_in(one.sandbox, ["ip", "-6", "route", "append", "default", "via", "fd00:1::1"])
+    before = [ip_json(family, "route", "show", "default", netns=one.sandbox) for family in V46]
+    one.config["prevResult"]["routes"] = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+    one.add()
+    assert routes(one.sandbox, "main", "default") == [("default", "10.1.0.1")]
+    assert routes(one.sandbox, "main", "default", family="-6") == [("default", "fd00::1")]
+    assert ("default", "10.1.1.1") in routes(one.sandbox, "100")
+    assert ("default", "fd00:1::1") in routes(one.sandbox, "101", family="-6")
+    one.check()
+    run_in(one.sandbox, ["ip", "-6", "route", "append", "default", "via", "fd00:1::1"])
+    assert "a default route of the main table leaves by net1" in one.drift()
+    run_in(one.sandbox, ["ip", "-6", "route", "del", "default", "via", "fd00:1::1"])
+    one.delete()
+    after = [ip_json(family, "route", "show", "default", netns=one.sandbox) for family in V46]
+    assert sorted(gateways(after[1])) == sorted(gateways(before[1])) == ["fd00:1::1", "fd00::1"]
+    assert sorted(gateways(after[0])) == sorted(gateways(before[0]))
+
+
+V46 = ("-4", "-6")
+
+
+def gateways(shown: list[dict[str, Any]]) -> list[str]:
+    """The next hops of routes."""
+    return [hop["gateway"] for route in shown for hop in route.get("nexthops", [route])]
+
+
+def test_default_routes_of_two_interfaces(attach: Attach, sandbox: Sandbox) -> None:
+    """Whose failing leaves all as it was."""
+    one = attach()
+    run_in(one.sandbox, ["ip", "-6", "route", "append", "default", "via", "fd00:1::1"])
+    hops = ["nexthop", "via", "10.1.0.1", "nexthop", "via", "10.1.1.1", "weight", "2"]
+    run_in(one.sandbox, ["ip", "route", "replace", "default", *hops])
+
+    def state() -> list[list[str]]:
+        shown = [ip_json(family, "route", "show", netns=one.sandbox) for family in V46]
+        return [
+            sorted(
+                str((route["dst"], hop.get("dev", route.get("dev")), hop.get("gateway")))
+                for route in found
+                for hop in route.get("nexthops", [route])
+            )
+            for found in shown
+        ]
+
+    before = state()
+    for what in each_request_failing(lambda: one.run("ADD")):
+        assert state() == before, f"refused was: {what}"
+
+
+def test_routes_by_routers_that_are_in_no_subnet(attach: Attach) -> None:
+    """By link-local ones, and by those outside, as clouds have them."""
+    one = attach(with_gateways=False)
+    for words in (
+        "-6 route add 2001:db8:9::/48 via fe80::1 dev net1",
+        "route add 198.51.100.1/32 dev net1 scope link",
+        "route add 10.20.0.0/16 via 198.51.100.1 dev net1",
+    ):
+        run_in(one.sandbox, ["ip", *words.split()])
+    one.config["gateways"] = ["198.51.100.9"]
+    one.add()
+    assert ("2001:db8:9::/48", "fe80::1") in routes(one.sandbox, "101", family="-6")
+    assert {("10.20.0.0/16", "198.51.100.1"), ("default", "198.51.100.9")} <= set(
+        routes(one.sandbox, "100")
+    )
+    assert routes(one.sandbox, "main", "dev", "net1") == []
+    one.check()
+    one.delete()
+    assert ("10.20.0.0/16", "198.51.100.1") in routes(one.sandbox, "main", "dev", "net1")
+    assert ("2001:db8:9::/48", "fe80::1") in routes(one.sandbox, "main", "dev", "net1", family="-6")
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -384,6 +461,25 @@ def test_delete_puts_the_routes_behind_those_of_others(attach: Attach) -> None:
     one.delete()
     found = ip_json("route", "show", "10.1.1.0/24", netns=one.sandbox)
     assert [route["dev"] for route in found] == ["eth0", "net1"]
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_delete_where_the_container_deleted_a_rule(
+    kind: str, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
+) -> None:
+    """Without the one to the main table the kernel finds no gateway there."""
+    with way_of(kind, tmp_path, plugin_dir) as way:
+        ipam = way.host_local("10.11.0.0/24")
+        ipam["ranges"].append([{"subnet": "fd11::/64"}])
+        bridge = {"type": "bridge", "isDefaultGateway": True, "ipam": ipam}
+        network = way.network("n", bridge, {"type": "sbr"})
+        box = sandbox()
+        network.add("c", box.path)
+        for family in ("-4", "-6"):
+            run_in(box, ["ip", family, "rule", "del", "pref", "32766"])
+        network.delete("c")
+        assert rules(box) == rules(box, "-6") == []
+        assert (way.leases("n"), way.cached()) == ({}, [])
 
 
 def test_delete_without_previous_result(attach: Attach) -> None:

@@ -12,11 +12,11 @@ import pytest
 
 from harness import Host, Namespace, ip_json, nft_list, run_in, run_plugin
 from pycni.kernel import namespace
-from pycni.kernel.context import Kernel
-from pycni.kernel.steps import spoof_guard
 from pycni.plan.steps import SpoofGuard
 from pycni.spec.config import Attachment
-from pycni.spec.owner import Owner
+from pycni.spec.owner import Owner, Owners
+from pycni.steps import spoof_guard
+from pycni.steps.context import Kernel
 
 Sandbox = Callable[[], Namespace]
 
@@ -181,10 +181,10 @@ def test_collect(kernel: Kernel) -> None:
     kept, gone, foreign = step("kept"), step("gone", "veth3"), step("gone", "veth4", net="another")
     for each in (kept, gone, foreign):
         spoof_guard.apply(each, kernel)
-    spoof_guard.collect(kernel, "net", frozenset({Attachment("kept", "eth0")}))
+    spoof_guard.collect(kernel, Owners("net", keep=frozenset({Attachment("kept", "eth0")})))
     assert spoof_guard.check(kept, kernel) == spoof_guard.check(foreign, kernel) == []
     assert "veth3" not in ruleset()
-    spoof_guard.collect(kernel, "net", frozenset())
+    spoof_guard.collect(kernel, Owners("net"))
     assert spoof_guard.check(foreign, kernel) == []
     assert "veth2" not in ruleset()
 

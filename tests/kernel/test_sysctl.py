@@ -88,10 +88,39 @@ def test_value_the_kernel_refuses(space: Namespace) -> None:
     assert caught.value.filename == "/proc/sys/net/ipv4/ip_forward"
 
 
-def test_value_the_kernel_changes(space: Namespace) -> None:
-    # Octal to the kernel, and shown in decimal.
-    with pytest.raises(sysctl.SysctlRejected, match=r"'010'.*'8'"):
-        sysctl.write("net.ipv4.ip_default_ttl", "010")
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("net.ipv4.ip_default_ttl", "010", "8"),  # octal
+        ("net.ipv4.ip_default_ttl", "0x40", "64"),  # what there is
+        ("net.ipv4.ip_local_reserved_ports", "8080,8081,8082", "8080-8082"),
+        ("net.ipv4.tcp_rmem", "4096 70000", "4096\t70000\t*"),
+    ],
+)
+def test_value_that_the_kernel_shows_in_another_form(
+    space: Namespace, key: str, value: str, shown: str
+) -> None:
+    before = sysctl.read(key)
+    last = before.rpartition("\t")[2]
+    assert sysctl.write(key, value) == before
+    assert sysctl.read(key) == shown.replace("*", last)
+    assert sysctl.write(key, value) == shown.replace("*", last)
+    sysctl.write(key, before)
+    assert sysctl.read(key) == before
+
+
+def test_value_of_which_the_kernel_takes_a_part(space: Namespace) -> None:
+    before = sysctl.read("net.ipv4.tcp_rmem")
+    with pytest.raises(OSError, match="Invalid argument"):
+        sysctl.write("net.ipv4.tcp_rmem", "5000 70000 many")
+    assert sysctl.read("net.ipv4.tcp_rmem") == before
+
+
+def test_value_that_can_only_be_written(space: Namespace) -> None:
+    for _ in range(2):
+        assert sysctl.write("net.ipv4.route.flush", "1") == ""
+    with pytest.raises(PermissionError):
+        sysctl.read("net.ipv4.route.flush")
 
 
 def test_value_that_cannot_be_read_before_it_is_set(space: Namespace) -> None:

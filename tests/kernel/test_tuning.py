@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,12 @@ import pytest
 from harness import Attachment, Host, Namespace, ip_json, run_in, run_plugin
 from harness.chained import VERSIONS, make_veth, previous_result
 from harness.faults import each_request_failing
+from harness.ways import WAYS, way_of
+from pycni.kernel import namespace
+from pycni.plugins import tuning
+from pycni.runtime import PluginError
+from pycni.sdk.request import Request
+from pycni.spec.errors import CNIError
 
 Sandbox = Callable[[], Namespace]
 Attach = Callable[..., Attachment]
@@ -134,6 +143,66 @@ def test_check_names_the_attribute_that_changed(attach: Attach, key: str) -> Non
     assert one.drift() == words[key]
 
 
+OTHER_FORMS = {
+    "net.ipv4.ip_local_reserved_ports": "8080,8081,8082",
+    "net.ipv4.tcp_rmem": "4096 70000",
+    "net.ipv4.ip_default_ttl": "0x20",
+    "net.ipv4.route.flush": "1",
+}
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_values_that_the_kernel_shows_in_another_form(
+    kind: str, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
+) -> None:
+    with way_of(kind, tmp_path, plugin_dir) as way:
+        settings = {"dataDir": str(tmp_path / "tuning"), "sysctl": OTHER_FORMS}
+        network = way.network("n", {"type": "bridge"}, {"type": "tuning", **settings})
+        box = sandbox()
+        shown = [f"/proc/sys/net/ipv4/{name}" for name in ("ip_local_reserved_ports", "tcp_rmem")]
+        before = run_in(box, ["cat", *shown]).stdout
+        network.add("c", box.path)
+        assert run_in(box, ["cat", *shown]).stdout.split()[:3] == ["8080-8082", "4096", "70000"]
+        network.check("c")
+        assert all(report.is_sound for report in network.repair())
+        run_in(box, ["sysctl", "-qw", "net.ipv4.ip_local_reserved_ports=8080-8081"])
+        with pytest.raises(PluginError, match="8080-8081, expected 8080-8082"):
+            network.check("c")
+        network.repair()
+        network.check("c")
+        network.delete("c")
+        assert run_in(box, ["cat", *shown]).stdout == before
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_mtu_that_would_cost_the_ipv6_addresses(
+    kind: str, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
+) -> None:
+    """The kernel takes it, and takes IPv6 away."""
+    with way_of(kind, tmp_path, plugin_dir) as way:
+        ipam = way.host_local("10.12.0.0/24")
+        bridge = {"type": "bridge", "ipam": ipam}
+        tuning = {"type": "tuning", "mtu": 1200}
+        way.network("v4", bridge, tuning).add("c", sandbox().path)
+        ipam["ranges"].append([{"subnet": "fd12::/64"}])
+        network, box = way.network("n", bridge, tuning), sandbox()
+        with pytest.raises(
+            PluginError, match="1200 eth0 would lose the address fd12::2/64"
+        ) as told:
+            network.add("c", box.path)
+        assert told.value.code == 7
+        way.network("n", bridge, {**tuning, "mtu": 1280}).add("c", box.path)
+
+
+def test_what_is_refused_is_not_set(attach: Attach) -> None:
+    """Nor what was set before it; an empty value is one to be put back, too."""
+    before = "net/ipv4/ip_local_reserved_ports", "net/ipv4/tcp_rmem"
+    one = attach(sysctl={**OTHER_FORMS, "net.ipv4.tcp_wmem": "5000 70000 many"})
+    held = [sysctl(one, path) for path in (*before, "net/ipv4/tcp_wmem")]
+    assert "Invalid argument" in one.refused()["msg"]
+    assert [sysctl(one, path) for path in (*before, "net/ipv4/tcp_wmem")] == held
+
+
 def test_sysctls_are_set_and_put_back(attach: Attach, tmp_path: Path) -> None:
     asked = {
         "net.core.somaxconn": "500",
@@ -251,7 +320,15 @@ def test_backup_has_the_reference_s_name_and_keys(attach: Attach, tmp_path: Path
     one.add()
     file = backup(tmp_path)
     assert file.stat().st_mode & 0o777 == 0o600
-    assert json.loads(file.read_text()) == {**before, "network": "net"}
+    found = json.loads(file.read_text())
+    ours = {name: found.pop(name) for name in ("network", "containerID", "ifname", "applied")}
+    assert found == before
+    assert ours == {
+        "network": "net",
+        "containerID": "pycni-test",
+        "ifname": "eth0",
+        "applied": ALL,
+    }
     assert file.read_text().startswith('{\n "mac":')
 
 
@@ -288,6 +365,117 @@ def test_two_tunings_in_one_list(attach: Attach, tmp_path: Path) -> None:
     two.delete()
     one.delete()
     assert link(one) == before
+
+
+FIRST = {"mtu": 1300, "mac": "02:00:00:00:00:05", "sysctl": {"net.core.somaxconn": "500"}}
+SECOND = {"mtu": 1200, "mac": "02:00:00:00:00:06", "sysctl": {"net.core.somaxconn": "600"}}
+
+
+def test_two_tunings_of_which_one_cannot_put_something_back(attach: Attach, tmp_path: Path) -> None:
+    """The DEL of the list, in which both fail, is tried again, and no more."""
+    one = attach(mtu=1400)
+    two = replace(one, config={**one.config, "mtu": None, "txQLen": 500})
+    before = link(one)
+    one.add()
+    two.add()
+    path = tmp_path / "tuning/pycni-test_eth0.json"
+    sound = json.loads(path.read_text())
+    path.write_text(json.dumps({**sound, "mtu": 70000}))
+    for each in (two, one):
+        assert "mtu" in each.refused("DEL")["msg"]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "mtu": sound["mtu"]}))
+    two.delete()
+    one.delete()
+    assert link(one) == before
+    assert not path.exists()
+    one.add()
+    two.add()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "mtu": 70000}))
+    assert [each.run("DEL").code for each in (two, one, two, one)] == [1, 1, 0, 0]
+    assert not path.exists()
+
+
+def test_delete_where_the_namespace_cannot_be_opened(
+    attach: Attach, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For want of descriptors, say; which holds nobody up for good."""
+    one = attach(mtu=1400)
+    one.add()
+    assert one.sandbox is not None
+    path, real = one.sandbox.path, namespace.open_path
+
+    def refuse(asked: str) -> namespace.Namespace:
+        if asked == path:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(asked)
+
+    monkeypatch.setattr(namespace, "open_path", refuse)
+    request = Request("DEL", one.config, one.container, path, one.ifname)
+    with pytest.raises(CNIError, match=os.strerror(errno.EMFILE)):
+        tuning.plugin.delete(request)
+    tuning.plugin.delete(request)
+    assert list((tmp_path / "tuning").iterdir()) == []
+
+
+def test_two_tunings_of_the_same_settings(attach: Attach, tmp_path: Path) -> None:
+    """The last one's count while the container is attached, and those before the first after."""
+    one = attach(**FIRST)
+    before = link(one), sysctl(one, "net/core/somaxconn")
+    one.add()
+    two = Attachment(one.plugin, {**one.config, **SECOND}, one.sandbox)
+    two.config["prevResult"] = one.result
+    two.add()
+    one.result = two.result
+    assert (link(one)["mtu"], sysctl(one, "net/core/somaxconn")) == (1200, "600")
+    one.check()
+    two.check()
+    two.delete()
+    one.delete()
+    assert (link(one), sysctl(one, "net/core/somaxconn")) == before
+    assert not backup(tmp_path).exists()
+
+
+def test_two_tunings_of_which_the_second_fails(attach: Attach, tmp_path: Path) -> None:
+    one = attach(**FIRST)
+    before = link(one), sysctl(one, "net/core/somaxconn")
+    one.add()
+    within = link(one), sysctl(one, "net/core/somaxconn")
+    two = Attachment(one.plugin, {**one.config, **SECOND, "mtu": 70000}, one.sandbox)
+    two.refused()
+    assert (link(one), sysctl(one, "net/core/somaxconn")) == within
+    one.check()
+    one.delete()
+    assert (link(one), sysctl(one, "net/core/somaxconn")) == before
+    assert not backup(tmp_path).exists()
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_containers_whose_ids_begin_alike(attach: Attach, order: tuple[int, int]) -> None:
+    """`web` and `web_1` are two containers, though `web_1_eth0.json` begins with `web_`."""
+    first = attach(sysctl={"net.core.somaxconn": "500"})
+    second = attach(sysctl={"net.core.somaxconn": "500"})
+    first.container, second.container = "web", "web_1"
+    before = []
+    for one, value in ((first, "111"), (second, "222")):
+        run_in(one.sandbox, ["sysctl", "-q", "-w", f"net.core.somaxconn={value}"])
+        before.append(value)
+        one.add()
+    for number in order:
+        (first, second)[number].delete()
+    assert [sysctl(one, "net/core/somaxconn") for one in (first, second)] == before
+
+
+def test_attachments_with_one_file_name(attach: Attach, tmp_path: Path) -> None:
+    first, second = attach(mtu=1300), attach(mtu=1400, ifname="1_eth0")
+    first.container, second.container = "web_1", "web"
+    before = link(first), link(second)
+    first.add()
+    second.add()
+    assert len(list((tmp_path / "tuning").iterdir())) == 2
+    first.delete()
+    second.delete()
+    assert (link(first), link(second)) == before
+    assert list((tmp_path / "tuning").iterdir()) == []
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])

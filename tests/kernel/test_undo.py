@@ -20,14 +20,18 @@ import pytest
 
 from harness import Attachment, Host, Namespace, Snapshot, ip_json, run_in
 from harness.faults import each_change_failing
+from harness.ways import notes
 from pycni.kernel import namespace
-from pycni.kernel.context import Kernel
 from pycni.kernel.netlink import socket as netlink_socket
 from pycni.kernel.netlink.codec import Request
 from pycni.kernel.netlink.errors import NetlinkError
-from pycni.kernel.steps import veth
 from pycni.plan.steps import VethPair
+from pycni.runtime import Network
+from pycni.runtime.chain import Chain
+from pycni.spec.errors import CNIError
 from pycni.spec.owner import Owner
+from pycni.steps import forwarding, masquerade, veth
+from pycni.steps.context import Kernel
 
 TABLES_OF_IPTABLES = {
     "table ip nat {",
@@ -195,3 +199,38 @@ def test_the_first_failure_is_told_when_the_link_has_gone_meanwhile(
         with pytest.raises(NetlinkError) as caught:
             veth.apply(step, kernel)
     assert (caught.value.errno, caught.value.what[:8]) == (errno.EBUSY, "set link")
+
+
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+def test_what_cannot_be_undone_is_left_to_del(
+    host: Host,
+    sandbox: Callable[[], Namespace],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+) -> None:
+    """With a note of the address, for there is no result of an ADD that failed."""
+    network = Network.from_dict(config(tmp_path, ipMasqBackend=backend), cache_dir=tmp_path / "cni")
+    network.add("neighbour", sandbox().path)
+    space = sandbox()
+    before = observe(host, tmp_path, space)
+    make = masquerade.apply
+
+    def refuse(*_: object) -> None:
+        raise NetlinkError(errno.ENOBUFS, "", "refused")
+
+    def made(*args: Any) -> Callable[[], None]:
+        make(*args)
+        return refuse
+
+    monkeypatch.setattr(masquerade, "apply", made)
+    monkeypatch.setattr(forwarding, "apply", refuse)
+    monkeypatch.setattr(Chain, "_undo", lambda *_: [])
+    with pytest.raises(CNIError, match="refused"):
+        network.add("one", space.path)
+    (left,) = (note for note in notes() if note["containerID"] == "one")
+    assert (left["addresses"], left["detaching"]) == (["10.8.0.3", "fd00:8::3"], True)
+    assert left["parts"][0]["kinds"] == ["veth", "spoof_guard", "masquerade"]
+    network.delete("one", space.path)
+    assert observe(host, tmp_path, space) == before
+    assert [note["containerID"] for note in notes()] == ["neighbour"]

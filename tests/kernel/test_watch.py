@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -175,6 +176,21 @@ def test_other_things_that_go(watched: Watched, command: list[str]) -> None:
     run_in(None, [word.format(veth=veth) for word in command])
     watched.wait(lambda: watched.repairs()["mended"] > 0)
     watched.wait(watched.answer)
+
+
+def test_it_stops_although_an_attachment_is_busy(watched: Watched) -> None:
+    """An operation that hangs holds the attachment's lock, which a repair waits for."""
+    watched.add("one")
+    (lock,) = Path("/run/pycni/attachments").iterdir()
+    with lock.open() as busy:
+        fcntl.flock(busy, fcntl.LOCK_EX)
+        watched.agent.start(
+            "--watch-rules", "--cache-dir", str(watched.cache),
+            "--plugin-dir", str(watched.agent.plugins),
+        )  # fmt: skip
+        watched.agent.stop()  # while it is still held
+        assert watched.agent.process is not None
+        assert watched.agent.process.returncode == 0
 
 
 def test_an_interface_that_went_is_left_alone(watched: Watched) -> None:

@@ -11,6 +11,7 @@ import pytest
 from harness import Attachment, Host, Namespace, ip_json, run_in, run_plugin
 from harness.chained import make_veth, previous_result
 from harness.faults import each_request_failing
+from pycni.runtime import Network
 
 Sandbox = Callable[[], Namespace]
 Attach = Callable[..., Attachment]
@@ -164,6 +165,111 @@ def test_tables_are_free_ones(attach: Attach) -> None:
     two = attach(netns=one.sandbox, vrfname="green", table=4)  # shared on purpose
     two.add()
     assert vrfs(one.sandbox) == {"blue": 4, "green": 4, "red": 1}
+
+
+def test_default_routes_that_another_interface_has_too(attach: Attach) -> None:
+    """IPv6 makes one route of both; IPv4 may be given one. Each interface gets its own ways."""
+    one = attach()
+    two = attach(netns=one.sandbox)
+    for family, hops in (
+        ("-4", "nexthop via 10.1.2.1 dev net2 nexthop via 10.1.1.1 dev net1"),
+        ("-6", "nexthop via fd00:1::1 dev net1 nexthop via fd00:2::1 dev net2"),
+    ):
+        words = ["route", "add", "default", "metric", "50", *hops.split()]
+        run_in(one.sandbox, ["ip", family, *words])
+
+    def ways(table: str) -> set[tuple[str, str]]:
+        listed = [
+            route
+            for family in ("-4", "-6")
+            for route in ip_json(
+                family, "route", "show", "table", table, "default", "metric", "50",
+                netns=one.sandbox,
+            )
+        ]  # fmt: skip
+        return {
+            (hop.get("dev", route.get("dev")), hop["gateway"])
+            for route in listed
+            for hop in route.get("nexthops", [route])
+        }
+
+    first, second = (
+        {(f"net{number}", f"10.1.{number}.1"), (f"net{number}", f"fd00:{number}::1")}
+        for number in (1, 2)
+    )
+    assert ways("main") == first | second
+    for what in each_request_failing(lambda: two.run("ADD")):
+        assert ways("main") == first | second, f"refused was: {what}"
+    assert ways("main") == first
+    assert ways("1") == second
+    two.check()
+    run_in(one.sandbox, ["ip", "-6", "route", "append", "default", "via", "fe80::1", "dev", "net2"])
+    assert "a default route of the main table leaves by net2" in two.drift()
+    run_in(one.sandbox, ["ip", "-6", "route", "del", "default", "via", "fe80::1", "dev", "net2"])
+    one.add()
+    assert ways("1") == first | second
+    assert ways("main") == set()
+    two.check()
+    two.delete()
+    assert ways("1") == first
+    assert ways("main") == second
+
+
+def test_repair_stays_within_the_vrf(
+    host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
+) -> None:
+    """Default routes of two of its interfaces are one to the kernel, with two ways."""
+    lan, box = sandbox(), sandbox()
+    run_in(None, ["ip", "link", "add", "up0", "type", "veth", "peer", "eth0", "netns", lan.name])
+    run_in(None, ["ip", "link", "set", "up0", "up"])
+    for words in ("link set eth0 up", "address add fd61::1/64 dev eth0 nodad"):
+        run_in(lan, ["ip", *words.split()])
+    run_in(lan, ["ip", "address", "add", "2001:db8::9", "dev", "lo"])
+    run_in(lan, ["ip", "link", "set", "lo", "up"])
+    ipam = {
+        "type": "host-local",
+        "dataDir": str(tmp_path / "leases"),
+        "ranges": [[{"subnet": "fd61::/64", "gateway": "fd61::1"}]],
+        "routes": [{"dst": "::/0"}],
+    }
+    plugins = [
+        {"type": "macvlan", "master": "up0", "ipam": ipam},
+        {"type": "vrf", "vrfname": "blue"},
+    ]
+    network = Network.from_dict(
+        {"cniVersion": "1.1.0", "name": "n", "plugins": plugins}, cache_dir=tmp_path / "cni"
+    )
+    for ifname in ("eth0", "eth1"):
+        network.add("c", box.path, ifname)
+    for ifname in ("eth0", "eth1"):
+        network.check("c", box.path, ifname)
+
+    def outside() -> int:
+        ping = ["ping", "-6", "-c1", "-W1", "2001:db8::9"]
+        return run_in(box, ping, check=False).returncode
+
+    assert outside() != 0
+    assert all(report.is_sound for report in network.repair())
+    for _ in range(2):
+        run_in(box, ["ip", "-6", "route", "del", "default", "vrf", "blue"], check=False)
+    network.repair()
+    assert ip_json("-6", "route", "show", "default", netns=box) == []
+    assert len(ip_json("-6", "route", "show", "default", "vrf", "blue", netns=box)) == 1
+    assert outside() != 0
+    for ifname in ("eth0", "eth1"):
+        network.check("c", box.path, ifname)
+        network.delete("c", box.path, ifname)
+
+
+def test_delete_where_the_container_deleted_a_rule(attach: Attach) -> None:
+    """Without the one to the main table the kernel finds no gateway there."""
+    one = attach()
+    one.add()
+    for family in ("-4", "-6"):
+        run_in(one.sandbox, ["ip", family, "rule", "del", "pref", "32766"])
+    one.delete()
+    assert vrfs(one.sandbox) == {}
+    assert ("10.21.0.0/16", "10.1.1.1", 7) in routes(one.sandbox, "net1", "main")
 
 
 def test_failing_half_way_leaves_everything_as_it_was(attach: Attach) -> None:

@@ -199,6 +199,34 @@ def test_default_gateway_adds_no_route_where_one_with_a_gateway_is() -> None:
     assert [str(step.gw) for step in steps(found, Route)] == ["10.1.2.254"]
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"mtu": 1400},
+        {"priority": 100},
+        {"table": 254},
+        {"gw": parse_address("10.1.2.254"), "mtu": 9},
+    ],
+)
+def test_default_gateway_leaves_a_default_route_that_was_given(given: dict[str, Any]) -> None:
+    own = ResultRoute(dst=default_network(AF_INET), **given)
+    addresses = network("10.1.2.7/24").replace(routes=(own,))
+    config = BridgeConfig.decode({**BASE, "ipam": IPAM, "isDefaultGateway": True})
+    gateway = given.get("gw", parse_address("10.1.2.1"))
+    assert plugin.complete(config, addresses).routes == (own.replace(gw=gateway),)
+
+
+@pytest.mark.parametrize("given", [{"table": 100}, {"dst": parse_network("10.9.0.0/16")}])
+def test_default_gateway_is_in_the_main_table(given: dict[str, Any]) -> None:
+    own = ResultRoute(**{"dst": default_network(AF_INET), **given})
+    addresses = network("10.1.2.7/24").replace(routes=(own,))
+    config = BridgeConfig.decode({**BASE, "ipam": IPAM, "isDefaultGateway": True})
+    assert plugin.complete(config, addresses).routes == (
+        own,
+        ResultRoute(dst=default_network(AF_INET), gw=parse_address("10.1.2.1")),
+    )
+
+
 def test_completing_twice_is_completing_once() -> None:
     config = BridgeConfig.decode({**BASE, "ipam": IPAM, "isDefaultGateway": True})
     once = plugin.complete(config, network("10.1.2.7/24", "fd00::2/64"))

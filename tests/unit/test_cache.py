@@ -207,3 +207,35 @@ def test_what_a_killed_writer_left_goes(cache: ResultCache, tmp_path: Path) -> N
         "net-c1-eth0",
         f"net-c1-eth0.{os.getpid()}-0a1b2c3d.new",
     ]
+
+
+# --- one name for two attachments ----------------------------------------------------------------
+
+ONE = CachedAttachment("lab", "web-1", "eth0", b'{"name":"lab"}', "/run/netns/one")
+OTHER = CachedAttachment("lab-web", "1", "eth0", b'{"name":"lab-web"}', "/run/netns/other")
+
+
+@pytest.mark.parametrize(("first", "second"), [(ONE, OTHER), (OTHER, ONE)])
+def test_attachments_with_one_file_name(
+    cache: ResultCache, first: CachedAttachment, second: CachedAttachment
+) -> None:
+    """The parts of a file name are joined by a sign that stands in them as well."""
+
+    def read(entry: CachedAttachment) -> CachedAttachment | None:
+        return cache.read(entry.network, entry.container_id, entry.ifname)
+
+    cache.write(first)
+    assert read(second) is None
+    cache.delete(second.network, second.container_id, second.ifname)
+    assert read(first) == first
+    cache.write(second)
+    assert (read(first), read(second)) == (first, second)
+    assert {entry.network for entry in cache.attachments()} == {"lab", "lab-web"}
+    assert cache.attachments(network=second.network) == [second]
+    cache.delete(first.network, first.container_id, first.ifname)
+    assert (read(first), read(second)) == (None, second)
+    cache.write(second.replace(netns="/run/netns/elsewhere"))
+    assert [entry.netns for entry in cache.attachments()] == ["/run/netns/elsewhere"]
+    cache.delete(second.network, second.container_id, second.ifname)
+    assert cache.attachments() == []
+    assert os.listdir(os.path.join(cache.root, "results")) == []

@@ -306,6 +306,28 @@ def test_table(lab: Lab) -> None:
     assert ["0.0.0.0/0"] in lines
 
 
+def test_cells_of_a_table_are_not_markup(lab: Lab) -> None:
+    """Addresses in brackets, and what others call things, are shown as they are."""
+    sandbox = "/run/netns/a[/red]:b\x1b[2J\n"
+    result = {
+        **RESULT,
+        "interfaces": [{"name": "[bold]", "mac": ":smile:", "sandbox": sandbox}],
+        "routes": [{"dst": "fd00::/8", "gw": "fd00::1"}],
+    }
+    lab.say(ReportResult=json.dumps(result))
+    done = lab.run("add", "-o", "table", "lab", NETNS)
+    assert done.exit_code == 0, done.stderr
+    row = done.stdout.splitlines()[1].split()
+    assert row == ["[bold]", ":smile:", r"/run/netns/a[/red]:b\x1b[2J\n"]
+
+
+def test_messages_of_others_do_not_reach_the_terminal(lab: Lab) -> None:
+    lab.say(ReportError="not \x1b]0;now\x07 \u202e", ReportErrorDetails="a\x9b2J")
+    done = lab.run("status", "lab")
+    assert done.stderr.splitlines()[0].startswith(r"Error: not \x1b]0;now\x07 \u202e (code ")
+    assert not any(char < " " for char in done.stderr if char != "\n")
+
+
 def test_version(lab: Lab) -> None:
     done = lab.run("version", "lab")
     assert json.loads(done.stdout)["noop"][-1] == "1.1.0"
@@ -321,6 +343,14 @@ def test_delete_where_the_network_is_not_configured_any_more(lab: Lab) -> None:
     assert "lab is not configured any more" in done.stderr
     assert lab.cached() == []
     assert lab.run("del", "lab", NETNS).exit_code == 1  # nobody knows what it was
+
+
+def test_delete_of_what_is_nowhere_says_so(lab: Lab) -> None:
+    done = lab.run("del", "lab", "boxx")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert done.stderr.startswith("nothing is known of eth0 of cnitool-")
+    assert "in the network lab, and /run/netns/boxx is not there" in done.stderr
+    assert lab.asked()["Command"] == "DEL"
 
 
 def test_files_in_the_way_are_told(lab: Lab) -> None:
@@ -510,6 +540,12 @@ def test_init_takes_subnets_that_nobody_uses(tmp_path: Path) -> None:
         (["host-device"], "--device is needed"),
         (["bridge", "--name", "a b"], "invalid characters found in network name"),
         (["bridge", "--subnet", "10.7.0.0"], "--subnet 10.7.0.0"),
+        (["bridge", "--subnet", "10.7.1.2/16"], "expected the network itself: 10.7.0.0/16"),
+        (["bridge", "--subnet", "10.7.0.0/16", "--subnet", "10.7.9.0/24"], "overlaps with another"),
+        (["bridge", "--vlan", "7"], "--vlan is of no use to a network of type bridge"),
+        (["bridge", "--master", "eth1"], "--master is of no use to a network of type bridge"),
+        (["dummy", "--device", "eth1"], "--device is of no use to a network of type dummy"),
+        (["loopback", "--subnet", "10.7.0.0/16"], "--subnet is of no use to a network of type"),
     ],
 )
 def test_init_refuses(tmp_path: Path, words: list[str], message: str) -> None:
@@ -517,6 +553,66 @@ def test_init_refuses(tmp_path: Path, words: list[str], message: str) -> None:
     assert done.exit_code == 1
     assert message in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def init(folder: Path, *words: str, code: int = 0) -> Result:
+    done = CliRunner().invoke(main, ["init", *words, "--conf-dir", str(folder)])
+    assert done.exit_code == code, done.stderr
+    return done
+
+
+def written(folder: Path, file: str) -> dict[str, Any]:
+    plugins: list[dict[str, Any]] = json.loads((folder / file).read_text())["plugins"]
+    return plugins[0]
+
+
+def test_init_takes_no_subnet_that_others_take_by_default(tmp_path: Path) -> None:
+    init(tmp_path, "bridge", "--force")
+    subnet = written(tmp_path, "10-bridge.conflist")["ipam"]["ranges"][0][0]["subnet"]
+    number = int(subnet.split(".")[1])
+    assert subnet == f"10.{number}.0.0/16"
+    # Below podman's 10.88 and kubeadm's 10.96 and 10.244, above k3s' and Weave's 10.32 to 10.47.
+    assert 48 <= number < 88
+
+
+def test_init_refuses_a_subnet_of_another_network(tmp_path: Path) -> None:
+    init(tmp_path, "bridge", "--subnet", "10.7.0.0/16")
+    words = init(tmp_path, "ptp", "--subnet", "10.7.3.0/24", code=1).stderr
+    path = tmp_path / "10-bridge.conflist"
+    assert f"10.7.3.0/24 overlaps with 10.7.0.0/16 of the network bridge in {path}" in words
+    assert "--force" in words
+    init(tmp_path, "ptp", "--subnet", "10.7.3.0/24", "--force")
+    # Its own subnet is nobody else's.
+    init(tmp_path, "bridge", "--subnet", "10.7.0.0/17", "--force")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_init_gives_each_network_a_bridge_of_its_own(tmp_path: Path) -> None:
+    names = ("production-a", "production-b", "bridge", "short")
+    (tmp_path / "05-other.conf").write_text('{"name": "other", "type": "bridge"}')  # cni0
+    for name in names:
+        init(tmp_path, "bridge", "--name", name)
+    files = sorted(tmp_path.glob("*.conflist"))
+    bridges = [written(tmp_path, file.name)["bridge"] for file in files]
+    assert len({*bridges, "cni0"}) == len(names) + 1
+    assert all(len(bridge) <= 15 and bridge.startswith("cni-") for bridge in bridges)
+    assert "cni-short" in bridges
+
+
+def test_init_comes_behind_what_is_there(tmp_path: Path) -> None:
+    """Runtimes take the first file."""
+    init(tmp_path, "bridge", "--name", "pods")
+    done = init(tmp_path, "bridge", "--name", "blue")
+    assert "warning" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "10-pods.conflist", "11-blue.conflist"
+    ]  # fmt: skip
+    init(tmp_path, "bridge", "--name", "blue", "--force")
+    assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / "10-pods.conflist").rename(tmp_path / "pods.conflist")
+    (tmp_path / "11-blue.conflist").unlink()
+    done = init(tmp_path, "bridge", "--name", "blue")
+    assert "99-blue.conflist comes before pods.conflist: runtimes that take" in done.stderr
 
 
 def test_init_to_stdout(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from pycni.plugins import NAMES, load
 from pycni.sdk.request import Request
 from pycni.spec.config import (
     DNS,
@@ -17,6 +19,7 @@ from pycni.spec.config import (
     valid_attachments,
 )
 from pycni.spec.errors import CNIError
+from pycni.spec.fields import Config, Fault, Object
 
 
 def refusal(call: Any, *arguments: Any) -> CNIError:
@@ -139,7 +142,12 @@ def test_valid_attachments() -> None:
 def test_nothing_to_keep_is_not_the_same_as_not_said() -> None:
     assert valid_attachments({"cni.dev/valid-attachments": []}) == frozenset()
     assert valid_attachments({}) is None
-    assert valid_attachments({"cni.dev/valid-attachments": None}) is None
+    # libcni sends an empty list as null (a nil slice).
+    null = {"cni.dev/valid-attachments": None, "cni.dev/attachments": None}
+    assert valid_attachments(null) == frozenset()
+    assert valid_attachments({"CNI.dev/Valid-Attachments": None}) == frozenset()
+    one = valid_attachments({**null, "cni.dev/attachments": [ONE]})
+    assert one == valid_attachments({"cni.dev/valid-attachments": [ONE]})
 
 
 @pytest.mark.parametrize(
@@ -148,6 +156,10 @@ def test_nothing_to_keep_is_not_the_same_as_not_said() -> None:
         ({}, "cni.dev/valid-attachments: an object is not valid"),
         (["c1"], 'cni.dev/valid-attachments[0]: "c1" is not valid'),
         # Read as "", this one's container would lose its network.
+        (
+            [{"containerID": "c1", "ifname": ""}],
+            "cni.dev/valid-attachments: an attachment without containerID or ifname",
+        ),
         ([{"ifname": "eth0"}], "cni.dev/valid-attachments[0].containerID: missing"),
         ([{"containerID": "c1"}], "cni.dev/valid-attachments[0].ifname: missing"),
     ],
@@ -159,3 +171,32 @@ def test_a_list_that_cannot_be_read_keeps_gc_from_deleting(listed: Any, message:
 
 def test_an_attachment_is_written_as_gc_expects_it() -> None:
     assert Attachment("c1", "eth0").to_json() == ONE
+
+
+# Senders in Go write what they do not set as null, where they write it at all. But for the list of
+# GC, that says no more than a key that is absent.
+
+
+def keys_of(config: type[Config], within: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for declared in config.declared.values():
+        yield (*within, declared.key)
+        kind = declared.kind
+        if isinstance(kind, Object) and len(within) < 3:
+            yield from keys_of(kind.config, (*within, declared.key))
+
+
+PLUGIN_KEYS = [(name, keys) for name in NAMES for keys in keys_of(load(name).config)]
+
+
+@pytest.mark.parametrize(("name", "keys"), PLUGIN_KEYS, ids=str)
+def test_null_is_as_absent(name: str, keys: tuple[str, ...]) -> None:
+    config = load(name).config
+    null: Any = None
+    absent: Any = None
+    for depth, key in enumerate(reversed(keys)):
+        null = {key: null}
+        absent = {} if depth == 0 else {key: absent}
+    faults: list[Fault] = []
+    expected: list[Fault] = []
+    assert config.read(null, "", faults) == config.read(absent, "", expected)
+    assert faults == expected

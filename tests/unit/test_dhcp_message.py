@@ -128,6 +128,13 @@ def test_domain_search() -> None:
     assert loop.domains(119) == ()
 
 
+def test_without_a_mask_the_address_s_class_tells() -> None:
+    reply = Reply.decode(answer(option(53, b"\5")))
+    first = reply.yiaddr.packed[0]
+    assert reply.prefix == (8 if first < 128 else 16 if first < 192 else 24)
+    assert Lease.from_ack(reply, MAC, 0).prefix == reply.prefix
+
+
 @pytest.mark.parametrize("mask", [(0, 0, 0, 255), (255, 0, 255, 0)])
 def test_a_mask_that_is_no_prefix(mask: tuple[int, ...]) -> None:
     reply = Reply.decode(answer(option(53, b"\5") + option(1, bytes(mask))))

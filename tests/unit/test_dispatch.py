@@ -12,9 +12,10 @@ import pytest
 from pycni.sdk.dispatch import Outcome, serve
 from pycni.sdk.plugin import Plugin
 from pycni.sdk.request import Request
+from pycni.sdk.sandbox import find_sandbox
 from pycni.spec import versions
 from pycni.spec.config import Attachment
-from pycni.spec.errors import CNIError
+from pycni.spec.errors import TRY_AGAIN_LATER, CNIError
 from pycni.spec.ip import parse_network
 from pycni.spec.result import IPConfig, Result
 
@@ -430,6 +431,26 @@ def test_first_version_of_each_command() -> None:
 # --- GC ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("command", ["ADD", "DEL", "CHECK"])
+def test_an_add_whose_caller_has_gone_is_taken_back(command: str) -> None:
+    """Also one by a plugin that does not look whether anybody still wants it."""
+    reader, writer = os.pipe()
+    plugin = Recorder(action=lambda: os.close(writer) if len(plugin.calls) == 1 else None)
+    outcome = serve(
+        plugin,
+        {**ENVIRON, "CNI_COMMAND": command},
+        lambda: json.dumps(CONFIG).encode(),
+        cancel=reader,
+    )
+    os.close(reader)
+    if command == "ADD":
+        assert [command for command, _ in plugin.calls] == ["ADD", "DEL"]
+        assert json.loads(outcome.stdout)["code"] == TRY_AGAIN_LATER
+    else:
+        assert [command for command, _ in plugin.calls] == [command]
+        assert outcome.code == 0
+
+
 def test_gc_keeps_what_is_listed() -> None:
     plugin = Recorder()
     listed = [{"containerID": "one", "ifname": "eth0"}, {"containerID": "two", "ifname": "net1"}]
@@ -439,7 +460,7 @@ def test_gc_keeps_what_is_listed() -> None:
     assert plugin.kept == frozenset()
 
 
-@pytest.mark.parametrize("config", [CONFIG, {**CONFIG, "cni.dev/valid-attachments": None}])
+@pytest.mark.parametrize("config", [CONFIG])
 def test_gc_without_a_list_is_refused(config: dict[str, Any]) -> None:
     error = refused(Recorder(), "GC", config)
     assert error["code"] == 7
@@ -456,15 +477,22 @@ def test_gc_with_a_list_of_something_else_is_refused() -> None:
 # --- the plugin's own namespace ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["ADD", "DEL"])
-def test_own_namespace_is_refused_before_anything_is_done(command: str) -> None:
+def test_own_namespace_is_refused_before_anything_is_done() -> None:
     plugin = Recorder()
     own = "/proc/self/ns/net"
-    error = refused(plugin, command, CNI_NETNS=own)
+    error = refused(plugin, "ADD", CNI_NETNS=own)
     assert error["code"] == 8
     assert error["msg"] == "plugin's netns and netns from CNI_NETNS should not be the same"
     for override in ("0", "false", "yes", ""):
-        assert refused(plugin, command, CNI_NETNS=own, CNI_NETNS_OVERRIDE=override)["code"] == 8
+        assert refused(plugin, "ADD", CNI_NETNS=own, CNI_NETNS_OVERRIDE=override)["code"] == 8
+
+
+def test_del_in_the_own_namespace_goes_on_without_one() -> None:
+    plugin = Recorder()
+    outcome, _ = call(plugin, "DEL", CNI_NETNS="/proc/self/ns/net")
+    assert outcome.code == 0
+    ((command, request),) = plugin.calls
+    assert (command, request.netns, request.netns_fd) == ("DEL", "", None)
 
 
 @pytest.mark.parametrize("override", ["1", "true", "TRUE", "True"])
@@ -493,6 +521,12 @@ def test_namespace_given_as_a_descriptor_counts_for_the_path() -> None:
         os.close(fd)
     assert json.loads(outcome.stdout)["code"] == 8
     assert plugin.calls == []
+
+
+def test_a_path_with_a_nul_is_no_namespace() -> None:
+    request = Request("DEL", CONFIG, container_id="c", ifname="eth0", netns="/run/\0/net")
+    with find_sandbox(request) as kernel:
+        assert kernel.sandbox is None
 
 
 # --- failures ----------------------------------------------------------------------------------

@@ -301,3 +301,11 @@ class Texts(Config):
     name: str = field("name", Text(), "", doc="a text")
     names: tuple[str, ...] = field("names", ListOf(Text()), (), doc="texts")
     free: dict[str, str] = field("free", MapOf(Text()), None, doc="texts by name")
+
+
+def test_nul_in_a_key_of_a_map_is_refused() -> None:
+    class Free(Config):
+        sysctl: dict[str, str] = field("sysctl", MapOf(Text()), None, doc="")
+
+    (fault,) = Free.faults({"sysctl": {"net\0x": "1", "net.y": "2"}})
+    assert str(fault) == 'sysctl: a NUL character in the key "net\\x00x" is not valid'

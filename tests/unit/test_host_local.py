@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pycni.plugins.host_local import DATA_DIR, HostLocalConf, plugin
+from pycni.plugins.host_local import HostLocalConf, plugin
 from pycni.plugins.shared.resolvconf import parse_resolv_conf
 from pycni.sdk.dispatch import perform
 from pycni.sdk.request import Request
@@ -25,6 +25,7 @@ from pycni.spec.errors import (
 )
 from pycni.spec.result import Result, encode_result
 from pycni.state import leases
+from pycni.state.leases import DATA_DIR
 
 V4 = {"subnet": "10.1.2.0/24"}
 V6 = {"subnet": "fd00:1::/64"}
@@ -195,10 +196,11 @@ def test_a_full_range_says_who_holds_it(net: Network) -> None:
         "failed to allocate for range 0: no IP addresses available in range set: 10.1.2.1-10.1.2.6"
     )
     assert error.details.startswith(
-        "5 held by 4 containers, the oldest, 10.1.2.3, by container c1, interface eth0 since "
-        "1970-01-01 00:00:00 UTC; 1 of them from before this machine was started"
+        "5 addresses held by 4 containers, the oldest, 10.1.2.3, by container c1, interface eth0 "
+        "since 1970-01-01 00:00:00 UTC; 1 of them from before this machine was started"
     )
     assert "GC" in error.details
+    assert "'pycni ipam reclaim' frees them" in error.details
     assert str(net.path) in error.details
 
 
@@ -373,7 +375,7 @@ def test_faults_are_all_named(net: Network) -> None:
 
 
 def test_an_unreadable_resolv_conf(net: Network) -> None:
-    error = net.error("ADD", **V4, resolvConf="/nonexistent/resolv.conf")
+    error = net.error("ADD", **V4, resolvConf="/run/nonexistent/resolv.conf")
     assert error.code == IO_FAILURE
     assert "/nonexistent/resolv.conf" in error.message
     assert net.held() == {}
@@ -532,15 +534,29 @@ def test_status_makes_nothing(net: Network) -> None:
     assert not net.data_dir.exists()
 
 
-def test_status_names_a_full_range_set(net: Network) -> None:
+def test_status_tells_of_a_full_range_set(net: Network, capfd: pytest.CaptureFixture[str]) -> None:
+    """And succeeds: runtimes collect what has leaked only while it does."""
     for number in range(4):
         net.add(f"c{number}", ranges=[[V6], [SMALL]])
     net.run("STATUS", ranges=[[V6], [SMALL]])
+    assert capfd.readouterr().err == ""
     net.add("c4", ranges=[[V6], [SMALL]])
-    error = net.error("STATUS", ranges=[[V6], [SMALL]])
+    net.run("STATUS", ranges=[[V6], [SMALL]])
+    said = capfd.readouterr().err
+    full = "no IP addresses available in range set: 10.1.2.1-10.1.2.6"
+    assert said.startswith(f"host-local: {full}; 5 addresses held by 5 containers")
+    net.run("GC", top={"cni.dev/valid-attachments": []}, ranges=[[V6], [SMALL]])
+    net.run("STATUS", ranges=[[V6], [SMALL]])
+    assert capfd.readouterr().err == ""
+
+
+def test_strict_status_names_a_full_range_set(net: Network) -> None:
+    for number in range(5):
+        net.add(f"c{number}", ranges=[[V6], [SMALL]])
+    error = net.error("STATUS", ranges=[[V6], [SMALL]], strictStatus=True)
     assert error.code == UNAVAILABLE
     assert error.message == "no IP addresses available in range set: 10.1.2.1-10.1.2.6"
-    assert error.details.startswith("5 held by 5 containers")
+    assert error.details.startswith("5 addresses held by 5 containers")
 
 
 @pytest.mark.parametrize("below", ["", "deep/er"])

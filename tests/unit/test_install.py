@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import pycni
+from pycni.cli.install import changeable
 
 ROOT = Path(pycni.__file__).parents[1]
 FORMS = ["script", "launcher"] if (ROOT / "pycni/agent/launcher").is_file() else ["script"]
@@ -107,3 +108,70 @@ def test_version_is_answered_in_the_version_asked_with(
         if stdin is None:
             os.close(writer)
     assert json.loads(done.stdout)["cniVersion"] == version
+
+
+# --- who may write to what is installed --------------------------------------------------------
+
+PYCNI = Path(sys.executable).parent / "pycni"
+
+
+@pytest.mark.parametrize("umask", ["000", "077"])
+def test_nobody_else_writes_to_what_is_installed(tmp_path: Path, umask: str) -> None:
+    """Whatever the umask: `install` and `init` write what root will run and read."""
+    script = f"""
+        umask {umask}
+        '{PYCNI}' install bin/deep || exit
+        '{PYCNI}' init bridge --subnet 10.9.0.0/16 --conf-dir net/d || exit
+        '{PYCNI}' new-plugin mine
+    """
+    subprocess.run(["sh", "-c", script], cwd=tmp_path, check=True, capture_output=True)
+    for path in tmp_path.rglob("*"):
+        assert path.stat().st_mode & 0o022 == 0, path
+    assert (tmp_path / "bin/deep/bridge").stat().st_mode & 0o777 == 0o755
+    if umask == "000":
+        assert (tmp_path / "net/d/10-bridge.conflist").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_package_that_others_can_change(tmp_path: Path) -> None:
+    """As in a home or a shared folder: who may write there is root soon."""
+    safe = tmp_path / "package"
+    (safe / "pycni").mkdir(parents=True)
+    (safe / "pycni/file.py").touch()
+    known = changeable([tmp_path])  # what is above the test's own folder is not its business
+
+    def found() -> list[str]:
+        return [text for text in changeable((safe / "pycni").rglob("*")) if text not in known]
+
+    assert found() == []
+    (safe / "pycni/file.py").chmod(0o666)
+    assert found() == [f"anybody may write to {safe}/pycni/file.py"]
+    (safe / "pycni/file.py").chmod(0o644)
+    safe.chmod(0o777)
+    assert found() == [f"anybody may write to {safe}"]
+    safe.chmod(0o1777)
+    assert found() == []
+    safe.chmod(0o755)
+    if os.geteuid() == 0:
+        os.chown(safe / "pycni", 65534, 0)
+        assert found() == [f"{safe}/pycni belongs to user 65534"]
+        os.chown(safe / "pycni", 0, 65534)
+        (safe / "pycni").chmod(0o775)
+        assert found() == [f"group 65534 may write to {safe}/pycni"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_install_warns_of_it(tmp_path: Path) -> None:
+    copy = tmp_path / "src"
+    shutil.copytree(ROOT / "pycni", copy / "pycni", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-c", "from pycni.cli.main import main; main()", "install"]
+    environ = {**os.environ, "PYTHONPATH": str(copy)}
+
+    def said() -> str:
+        done = subprocess.run(
+            [*command, tmp_path / "bin"], env=environ, capture_output=True, text=True, check=True
+        )
+        return done.stderr
+
+    assert str(copy) not in said()
+    os.chown(copy / "pycni/sdk", 65534, 65534)
+    assert f"others can change what the plugins will run: {copy}/pycni/sdk belongs to" in said()

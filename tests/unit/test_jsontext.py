@@ -44,6 +44,10 @@ def test_reads(text: bytes | str, value: Any) -> None:
         (b"{}\xc2\xa0", "unexpected '\\xa0' after the end of the value at line 1, column 3"),
         (b"\n\nasdf", "expecting value at line 3, column 1"),
         (b'{"a":\n  nope}', "expecting value at line 2, column 3"),
+        # Pythons differ in what they say of it, and where.
+        (b'{"a": 1 ,\n\n}', "a comma with nothing behind it at line 1, column 9"),
+        (b'{"a": [1,\t2,\n]}', "a comma with nothing behind it at line 1, column 12"),
+        (b"[,]", "a comma with nothing behind it at line 1, column 2"),
         (b'"a\nb"', "invalid control character at line 1, column 3"),
         (b'"abc', "unterminated string starting at line 1, column 1"),
         (b"NaN", "NaN is not a JSON number"),

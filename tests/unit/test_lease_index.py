@@ -168,6 +168,23 @@ def test_damage_anywhere_is_noticed(place: Place) -> None:
 # --- answers -----------------------------------------------------------------------------------
 
 
+def test_a_page_in_anothers_place_is_noticed(place: Place) -> None:
+    """It is sound by itself, and its records are not found where they are looked for."""
+    holders = [(key(f"c{number}"), numbered(number, V4)) for number in range(200)]
+    index = place.build(*holders)
+    index.settle(place.directory)
+    index.close()
+    data = place.file.read_bytes()
+    assert len(data) > 4 * 4096
+    place.file.write_bytes(data[: 2 * 4096] + data[4096 : 2 * 4096] + data[3 * 4096 :])
+    loaded = place.load()
+    assert loaded is not None
+    second = next(one for one, _ in holders if lease_index._bucket(one, loaded._buckets) == 1)
+    with pytest.raises(lease_index.DamagedIndex):
+        loaded.addresses(second)
+    loaded.close()
+
+
 def test_growth_keeps_every_record(place: Place) -> None:
     index = place.build()
     for number in range(3000):

@@ -38,7 +38,12 @@ class Network:
 
     def open(self, *, create: bool = True, timeout: float | None = 5.0) -> LeaseStore:
         return LeaseStore(
-            str(self.data_dir), "net", create=create, timeout=timeout, note=self.notes.append
+            str(self.data_dir),
+            "net",
+            create=create,
+            timeout=timeout,
+            note=self.notes.append,
+            gives=lambda address: FIRST <= int(address) <= FIRST + 999,
         )
 
     def plant(self, name: str, content: bytes) -> None:
@@ -95,6 +100,15 @@ def test_the_files_are_the_references(net: Network) -> None:
     assert stat.S_IMODE(net.path.stat().st_mode) == 0o755
     assert networks(str(net.data_dir)) == ["net"]
     assert net.notes == []
+
+
+def test_what_leads_nowhere_hides_no_network(net: Network) -> None:
+    with net.open() as store:
+        assert store.reserve(address(0), A, 0)
+    (net.data_dir / "loop").symlink_to("loop")
+    (net.data_dir / "long").symlink_to("x" * 300)
+    (net.data_dir / "below").symlink_to("/etc/hostname/x")
+    assert networks(str(net.data_dir)) == ["net"]
 
 
 def test_what_is_not_there_is_not_made(net: Network) -> None:
@@ -220,6 +234,39 @@ def test_an_empty_file_is_reclaimed_and_told(net: Network, content: bytes) -> No
     assert "10.0.0.3" in net.notes[0]
 
 
+def test_what_is_no_crash_s_is_left(net: Network) -> None:
+    """An empty file that is in nobody's way, others' files, and names like those of ours."""
+    with net.open() as store:
+        store.reserve(address(0), A, 0)
+    for name in ("10.9.0.1", "backup.new", "10.0.0.9.new", "x.4711-0a1b2c3d.new"):
+        net.plant(name, b"")
+    net.plant("10.0.0.9.4711-0a1b2c3d.new", b"")
+    os.mkfifo(net.path / "10.0.0.3")
+    net.plant("10.0.0.4", b"")
+    (net.path / "10.0.0.5").hardlink_to(net.path / "10.0.0.4")
+    with net.open() as store:
+        assert store.next_free(V4, FIRST, FIRST + 9) == FIRST + 4
+        assert not store.reserve(address(1), B, 0)
+    assert not (net.path / "10.0.0.9.4711-0a1b2c3d.new").exists()
+    kept = {path.name for path in net.path.iterdir()} - {"lock", "last_reserved_ip.0"}
+    assert kept == {
+        "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.9.0.1", "backup.new", "10.0.0.9.new",
+        "x.4711-0a1b2c3d.new",
+    }  # fmt: skip
+    assert net.notes == []
+
+
+def test_an_empty_file_in_the_way_of_a_known_address(net: Network) -> None:
+    """It is there already when the index is made, by somebody who gives no addresses."""
+    net.plant("10.0.0.3", b"")
+    with LeaseStore(str(net.data_dir), "net", note=net.notes.append) as store:
+        assert store.next_free(V4, FIRST + 1, FIRST + 1) is None
+    assert net.notes == []
+    with net.open() as store:
+        assert store.reserve(address(1), B, 0)
+    assert "10.0.0.3" in net.notes[0]
+
+
 def test_text_of_any_kind_keeps_an_address(net: Network) -> None:
     net.plant("10.0.0.2", b"the printer's")
     (net.path / "10.0.0.3").mkdir()
@@ -296,6 +343,49 @@ def test_what_others_write_is_seen_at_once(net: Network) -> None:
         assert store.next_free(V4, FIRST, FIRST + 9) == FIRST
 
 
+def rewrite(file: Path, content: bytes) -> None:
+    """As `cp` does: the file's name stays, and with it the directory's time."""
+    with file.open("r+b") as opened:
+        opened.truncate(0)
+        opened.write(content)
+
+
+@pytest.mark.parametrize("before", [A, Attachment("a", "")])
+def test_a_file_rewritten_in_place_is_released(net: Network, before: Attachment) -> None:
+    """By its new holder: the first one, another, and one that has an address besides."""
+    content = b"a" if not before.ifname else b"a\r\neth0"
+    with net.open() as store:
+        store.reserve(address(0), Attachment("x", "eth0"), 0)
+        store.reserve(address(1), A, 0)
+        store.reserve(address(5), B, 0)
+    rewrite(net.path / "10.0.0.3", content)
+    with net.open() as store:
+        assert store.next_free(V4, FIRST + 1, FIRST + 1) is None  # the index is made with it
+        store.recheck()
+        store.reserve(address(6), Attachment("y", "eth0"), 0)
+    rewrite(net.path / "10.0.0.3", b"a\r\neth0")
+    rewrite(net.path / "10.0.0.2", b"b\r\neth0")
+    with net.open() as store:
+        assert store.release(A) == [address(1)]
+    with net.open() as store:
+        assert store.release(B, likely=[address(0), address(7)]) == [address(0), address(5)]
+        assert store.next_free(V4, FIRST, FIRST + 9) == FIRST
+    assert sorted(net.files()) == ["10.0.0.8"]
+
+
+def test_a_file_rewritten_for_who_has_none(net: Network) -> None:
+    with net.open() as store:
+        store.reserve(address(0), A, 0)
+    rewrite(net.path / "10.0.0.2", b"b\r\neth0")
+    with net.open() as store:
+        assert store.find(A) == []
+    rewrite(net.path / "10.0.0.2", b"a\r\neth0")
+    with net.open() as store:
+        assert store.find(B) == []
+        assert store.release(A) == [address(0)]
+    assert net.files() == {}
+
+
 def test_a_removed_network_starts_anew(net: Network) -> None:
     with net.open() as store:
         store.reserve(address(0), A, 0)
@@ -316,9 +406,9 @@ def test_what_the_index_did_not_see_is_found_by_a_recheck(net: Network) -> None:
     os.utime(net.path, ns=(stamp, stamp))
     with net.open() as store:
         assert store.next_free(V4, FIRST, FIRST) is None
-        assert store.owned(A) == []  # never told without a look at the file
         assert store.recheck() is True
         assert store.next_free(V4, FIRST, FIRST) == FIRST
+        assert store.owned(A) == []
         assert store.owned(B) == [address(1)]
         assert store.recheck() is False
 

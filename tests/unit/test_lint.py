@@ -63,9 +63,10 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
         [f"{path}:8", "plugins[0].mtu"],
         [f"{path}:9", "plugins[0].ipam.subnet"],
         [f"{path}:11", "plugins[1].capabilities.portMapping"],
+        [f"{path}:12", "plugins[2].type"],
     ]
     assert 'did you mean "isGateway"?' in done.stdout
-    assert done.stderr == "5 faults in 1 file\n"
+    assert done.stderr == "6 faults in 1 file\n"
 
 
 def test_json_and_directories(tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_json_and_directories(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["lint", "-o", "json", str(tmp_path)])
     assert done.exit_code == 1
     faults = json.loads(done.stdout)
-    assert len(faults) == 5
+    assert len(faults) == 6
     assert faults[1] == {
         "file": str(tmp_path / "10-net.conflist"),
         "line": 7,
@@ -100,3 +101,173 @@ def test_plugins_beside_the_list(tmp_path: Path) -> None:
         ("20-tuning.conf", 2, "type"),
         ("30-broken.conf", 1, ""),
     ]
+
+
+@pytest.mark.parametrize("section", ["{}", '{"type": "bridge", "ipam": {}}'])
+def test_a_plugin_that_is_nowhere(tmp_path: Path, section: str) -> None:
+    """`add` would refuse it, and so does lint; but one of a plugin directory is known."""
+    path, bin_dir = tmp_path / "net.conf", tmp_path / "bin"
+    bin_dir.mkdir()
+    network = {"cniVersion": "1.0.0", "name": "net", **json.loads(section)}
+    place = network.get("ipam", network)
+    place["type"] = "nonesuch"
+    path.write_text(json.dumps(network))
+    key = "ipam.type" if "ipam" in network else "type"
+    command = ["lint", str(path), "--plugin-dir", str(bin_dir)]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 1
+    assert done.stdout.startswith(f'{path}:1: {key}: no plugin "nonesuch"; --plugin-dir ')
+    (bin_dir / "nonesuch").write_text("#!/bin/sh\n")
+    assert CliRunner().invoke(main, command).exit_code == 1  # it cannot be run
+    (bin_dir / "nonesuch").chmod(0o755)
+    done = CliRunner().invoke(main, command)
+    assert (done.exit_code, done.stdout) == (0, "")
+
+
+BRIDGE = {
+    "type": "bridge",
+    "bridge": "br0",
+    "ipam": {"type": "host-local", "subnet": "10.1.0.0/16"},
+}
+
+
+@pytest.mark.parametrize(
+    ("plugins", "key", "words"),
+    [
+        ([BRIDGE, {"type": "portmap"}], "plugins[1].capabilities", '{"portMappings": true}'),
+        (
+            [BRIDGE, {"type": "portmap", "capabilities": {"portMappings": False}}],
+            "plugins[1].capabilities",
+            "no port would be published",
+        ),
+        (
+            [{**BRIDGE, "ipam": {**BRIDGE["ipam"], "gateway": "10.2.0.1"}}],  # type: ignore[dict-item]
+            "plugins[0].ipam.gateway",
+            "10.2.0.1 is not in 10.1.0.0/16",
+        ),
+        (
+            [
+                {
+                    **BRIDGE,
+                    "ipam": {
+                        "type": "host-local",
+                        "ranges": [[{"subnet": "fd00:1::/64", "gateway": "fd00:2::1"}]],
+                    },
+                }
+            ],
+            "plugins[0].ipam.ranges[0][0].gateway",
+            "fd00:2::1 is not in fd00:1::/64",
+        ),
+        (
+            [
+                {
+                    **BRIDGE,
+                    "ipam": {
+                        "type": "static",
+                        "addresses": [{"address": "10.1.0.9/16", "gateway": "10.2.0.1"}],
+                    },
+                }
+            ],
+            "plugins[0].ipam.addresses[0].gateway",
+            "10.2.0.1 is not in",
+        ),
+        (
+            [BRIDGE, {"type": "bandwidth", "egressRate": 1000000, "egressBurst": 12000}],
+            "plugins[1].egressBurst",
+            "less than one frame of 1514 bytes",
+        ),
+        (
+            [
+                {
+                    "type": "macvlan",
+                    "mode": "passthru",
+                    "capabilities": {"mac": True},
+                    "ipam": {"type": "dhcp"},
+                }
+            ],
+            "plugins[0].mode",
+            "changes that of the master",
+        ),
+        (
+            [{**BRIDGE, "macspoofchk": True}, {"type": "tuning", "mac": "02:00:00:00:00:01"}],
+            "plugins[1].mac",
+            "macspoofchk",
+        ),
+        (
+            [{**BRIDGE, "macspoofchk": True}, {"type": "tuning", "capabilities": {"mac": True}}],
+            "plugins[1].capabilities",
+            "macspoofchk",
+        ),
+    ],
+)
+def test_keys_that_do_not_go_together(
+    tmp_path: Path, plugins: list[dict[str, object]], key: str, words: str
+) -> None:
+    path = tmp_path / "10-net.conflist"
+    path.write_text(
+        json.dumps({"cniVersion": "1.0.0", "name": "net", "plugins": plugins}, indent=2)
+    )
+    (fault,) = lint_file(str(path))
+    assert fault.path == key
+    assert words in f"{fault.problem}; {fault.expected}"
+    assert fault.line > 1
+
+
+def lint_networks(folder: Path, **plugins: dict[str, object]) -> list[dict[str, object]]:
+    for name, plugin in plugins.items():
+        document = {"cniVersion": "1.0.0", "name": name.partition("_")[0], "plugins": [plugin]}
+        (folder / f"{name}.conflist").write_text(json.dumps(document, indent=2))
+    done = CliRunner().invoke(main, ["lint", str(folder), "-o", "json"])
+    found: list[dict[str, object]] = json.loads(done.stdout)
+    assert done.exit_code == bool(found)
+    return found
+
+
+def bridge(bridge: str, **ipam: object) -> dict[str, object]:
+    return {"type": "bridge", "bridge": bridge, "ipam": {"type": "host-local", **ipam}}
+
+
+def test_two_files_with_one_name(tmp_path: Path) -> None:
+    (fault,) = lint_networks(
+        tmp_path, net_a=bridge("a", subnet="10.1.0.0/16"), net_b=bridge("b", subnet="10.2.0.0/16")
+    )
+    assert (fault["file"], fault["key"]) == (str(tmp_path / "net_b.conflist"), "name")
+    assert str(tmp_path / "net_a.conflist") in str(fault["problem"])
+    assert fault["line"] == 3
+
+
+def test_subnets_that_overlap(tmp_path: Path) -> None:
+    (fault,) = lint_networks(
+        tmp_path,
+        one=bridge("a", subnet="10.1.0.0/16"),
+        two=bridge("b", ranges=[[{"subnet": "10.1.7.0/24"}]]),
+        three=bridge("c", subnet="10.2.0.0/16"),
+    )
+    assert (fault["file"], fault["key"]) == (str(tmp_path / "two.conflist"), "plugins[0].ipam")
+    assert "10.1.7.0/24 overlaps with 10.1.0.0/16 of the network one" in str(fault["problem"])
+
+
+@pytest.mark.parametrize(("other", "faults"), [("br0", 0), ("br1", 1)])
+def test_parts_of_one_subnet(tmp_path: Path, other: str, faults: int) -> None:
+    """On one bridge they are well."""
+    found = lint_networks(
+        tmp_path,
+        one=bridge("br0", subnet="10.1.0.0/16", rangeEnd="10.1.9.255"),
+        two=bridge(other, subnet="10.1.0.0/16", rangeStart="10.1.10.0"),
+    )
+    assert len(found) == faults
+
+
+def test_a_type_that_is_a_path_is_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "net.conf"
+    path.write_text('{"cniVersion": "1.0.0", "name": "net", "type": "../bridge"}')
+    (fault,) = lint_file(str(path))
+    assert (fault.path, fault.problem) == ("type", "invalid plugin name: ../bridge")
+
+
+def test_what_a_file_holds_does_not_reach_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "net.conf"
+    key = "is\x1b[2JGateway\u202e"
+    path.write_text(json.dumps({"cniVersion": "1.0.0", "name": "net", "type": "loopback", key: 1}))
+    done = CliRunner().invoke(main, ["lint", str(path)])
+    assert r"net.conf:1: is\x1b[2JGateway\u202e: unknown key" in done.stdout

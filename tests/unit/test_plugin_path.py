@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parents[2] / "src"
-ROOMS = ("spec", "plan", "kernel", "state", "sdk", "plugins")
+ROOMS = ("spec", "plan", "kernel", "steps", "state", "sdk", "plugins")
 # For the tests of plugins, never loaded by one that runs.
 APART = SRC / "pycni/sdk/testing.py"
 MODULES = sorted(

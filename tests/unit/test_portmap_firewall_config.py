@@ -69,6 +69,7 @@ def port(host: Any = 8080, container: Any = 80, **more: Any) -> dict[str, Any]:
         (ports(port("80")), 'runtimeConfig.portMappings[0].hostPort: "80" is not valid'),
         (ports(port(protocol="icmp")), 'unknown protocol "icmp" of host port 8080'),
         (ports(port(hostIP="no")), "runtimeConfig.portMappings[0].hostIP: invalid IP address: no"),
+        (ports(port(hostIP="::1")), "host port 8080/tcp cannot be mapped on ::1"),
         (ports(port(), port(8080, 81)), "host port 8080/tcp is mapped to both container ports 80"),
     ],
 )
@@ -144,7 +145,7 @@ def planned(command: str = "ADD", **keys: Any) -> tuple[Any, ...]:
 
 
 def test_portmap_plans_for_the_first_address_of_a_family() -> None:
-    route, mapped = planned(**ports(port(), port(), port(443, 81, protocol="UDP", hostIP="::1")))
+    route, mapped = planned(**ports(port(), port(), port(443, 81, protocol="UDP", hostIP="::2")))
     assert isinstance(route, RouteLocalnet)
     assert str(route.address) == "10.1.0.2"
     assert isinstance(mapped, PortMap)
@@ -158,10 +159,13 @@ def test_portmap_plans_for_the_first_address_of_a_family() -> None:
     assert mapped.mark_bit == 0
 
 
-def test_portmap_without_mappings_plans_nothing_but_a_removal() -> None:
-    assert planned("ADD") == planned("CHECK") == ()
-    (mapped,) = planned("DEL", snat=False)
-    assert mapped.mappings == ()
+def test_portmap_without_mappings_plans_a_removal_and_a_look() -> None:
+    """CHECK looks for others' ports that lead to the container."""
+    assert planned("ADD") == ()
+    for command in ("CHECK", "DEL"):
+        (mapped,) = planned(command)
+        assert isinstance(mapped, PortMap)
+        assert mapped.mappings == ()
 
 
 def test_firewall_plans() -> None:

@@ -70,7 +70,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "NULs": lambda: b"\0" * (4 * MEGABYTE),
 }
 DOCUMENTS = ("configuration", "address_plugin", "result", "network_file", "cache_file",
-             "kept_document", "environment", "dhcp_state")  # fmt: skip
+             "kept_document", "environment", "dhcp_state", "identity")  # fmt: skip
 
 
 @pytest.mark.parametrize("bomb", BOMBS)

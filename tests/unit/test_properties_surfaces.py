@@ -191,6 +191,28 @@ STATE = st.fixed_dictionaries(
         "pycni": ANYTHING,
     },
 )
+NUMBER = st.integers(0, 2**64) | LEAVES
+NOTES = st.fixed_dictionaries(
+    {
+        "network": st.sampled_from(["net", *NASTY]),
+        "containerID": st.sampled_from(["one", *NASTY]),
+        "ifname": st.sampled_from(["eth0", *NASTY]),
+        "path": LEAVES,
+        "netns": st.lists(NUMBER, min_size=3, max_size=3) | ANYTHING,
+        "host": st.none() | ANYTHING,
+        "since": NUMBERS,
+        "links": st.lists(st.tuples(st.sampled_from(NASTY), LEAVES, NUMBER), max_size=2) | ANYTHING,
+        "addresses": st.lists(st.sampled_from(NASTY), max_size=2) | ANYTHING,
+        "parts": ANYTHING
+        | st.lists(
+            st.fixed_dictionaries(
+                {"plugin": LEAVES, "kinds": st.lists(LEAVES), "files": st.lists(LEAVES)}
+            ),
+            max_size=2,
+        ),
+        "detaching": LEAVES,
+    }
+)
 
 
 @pytest.mark.parametrize("surface", ["cache_file", "kept_document"])
@@ -198,6 +220,12 @@ STATE = st.fixed_dictionaries(
 @given(document=STATE)
 def test_state_files_of_any_values(surface: str, document: Any) -> None:
     SURFACES[surface](encode(document))
+
+
+@bounded
+@given(document=NOTES)
+def test_identities_of_any_values(document: Any) -> None:
+    SURFACES["identity"](encode(document))
 
 
 NAMES_OF_LEASES = st.sampled_from(

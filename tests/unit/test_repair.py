@@ -24,9 +24,8 @@ from pycni.spec.ip import parse_address, parse_network
 from pycni.spec.owner import Owner
 
 FOR_REPAIR = {
-    "pycni.kernel.mends",
     "pycni.kernel.notices",
-    "pycni.kernel.repair",
+    "pycni.steps.repair",
     "pycni.plan.difference",
     "pycni.sdk.repair",
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +228,64 @@ def test_a_broken_file_hides_no_other_network(tmp_path: Path) -> None:
     assert files == ["10-broken.conflist", "20-stray.json"]
 
 
+def odd_files(folder: Path, extension: str) -> list[str]:
+    """Files of a directory that cannot be read in one way or another; returns their names."""
+    folder.mkdir(exist_ok=True)
+    targets = {
+        "loop": "loop" + extension,
+        "nothing": "/nowhere",
+        "below-a-file": "/etc/hostname/x",
+        "long": "x" * 300,
+        "long-path": "/x" * 2000,
+        "memory": "/dev/zero",
+    }
+    for name, target in targets.items():
+        (folder / f"{name}{extension}").symlink_to(target)
+    (folder / f"directory{extension}").symlink_to("/etc")  # which is none of them
+    os.mkfifo(folder / f"fifo{extension}")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / f"socket{extension}"))
+    return sorted(f"{name}{extension}" for name in (*targets, "fifo", "socket"))
+
+
+@pytest.mark.parametrize("extension", [".conflist", ".conf", ".json"])
+def test_odd_files_hide_no_network(tmp_path: Path, extension: str) -> None:
+    odd = odd_files(tmp_path, extension)
+    document = a_list() if extension == ".conflist" else {"name": "lab", **NOOP}
+    write(tmp_path / f"zz{extension}", document)
+    network = Network.load("lab", conf_dir=tmp_path)
+    assert types(network) == ["noop"]
+    assert [Path(error.faults[0].file).name for error in network.skipped] == odd
+
+
+def test_a_fifo_that_somebody_writes_to(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "10.conf")
+    write(tmp_path / "20.conf", {"name": "lab", **NOOP})
+    reader = os.open(tmp_path / "10.conf", os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(tmp_path / "10.conf", os.O_WRONLY)
+    try:
+        network = Network.load("lab", conf_dir=tmp_path)
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert len(network.skipped) == 1
+
+
+def test_odd_files_beside_a_list(tmp_path: Path) -> None:
+    """They are the network's own, and hide no other one."""
+    write(tmp_path / "10.conflist", a_list("odd"))
+    write(tmp_path / "20.conflist", a_list())
+    (tmp_path / "odd").symlink_to(tmp_path / "odd")
+    assert len(Network.load("lab", conf_dir=tmp_path).skipped) == 1
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Network.load("odd", conf_dir=tmp_path)
+    (tmp_path / "odd").unlink()
+    odd_files(tmp_path / "odd", ".conf")
+    assert len(Network.load("lab", conf_dir=tmp_path).skipped) == 1
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Network.load("odd", conf_dir=tmp_path)
+
+
 def test_the_networks_own_file_is_broken(tmp_path: Path) -> None:
     write(tmp_path / "10-lab.conflist", {"name": "lab", "plugins": [{}]})
     write(tmp_path / "20-lab.conf", {"name": "lab", **NOOP})
@@ -244,7 +304,7 @@ def test_there_is_no_such_network(tmp_path: Path) -> None:
         Network.load("lab", conf_dir=tmp_path)
     assert caught.value.message == f'no net configuration with name "lab" in {tmp_path}'
     assert "other" in caught.value.details
-    assert "1 could not be read" in caught.value.details
+    assert "cannot be used: " in caught.value.details
     assert len(caught.value.skipped) == 1
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -253,3 +255,47 @@ def test_one_container_at_a_time_and_gc_alone(make: Make, tmp_path: Path) -> Non
     for thread in threads:
         thread.join()
     assert errors == []
+
+
+HOLDER = """
+import sys
+from pycni.runtime.locks import ProcessLock
+from pycni.spec.owner import Owner
+with ProcessLock(sys.argv[1], Owner(*sys.argv[2:5])):
+    print("locked", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize(
+    ("held", "waits"),
+    [
+        (("lab", "box", "eth0"), True),
+        (("lab", "", ""), True),
+        (("lab", "other", "eth0"), False),
+        (("another", "box", "eth0"), False),
+    ],
+    ids=["the attachment", "its network", "another container", "another network"],
+)
+def test_two_processes_wait_for_each_other(
+    make: Make, tmp_path: Path, held: tuple[str, str, str], waits: bool
+) -> None:
+    network = make(f"touch {tmp_path}/called; echo '{{}}'")
+    cache = network._cache.root
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, cache, *held],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        thread = threading.Thread(target=network.add, args=("box", "/nowhere"))
+        thread.start()
+        thread.join(0.3 if waits else None)
+        assert (tmp_path / "called").exists() != waits
+        holder.stdin.write("\n")
+        holder.stdin.flush()
+        thread.join()
+    assert (tmp_path / "called").exists()

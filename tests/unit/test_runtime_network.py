@@ -7,7 +7,10 @@ those of the specification and of the facts that the reference's own tests pin.
 from __future__ import annotations
 
 import base64
+import errno
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +20,7 @@ import pytest
 
 from pycni.runtime import Cancellation, Endpoint, Network, PluginError, SeveralErrors
 from pycni.spec import versions
-from pycni.spec.errors import CNIError
+from pycni.spec.errors import IO_FAILURE, CNIError
 from pycni.spec.result import encode_result
 
 CONTAINER = "some-container-id"
@@ -496,6 +499,15 @@ def test_gc_before_1_1_0_deletes_what_is_cached(lab: Lab) -> None:
     assert lab.calls() == [("DEL", 2), ("DEL", 1), ("DEL", 0)]
 
 
+def test_gc_where_there_can_be_no_leases(tmp_path: Path) -> None:
+    """It goes on without; host-local says why, if it is asked."""
+    (tmp_path / "file").write_text("")
+    ipam = {"type": "host-local", "subnet": "10.1.0.0/16", "dataDir": str(tmp_path / "file")}
+    document = {"cniVersion": "1.1.0", "name": "lab", "type": "bridge", "ipam": ipam}
+    found = Network.from_dict(document, cache_dir=tmp_path).garbage([])
+    assert (found.noted, found.leftovers, found.living) == ((), (), ())
+
+
 def test_gc_leaves_other_networks_alone(lab: Lab) -> None:
     add(lab.network())
     other = lab.network(name="lab-2")
@@ -546,9 +558,33 @@ def test_status_stops_at_the_first_that_is_not_ready(lab: Lab) -> None:
     assert lab.calls() == [("STATUS", 0), ("STATUS", 1)]
 
 
-def test_status_before_1_1_0(lab: Lab) -> None:
-    lab.network("1.0.0").status()
-    assert lab.entries() == []
+@pytest.mark.parametrize("version", ["0.4.0", "1.0.0"])
+def test_status_before_1_1_0_asks_our_own_plugins(lab: Lab, version: str) -> None:
+    network = lab.network(version)
+    lab.hush()
+    assert network.status() == ()
+    assert lab.calls() == [("STATUS", 0), ("STATUS", 1), ("STATUS", 2)]
+    lab.say(1, ReportError="plugin error", ReportErrorCode=50)
+    with pytest.raises(PluginError) as caught:
+        network.status()
+    assert (caught.value.code, caught.value.message) == (50, "plugin error")
+
+
+def test_status_before_1_1_0_names_whom_it_could_not_ask(tmp_path: Path, plugin_dir: Path) -> None:
+    ran = tmp_path / "ran"
+    (tmp_path / "other").write_text(f"#!/bin/sh\ntouch {ran}\n")
+    (tmp_path / "other").chmod(0o755)
+    places = [tmp_path, plugin_dir]
+
+    def status(*types: str) -> tuple[str, ...]:
+        plugins = [{"type": name} for name in types]
+        document = {"cniVersion": "1.0.0", "name": "lab", "plugins": plugins}
+        return Network.from_dict(document, plugin_dirs=places, cache_dir=tmp_path).status()
+
+    assert status("other", "portmap") == ("other",)
+    assert not ran.exists()
+    with pytest.raises(PluginError, match='failed to find plugin "nosuch"'):
+        status("other", "nosuch")
 
 
 def test_versions(lab: Lab) -> None:
@@ -660,3 +696,16 @@ def test_a_disabled_check_succeeds_in_every_version(lab: Lab) -> None:
     for version in versions.ALL:
         lab.network(version, disableCheck=True).check(CONTAINER, NETNS)
     assert lab.entries() == []
+
+
+def test_where_there_are_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without any refuses in words of its own."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    network = Network.from_dict({"name": "n", "type": "noop"}, cache_dir=tmp_path)
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    with pytest.raises(CNIError, match=os.strerror(errno.ENOLCK)) as caught:
+        network.add(CONTAINER, NETNS)
+    assert caught.value.code == IO_FAILURE

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import pycni.sdk
+from pycni.sdk.allowed_paths import VARIABLE
 from pycni.sdk.dispatch import serve
 from pycni.sdk.plugin import Plugin
 from pycni.sdk.request import Request
@@ -47,13 +48,23 @@ class Quiet(Plugin):
         raise CNIError(102, "it is\nbroken")
 
 
+@pytest.fixture(autouse=True)
+def log_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The administrator has set it to the test's folder."""
+    (tmp_path / "allowed").write_text(f"logFile {tmp_path}\n")
+    monkeypatch.setitem(ENVIRON, VARIABLE, str(tmp_path / "allowed"))
+
+
+ENVIRON = {
+    "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": "/not/there", "CNI_PATH": "/none",
+    "TRACEPARENT": "00-ab-cd-01",
+}  # fmt: skip
+
+
 def call(command: str, stderr: int = 2, **keys: Any) -> int:
     from json import dumps
 
-    environ = {
-        "CNI_COMMAND": command, "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0",
-        "CNI_NETNS": "/not/there", "CNI_PATH": "/none", "TRACEPARENT": "00-ab-cd-01",
-    }  # fmt: skip
+    environ = {"CNI_COMMAND": command, **ENVIRON}
     document = dumps({**CONFIG, **keys}).encode()
     return serve(Quiet(), environ, lambda: document, stderr=stderr).code
 
@@ -110,10 +121,11 @@ def test_without_a_file_lines_go_to_stderr(tmp_path: Path) -> None:
 def test_a_log_that_cannot_be_written_fails_no_call(tmp_path: Path) -> None:
     file = tmp_path / "stderr"
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT)
-    assert call("ADD", descriptor, logFile=str(tmp_path)) == 0
+    (tmp_path / "folder").mkdir()
+    assert call("ADD", descriptor, logFile="folder") == 0
     os.close(descriptor)
     first, second = lines(file)
-    assert first == f"pycni: cannot log to {tmp_path}: Is a directory"
+    assert first == f"pycni: cannot log to {tmp_path}/folder: not a plain file with one name"
     assert second.endswith("done ms=1 ips=10.0.0.2/24")
 
 

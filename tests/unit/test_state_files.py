@@ -6,6 +6,7 @@ import os
 import posix
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -121,7 +122,8 @@ def test_read_neither_follows_a_link_nor_waits_for_a_writer(tmp_path: Path) -> N
     with pytest.raises(OSError, match="symbolic links"):
         read_file(str(tmp_path / "link"))
     os.mkfifo(tmp_path / "fifo")
-    assert read_file(str(tmp_path / "fifo")) == b""
+    with pytest.raises(OSError, match="not a plain file"):
+        read_file(str(tmp_path / "fifo"))
 
 
 def test_remove(tmp_path: Path) -> None:
@@ -237,6 +239,56 @@ def test_a_lock_that_cannot_be_opened(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_threads_that_wait_for_a_lock_get_it_in_turn(tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+    entered: list[int] = []
+
+    def work(number: int) -> None:
+        with Lock(path, timeout=60):
+            entered.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    with Lock(path):
+        for number, thread in enumerate(threads, 1):
+            thread.start()
+            while sum(map(len, files.queues.values())) < number:
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    assert entered == list(range(8))
+    assert files.queues == {}
+
+
+def test_a_wait_for_a_lock_ends_when_nobody_wants_it_any_more(tmp_path: Path) -> None:
+    """The one who gave up was the first in the queue; the second one gets it."""
+    path = str(tmp_path / "lock")
+    reader, writer = os.pipe()
+    outcomes: list[str] = []
+
+    def work(cancel: int | None) -> None:
+        try:
+            with Lock(path, timeout=60, cancel=cancel):
+                outcomes.append("got it")
+        except CNIError as error:
+            assert error.code == TRY_AGAIN_LATER
+            outcomes.append(error.message)
+
+    with open(path, "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        first = threading.Thread(target=work, args=(reader,))
+        second = threading.Thread(target=work, args=(None,))
+        for number, thread in enumerate((first, second), 1):
+            thread.start()
+            while sum(map(len, files.queues.values())) < number:
+                time.sleep(0.001)
+        os.close(writer)
+        first.join()
+        assert outcomes == [f"cancelled while waiting for the lock {path}"]
+    second.join()
+    os.close(reader)
+    assert outcomes[1:] == ["got it"]
+
+
 # --- what a crash left ---------------------------------------------------------------------------
 
 
@@ -291,3 +343,16 @@ def test_a_lock_that_the_kernel_refuses(tmp_path: Path, monkeypatch: pytest.Monk
         pass
     assert caught.value.code == IO_FAILURE
     assert "No locks available" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "é" * 127, "a" * 250 + ".json", "\udcff" * 255])
+def test_a_name_of_any_length_that_there_is(tmp_path: Path, name: str) -> None:
+    """What is written first has a name of its own, which fits as well."""
+    directory = os.open(tmp_path, os.O_RDONLY)
+    try:
+        write_file(name, b"1", dir_fd=directory)
+        write_file(str(tmp_path / name), b"2")
+    finally:
+        os.close(directory)
+    assert os.listdir(tmp_path) == [name]
+    assert (tmp_path / name).read_bytes() == b"2"

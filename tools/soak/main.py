@@ -26,6 +26,7 @@ import load  # noqa: E402
 import outside  # noqa: E402
 import report  # noqa: E402
 
+from harness.allowed import allow_paths  # noqa: E402
 from harness.fault_cases import CASES, DHCP, FIREWALLD  # noqa: E402
 from harness.injection import OPERATIONS, trials  # noqa: E402
 from harness.namespaces import enter_new_netns, private_mounts  # noqa: E402
@@ -56,6 +57,7 @@ def main() -> None:
     if os.geteuid() != 0:
         parser.error("this takes the rights of root")
     private_mounts()
+    allow_paths(private=True)
     with tempfile.TemporaryDirectory(dir="/run") as folder, enter_new_netns():
         run = {"load": _load, "inside": _inside, "outside": _outside}[given.command]
         text, figures, failed = run(Path(folder), given)

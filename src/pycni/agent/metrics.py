@@ -137,9 +137,19 @@ class Metrics:
 
 
 def memory() -> int:
-    """The process's resident memory in bytes (/proc/self/statm)."""
+    """The process's resident memory in bytes."""
+    return _pages(1)
+
+
+def address_space() -> int:
+    """The process's address space in bytes, which RLIMIT_AS limits."""
+    return _pages(0)
+
+
+def _pages(column: int) -> int:
+    """A column of /proc/self/statm in bytes."""
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+        return int(file.read().split()[column]) * os.sysconf("SC_PAGESIZE")
 
 
 def _histogram(labels: str, series: Series) -> list[str]:

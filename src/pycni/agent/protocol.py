@@ -1,16 +1,21 @@
 """What launcher and agent say to each other over the socket. See launcher/launcher.c.
 
     launcher  one message: header (protocol, size), then NUL-terminated strings: version, plugin,
-              environment; with it the descriptors of stdin, stderr and, if it opened, CNI_NETNS
-    agent     BEGUN, before it reads stdin; or it hangs up, and the launcher serves the call itself
-    agent     answer: exit code and size, then what belongs on stdout
+              environment; with it descriptors: of a file that holds all of stdin, of a file for
+              stderr, of a pipe for the answer and, if the launcher opened it, of CNI_NETNS
+    agent     BEGUN, before it does anything; or it hangs up, and the launcher serves the call
+    agent     to the pipe: exit code and size, then what belongs on stdout
 
-A question about the agent itself has the plugin STATUS and is answered with JSON.
+The launcher waits for BEGUN a few milliseconds. Then it shuts down its reading side, after which
+BEGUN cannot be sent, and an agent that could not send it does nothing. What had been sent is read.
+
+A question about the agent itself has the plugin STATUS, and is answered to a pipe with JSON.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 import time
@@ -22,12 +27,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PROTOCOL = 1
+PROTOCOL = 2
 BEGUN = b"B"
+BEGIN_MS = 10  # that a launcher waits for it: a third of what it takes to do without
 SOCKET = Path("/run/pycni/agent.sock")
 STATUS = "@status"
 MAX_REQUEST = 65536  # bytes, the launcher's limit too
-DESCRIPTORS = 3
+DESCRIPTORS = 4
+REPLY = 2  # which of them the answer goes to
 
 _HEADER = struct.Struct("=II")
 _ANSWER = struct.Struct("=II")
@@ -41,7 +48,7 @@ class Refused(Exception):
 class Call(Record):
     """One call as it arrived. Descriptors are the receiver's to close.
 
-    descriptors: of stdin, stderr and the sandbox's namespace, as far as they came.
+    descriptors: of stdin, stderr, the answer and the sandbox's namespace, as far as they came.
     """
 
     version: str
@@ -52,7 +59,14 @@ class Call(Record):
     @property
     def netns_fd(self) -> int | None:
         """The sandbox's namespace, None where the launcher could not open one."""
-        return self.descriptors[2] if len(self.descriptors) == DESCRIPTORS else None
+        return self.descriptors[3] if len(self.descriptors) == DESCRIPTORS else None
+
+    @property
+    def reply(self) -> int:
+        """Where its answer goes. Raises Refused if no such descriptor came."""
+        if len(self.descriptors) < REPLY + 1:
+            raise Refused("a malformed request")
+        return self.descriptors[REPLY]
 
     def close(self) -> None:
         """Close the descriptors that came with it."""
@@ -120,19 +134,42 @@ def _read_call(
     return Call(strings[0], strings[1], environ, descriptors)
 
 
-def send_answer(connection: socket.socket, code: int, output: str) -> None:
-    """Answer a call that was begun."""
+def encode_answer(code: int, output: str) -> bytes:
+    """The answer to a call that was begun."""
     data = output.encode()
-    connection.sendall(_ANSWER.pack(code, len(data)) + data)
+    return _ANSWER.pack(code, len(data)) + data
 
 
-def receive_answer(connection: socket.socket) -> tuple[int, str]:
-    """Read an answer: exit code and output. Raises OSError if the agent is gone."""
-    with connection.makefile("rb") as stream:
-        if stream.read(1) != BEGUN:
+def ask(connection: socket.socket, request: bytes, *descriptors: int) -> tuple[int, str]:
+    """Ask as a launcher does: exit code and output. Raises OSError if the agent does not answer.
+
+    descriptors: of stdin, stderr and perhaps a namespace. The connection's timeout is for each
+    wait.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    with open(reader, "rb", buffering=0) as reply:
+        try:
+            stdin, stderr, *others = descriptors or (writer, writer)
+            socket.send_fds(connection, [request], [stdin, stderr, writer, *others])
+        finally:
+            os.close(writer)
+        if connection.recv(1) != BEGUN:
             raise ConnectionError("the agent refused the question")
-        header = stream.read(_ANSWER.size)
-        if len(header) < _ANSWER.size:
+        return read_answer(reply.fileno(), connection.gettimeout())
+
+
+def read_answer(reply: int, within: float | None) -> tuple[int, str]:
+    """Read an answer. Raises OSError if the agent is gone, or silent for too many seconds."""
+    data = b""
+    waiting = select.poll()
+    waiting.register(reply, select.POLLIN)
+    while waiting.poll(None if within is None else within * 1000):
+        more = os.read(reply, 1 << 16)
+        if not more:
             raise ConnectionError("the agent hung up")
-        code, size = _ANSWER.unpack(header)
-        return code, stream.read(size).decode()
+        data += more
+        if len(data) >= _ANSWER.size:
+            code, size = _ANSWER.unpack_from(data)
+            if len(data) >= _ANSWER.size + size:
+                return code, data[_ANSWER.size :].decode()
+    raise TimeoutError("the agent does not answer in time")

@@ -19,7 +19,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pycni.kernel.notices import Notices
-from pycni.runtime.repair import FAILED, MENDED
+from pycni.runtime.call import Cancellation
+from pycni.runtime.errors import Canceled
+from pycni.runtime.repair import MENDED
 
 if TYPE_CHECKING:
     from pycni.agent.metrics import Metrics
@@ -34,15 +36,16 @@ LINES = 20  # of a repair that are logged
 
 
 class Watch:
-    """The thread. `repair` is `repair_all` with what the agent was told."""
+    """The thread. `repair` is `repair_all` with what the agent was told, and a way to stop it."""
 
     def __init__(
         self,
-        repair: Callable[[], list[Repaired]],
+        repair: Callable[[Cancellation], list[Repaired]],
         metrics: Metrics,
         log: Callable[[str], None] | None = None,
     ) -> None:
         self._repair = repair
+        self._cancel = Cancellation()
         self._metrics = metrics
         self._log = log or _to_stderr
         self._notices = Notices()  # from now on, in the namespace of who makes this
@@ -55,7 +58,8 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop watching; a repair that is under way is finished first."""
+        """Stop watching; of a repair that is under way, what waits is given up."""
+        self._cancel.cancel()
         os.eventfd_write(self._stop, 1)
         self._thread.join()
         os.close(self._stop)
@@ -78,7 +82,9 @@ class Watch:
     def _pass(self, gone: set[str]) -> bool:
         """Repair everything; whether there was anything to put back."""
         try:
-            reports = self._repair()
+            reports = self._repair(self._cancel)
+        except Canceled:
+            return False
         except Exception as error:  # noqa: BLE001 - the agent goes on serving, and watching
             self._log(f"repair failed: {error}")
             self._metrics.repaired(0, 1)
@@ -87,8 +93,10 @@ class Watch:
         mended = sum(finding.state == MENDED for _, finding in findings)
         self._metrics.repaired(mended, len(findings) - mended)
         lines = [_line(report, finding) for report, finding in findings]
+        lines += [f"left alone: {report.name}: {report.skipped}" for report in reports
+                  if not (report.findings or report.ok)]  # fmt: skip
         news = [line for line in lines if line not in self._told]
-        self._told = {line for line in lines if line.startswith(FAILED)}
+        self._told = {line for line in lines if not line.startswith(MENDED)}
         if news:
             what = ", ".join(sorted(gone))
             self._log(f"{what} gone: {mended} mended, {len(findings) - mended} not")
@@ -140,10 +148,11 @@ class Watch:
 
 
 def _line(report: Repaired, finding: Finding) -> str:
-    whose = f"{report.network}/{report.endpoint.container_id}/{report.endpoint.ifname}"
     reason = f" ({finding.reason})" if finding.reason else ""
-    return f"{finding.state}: {whose}: {finding.plugin}: {finding.what}{reason}"
+    return f"{finding.state}: {report.name}: {finding.plugin}: {finding.what}{reason}"
 
 
 def _to_stderr(line: str) -> None:
-    sys.stderr.write(f"pycni agent: {line}\n")
+    # Names of pods and files are others' choice, and a terminal would obey them.
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    sys.stderr.write(f"pycni agent: {shown}\n")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pycni.agent.protocol import SOCKET
-from pycni.cli.options import cache_option, plugin_dir_option
+from pycni.cli.options import cache_dirs_option, plugin_dir_option
 from pycni.spec.errors import CNIError
 
 if TYPE_CHECKING:
+    from pycni.runtime.call import Cancellation
     from pycni.runtime.repair import Repaired
 
 _socket_option = click.option(
@@ -29,8 +29,10 @@ _socket_option = click.option(
 
 @click.group(invoke_without_command=True)
 @_socket_option
-@click.option("--workers", type=click.IntRange(1), help="Calls served at once.")
-@click.option("--waiting", type=click.IntRange(1), help="Calls that may wait for a worker.")
+@click.option("--workers", type=click.IntRange(1), help="Calls at work at once.")
+@click.option(
+    "--waiting", type=click.IntRange(1), help="Further ones that may wait to be declined."
+)
 @click.option(
     "--idle",
     type=click.FloatRange(0, min_open=True),
@@ -42,7 +44,7 @@ _socket_option = click.option(
     help="Put back what others flush of attached containers' rules, as pycni repair --all does.",
 )
 @plugin_dir_option
-@cache_option
+@cache_dirs_option
 @click.pass_context
 def agent(
     context: click.Context,
@@ -52,7 +54,7 @@ def agent(
     idle: float | None,
     watch_rules: bool,
     plugin_dirs: tuple[str, ...],
-    cache_dir: str,
+    cache_dirs: tuple[str, ...],
 ) -> None:
     """Serve plugin calls without starting an interpreter for each.
 
@@ -67,7 +69,7 @@ def agent(
 
     given = {"workers": workers, "waiting": waiting, "idle": idle}
     limits = {key: value for key, value in given.items() if value is not None}
-    repair = _repair(plugin_dirs, cache_dir) if watch_rules else None
+    repair = _repair(plugin_dirs, cache_dirs) if watch_rules else None
     try:
         server.run(path, repair, **limits)
     except CNIError as error:
@@ -80,7 +82,12 @@ def agent(
 def status(path: Path, output: str) -> None:
     """What the agent has done: calls, latencies, errors."""
     text = _ask(path, "json")
-    click.echo(text if output == "json" else _table(json.loads(text)))
+    if output == "json":
+        click.echo(text)
+    else:
+        from pycni.cli.output import show
+
+        show(_table(json.loads(text)))
 
 
 @agent.command()
@@ -90,11 +97,20 @@ def metrics(path: Path) -> None:
     click.echo(_ask(path, "prometheus"), nl=False)
 
 
-def _repair(plugin_dirs: tuple[str, ...], cache_dir: str) -> Callable[[], list[Repaired]]:
+def _repair(
+    plugin_dirs: tuple[str, ...], cache_dirs: tuple[str, ...]
+) -> Callable[[Cancellation], list[Repaired]]:
     from pycni.runtime.repair import repair_all
 
-    # An interface that has gone may be on its way out, by a DEL elsewhere.
-    return partial(repair_all, cache_dir=cache_dir, plugin_dirs=plugin_dirs, remake=False)
+    def repair(cancel: Cancellation) -> list[Repaired]:
+        return repair_all(
+            cache_dir=cache_dirs,
+            plugin_dirs=plugin_dirs,
+            remake=False,  # an interface that has gone may be on its way out, by a DEL elsewhere
+            options={"cancel": cancel},
+        )
+
+    return repair
 
 
 def _ask(path: Path, output_format: str) -> str:

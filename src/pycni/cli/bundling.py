@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pycni.bundle import Entry, Imports, Part
 
-_FOLDERS = ("spec", "plan", "kernel", "state", "sdk", "plugins")
+_FOLDERS = ("spec", "plan", "kernel", "steps", "state", "sdk", "plugins")
 
 
 def write() -> None:

@@ -110,6 +110,7 @@ def leases(socketpath: str, output: str) -> None:
     """The leases that the daemon keeps."""
     import json
 
+    from pycni.cli.output import show
     from pycni.plugins.shared.dhcp import ask
     from pycni.spec.errors import CNIError
 
@@ -136,4 +137,4 @@ def leases(socketpath: str, output: str) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+        show("  ".join(cells).rstrip())

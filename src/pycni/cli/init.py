@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pycni.cli.output import tell
+from pycni.cli.crio import warn_of_crio
+from pycni.cli.linter import EXTENSIONS
+from pycni.cli.output import tell, warn
 from pycni.plugins import NAMES
 from pycni.runtime.find import DEFAULT_DIRECTORY, all_networks
 from pycni.spec import versions
 from pycni.spec.errors import INVALID_CONFIG, CNIError
 from pycni.spec.ip import IPNetwork, parse_network
 from pycni.spec.names import MAX_INTERFACE_NAME, check_network_name
+from pycni.spec.owner import hashed_name
+from pycni.state.files import make_directories, write_file
+
+if TYPE_CHECKING:
+    from pycni.runtime.config import NetworkConfig
 
 # The types that have a configuration of their own, and what they need to be told, if anything.
 KINDS = {
@@ -32,6 +40,15 @@ KINDS = {
 HELP = "Write a network configuration of TYPE, which is one of\n\n\b\n" + "\n".join(
     f"{kind:<13}{line}" for kind, line in KINDS.items()
 )
+USED_BY = {
+    "--subnet": tuple(kind for kind in KINDS if kind != "loopback"),
+    "--master": ("macvlan", "ipvlan", "vlan"),
+    "--vlan": ("vlan",),
+    "--device": ("host-device",),
+}
+# Where subnets are chosen: apart from what others choose by themselves. podman takes from 10.88 on,
+# k3s 10.42 and 10.43, Weave 10.32 to 10.47, kubeadm and Flannel 10.96 and 10.244, Docker 172.17.
+CANDIDATES = tuple(f"10.{number}.0.0/16" for number in range(48, 88))
 _ROUTED = ("bridge", "ptp")
 _ON_MASTER = ("macvlan", "ipvlan", "vlan")
 
@@ -79,25 +96,67 @@ def init(
     """Write a network configuration; HELP is what users read."""
     name = name or kind
     check_network_name(name)
-    document = network(kind, name, subnets, master, vlan, device, conf_dir)
+    _refuse_unused(kind, {"--subnet": subnets, "--master": master, "--vlan": vlan,
+                          "--device": device})  # fmt: skip
+    others = all_networks([str(conf_dir)])[0]
+    same = next((other.file for other in others if other.name == name), "")
+    if same and not force and not stdout:
+        raise CNIError(
+            INVALID_CONFIG,
+            f"there is a network {name} already, in {same}",
+            "take another --name, or --force to replace the file",
+        )
+    others = [other for other in others if other.name != name]
+    document = network(kind, name, subnets, master, vlan, device, others, force)
     text = json.dumps(document, indent=2) + "\n"
     if stdout:
         click.echo(text, nl=False)
         return
-    path = conf_dir / f"10-{name}.conflist"
-    others = [other for other in all_networks([str(conf_dir)])[0] if other.name == name]
-    if not force and (path.exists() or others):
-        where = path if path.exists() else others[0].file
-        raise CNIError(
-            INVALID_CONFIG,
-            f"there is a network {name} already, in {where}",
-            "take another --name, or --force to replace the file",
-        )
-    conf_dir.mkdir(parents=True, exist_ok=True)
-    partial = conf_dir / f".{path.name}.{os.getpid()}"
-    partial.write_text(text)
-    partial.rename(path)
+    path = Path(same) if same.endswith(".conflist") else conf_dir / _file_name(name, conf_dir)
+    make_directories(str(conf_dir))
+    write_file(str(path), text.encode(), 0o644)
+    if same and Path(same) != path:
+        os.unlink(same)  # a single plugin's file, whose name the list takes over
     tell(f"wrote {path}; try: pycni add {name} sandbox --create-netns")
+    _tell_of_order(path)
+    warn_of_crio(str(conf_dir))
+
+
+def _refuse_unused(kind: str, given: Mapping[str, Any]) -> None:
+    """Raise CNIError for an option that says nothing to this type: it would be lost silently."""
+    for option, value in given.items():
+        if value and kind not in USED_BY[option]:
+            raise CNIError(
+                INVALID_CONFIG,
+                f"{option} is of no use to a network of type {kind}",
+                f"it is for {', '.join(USED_BY[option])}",
+            )
+
+
+def _file_name(name: str, conf_dir: Path) -> str:
+    """A name behind those that are there: runtimes take the first file for all their containers."""
+    last = max(_config_files(conf_dir), default="")
+    for number in range(10, 100):
+        file = f"{number}-{name}.conflist"
+        if file > last:
+            return file
+    return f"99-{name}.conflist"
+
+
+def _config_files(conf_dir: Path) -> list[str]:
+    try:
+        return [file for file in os.listdir(conf_dir) if file.endswith(EXTENSIONS)]
+    except FileNotFoundError:
+        return []
+
+
+def _tell_of_order(path: Path) -> None:
+    first, *others = sorted(_config_files(path.parent))
+    if others and first == path.name:
+        warn(
+            f"{path.name} comes before {others[0]}: runtimes that take the first file, as those of "
+            "Kubernetes do, attach their pods to it"
+        )
 
 
 def network(
@@ -107,12 +166,13 @@ def network(
     master: str | None,
     vlan: int | None,
     device: str | None,
-    conf_dir: Path,
+    others: Sequence[NetworkConfig],
+    force: bool,
 ) -> dict[str, Any]:
-    """The configuration. Raises CNIError for what it cannot do without."""
+    """The configuration. Raises CNIError for what it cannot do without, or that others use."""
     plugin: dict[str, Any] = {"type": kind}
     if kind == "bridge":
-        plugin |= {"bridge": _bridge(name), "isDefaultGateway": True, "ipMasq": True}
+        plugin |= {"bridge": _bridge(name, others), "isDefaultGateway": True, "ipMasq": True}
     elif kind == "ptp":
         plugin |= {"ipMasq": True}
     elif kind in _ON_MASTER:
@@ -128,7 +188,7 @@ def network(
             raise _needed("--device", "the host interface to move into the container")
         plugin |= {"device": device}
     if kind != "loopback":
-        ipam = _ipam(kind, subnets, conf_dir)
+        ipam = _ipam(kind, subnets, others, force)
         if ipam:
             plugin |= {"ipam": ipam}
     plugins = [plugin]
@@ -137,15 +197,18 @@ def network(
     return {"cniVersion": versions.CURRENT, "name": name, "plugins": plugins}
 
 
-def _ipam(kind: str, subnets: tuple[str, ...], conf_dir: Path) -> dict[str, Any]:
+def _ipam(
+    kind: str, subnets: tuple[str, ...], others: Sequence[NetworkConfig], force: bool
+) -> dict[str, Any]:
     if kind in ("host-device", "tap") and not subnets:
         return {}
     if kind in _ON_MASTER and not subnets:
         # Only the network beside the host knows which of its addresses are free.
         tell('addresses come by DHCP: its daemon must run, or give "--subnet"')
         return {"type": "dhcp"}
-    used = _used(conf_dir)
-    networks = [_subnet(text) for text in subnets] or [_free(used)]
+    networks = [_subnet(text) for text in subnets]
+    _refuse_overlap(networks, [] if force else _configured(others))
+    networks = networks or [_free([one for _, one in _configured(others)] + _routed())]
     ipam: dict[str, Any] = {
         "type": "host-local",
         "ranges": [[{"subnet": str(network)}] for network in networks],
@@ -159,39 +222,65 @@ def _ipam(kind: str, subnets: tuple[str, ...], conf_dir: Path) -> dict[str, Any]
 
 def _subnet(text: str) -> IPNetwork:
     try:
-        return parse_network(text)
+        found = parse_network(text)
     except ValueError as error:
         raise CNIError(
             INVALID_CONFIG, f"--subnet {text}: {error}", "expected one such as 10.1.0.0/16"
         ) from None
+    if found.address != found.network.address:
+        raise CNIError(
+            INVALID_CONFIG,
+            f"--subnet {text} is an address in a network",
+            f"expected the network itself: {found.network}",
+        )
+    return found
+
+
+def _refuse_overlap(
+    networks: Sequence[IPNetwork], used: Sequence[tuple[NetworkConfig, IPNetwork]]
+) -> None:
+    """Raise CNIError if a subnet has addresses in common with one of another network."""
+    for index, network in enumerate(networks):
+        if any(network.overlaps(other) for other in networks[:index]):
+            raise CNIError(
+                INVALID_CONFIG,
+                f"--subnet {network} overlaps with another one that is given",
+                "one for IPv4 and one for IPv6 are most often meant",
+            )
+        for other, subnet in used:
+            if network.overlaps(subnet):
+                raise CNIError(
+                    INVALID_CONFIG,
+                    f"--subnet {network} overlaps with {subnet} of the network {other.name} in "
+                    f"{other.file}",
+                    "both would give out the same addresses: take another one, or --force",
+                )
 
 
 def _free(used: list[IPNetwork]) -> IPNetwork:
-    """The first network of 10.88.0.0/16 to 10.255.0.0/16 that overlaps with none that is used."""
-    for number in range(88, 256):
-        candidate = parse_network(f"10.{number}.0.0/16")
-        if not any(_overlap(candidate, other) for other in used):
+    """The first of CANDIDATES that overlaps with nothing that is used."""
+    for text in CANDIDATES:
+        candidate = parse_network(text)
+        if not any(candidate.overlaps(other) for other in used):
             return candidate
-    raise _needed("--subnet", "no network from 10.88.0.0/16 on is free here")
+    raise _needed("--subnet", f"no network from {CANDIDATES[0]} on is free here")
 
 
-def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
-    if one.address.family != other.address.family:
-        return False
-    return one.first <= other.last and other.first <= one.last
-
-
-def _used(conf_dir: Path) -> list[IPNetwork]:
-    """The networks that other configurations or the host's routes use."""
-    used = []
-    for other in all_networks([str(conf_dir)])[0]:
+def _configured(others: Sequence[NetworkConfig]) -> list[tuple[NetworkConfig, IPNetwork]]:
+    """The subnets in other configurations."""
+    found = []
+    for other in others:
         for text in _subnets(json.loads(other.source)):
             try:
-                used.append(parse_network(text))
+                found.append((other, parse_network(text)))
             except ValueError:
                 continue
-    used += [network for _, network in _routes() if network.prefix]
-    return used
+    return found
+
+
+def _routed() -> list[IPNetwork]:
+    """The networks that the host has routes to."""
+    return [network for _, network in _routes() if network.prefix]
 
 
 def _subnets(value: Any) -> list[str]:
@@ -223,9 +312,22 @@ def _default_interface() -> str:
     raise _needed("--master", "there is no default route to take the interface from")
 
 
-def _bridge(name: str) -> str:
-    """The bridge's name: cni0 for the default name, else one that tells the network."""
-    return "cni0" if name == "bridge" else f"cni-{name}"[:MAX_INTERFACE_NAME]
+def _bridge(name: str, others: Sequence[NetworkConfig]) -> str:
+    """The bridge's name: cni0 for the default name, else one that tells the network; never one
+    that another network has."""
+    taken = {
+        plugin.document.get("bridge", "cni0")
+        for other in others
+        for plugin in other.plugins
+        if plugin.type == "bridge"
+    }
+    plain = "cni0" if name == "bridge" else f"cni-{name}"
+    if len(plain) <= MAX_INTERFACE_NAME and plain not in taken:
+        return plain
+    if f"cni-{name}" not in taken and len(f"cni-{name}") <= MAX_INTERFACE_NAME:
+        return f"cni-{name}"
+    # Long names that begin alike are still told apart.
+    return hashed_name(f"cni-{name[:5]}-", name, MAX_INTERFACE_NAME)
 
 
 def _needed(option: str, why: str) -> CNIError:

@@ -12,23 +12,28 @@ import compileall
 import importlib
 import os
 import shlex
+import stat
 import sys
 import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from pycni import __version__, agent
-from pycni.agent.protocol import SOCKET
+from pycni.agent.protocol import BEGIN_MS, SOCKET
 from pycni.cli import bundling
+from pycni.cli.output import warn
 from pycni.plugins import MARK, NAMES
 from pycni.sdk.plugin import Plugin
 from pycni.spec.errors import INTERNAL
 from pycni.spec.names import check_plugin_type
+from pycni.state.files import make_directories, write_file
 
 PACKAGE = Path(__file__).resolve().parents[2]
 LAUNCHER = Path(agent.__file__).with_name("launcher")
+_SHOWN = 3  # files or folders in a warning
 
 _SCRIPT = """\
 #!/bin/sh
@@ -95,24 +100,29 @@ python={python}
 package={package}
 libraries={libraries}
 socket={socket}
+begin_ms={begin_ms}
 version={version}
 """
 
 
 def install(
-    directory: Path, *, socket: Path | None = SOCKET, native: bool | None = None
+    directory: Path,
+    *,
+    socket: Path | None = SOCKET,
+    native: bool | None = None,
+    begin_ms: int = BEGIN_MS,
 ) -> list[Path]:
     """Write the plugins' executables into a directory, replacing what has their names.
 
     socket: where the agent listens, None for never asking one; native: whether to use the compiled
-    launcher, None for where there is one. Each file is written whole and then renamed, so that a
-    runtime that starts a plugin meanwhile finds the old one or the new one. Returns their paths.
-    Raises OSError.
+    launcher, None for where there is one; begin_ms: how long that waits for the agent to begin.
+    Each file is written whole and then renamed, so that a runtime that starts a plugin meanwhile
+    finds the old one or the new one. Returns their paths. Raises OSError.
     """
     compileall.compile_dir(PACKAGE / "pycni", quiet=2)
     with suppress(OSError):  # it only saves time
         bundling.write()
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directories(str(directory))
     if native is None:
         native = LAUNCHER.is_file()
     facts = {
@@ -120,6 +130,7 @@ def install(
         "package": PACKAGE,
         "libraries": sysconfig.get_path("purelib"),
         "socket": socket or "",
+        "begin_ms": begin_ms,
         "version": __version__,
         "code": INTERNAL,
     }
@@ -156,7 +167,7 @@ def install_plugin(directory: Path, reference: str) -> Path:
     file = Path(loaded.__file__ or "").resolve()
     # How deep in the tree that Python imports from.
     depth = module.count(".") + (file.name == "__init__.py")
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directories(str(directory))
     script = _OTHER_SCRIPT.format(
         python=shlex.quote(os.path.realpath(sys.executable)),
         package=shlex.quote(str(PACKAGE)),
@@ -175,11 +186,55 @@ class PluginNotFound(Exception):
     """There is no plugin where it was said to be."""
 
 
+def changeable(paths: Iterable[Path]) -> list[str]:
+    """Who else than root and this user may change some files and folders, or those above them.
+
+    One text for each such file or folder, that above first.
+    """
+    trusted = {0, os.geteuid()}
+    found = {}
+    for path in paths:
+        for each in (*reversed(path.resolve().parents), path.resolve()):
+            try:
+                status = each.stat()
+            except OSError:
+                continue
+            mode = status.st_mode
+            sticky = stat.S_ISDIR(mode) and mode & stat.S_ISVTX  # only owners rename and remove
+            if status.st_uid not in trusted:
+                found[each] = f"{each} belongs to user {status.st_uid}"
+            elif mode & stat.S_IWOTH and not sticky:
+                found[each] = f"anybody may write to {each}"
+            elif mode & stat.S_IWGRP and status.st_gid and not sticky:
+                found[each] = f"group {status.st_gid} may write to {each}"
+    return [found[path] for path in sorted(found)]
+
+
+def _executed(files: Iterable[str] = ()) -> Iterator[Path]:
+    """What an executable runs: the interpreter, the package, libraries, and others' files."""
+    yield Path(sys.executable)
+    yield Path(sysconfig.get_path("purelib"))
+    yield from (PACKAGE / "pycni").rglob("*")
+    yield from map(Path, files)
+
+
+def _warn_of_others(references: Sequence[str]) -> None:
+    """Tell if somebody else can have root run what he likes."""
+    modules = [sys.modules[name] for one in references if (name := one.partition(":")[0])]
+    files = [module.__file__ for module in modules if module.__file__]
+    others = changeable(_executed(files))
+    if others:
+        more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+        warn(
+            f"others can change what the plugins will run: {', '.join(others[:_SHOWN])}{more}; "
+            "install pycni where root alone may write, such as a virtual environment in /opt, and "
+            "run pycni install from there"
+        )
+
+
 def _write(path: Path, body: bytes) -> Path:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(body)
-    partial.chmod(0o755)
-    partial.rename(path)
+    write_file(str(path), body, 0o755, sync=False)
+    path.chmod(0o755)  # whatever the umask: runtimes of any user look for it
     return path
 
 
@@ -204,4 +259,5 @@ def command(directory: Path, references: tuple[str, ...]) -> None:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(f"cannot install into {directory}: {error.strerror}") from error
+    _warn_of_others(references)
     click.echo(f"installed {', '.join(path.name for path in written)} in {directory}")

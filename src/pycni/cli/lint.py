@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import click
 
-from pycni.cli.linter import config_files, lint_file
-from pycni.cli.options import output_option
-from pycni.cli.output import tell
+from pycni.cli.lint_together import faults_between
+from pycni.cli.linter import OTHERS, config_files, lint_file
+from pycni.cli.options import output_option, plugin_dirs_option
+from pycni.cli.output import count, show, tell
+from pycni.cli.plugins import executables
+from pycni.runtime import find
+
+_DIRECTORY = "/opt/cni/bin"  # where nearly all runtimes look for plugins
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="FILE...", type=click.Path(exists=True))
+@plugin_dirs_option(f"Without any: {_DIRECTORY}, if it is there.")
 @output_option("text", "json")
-def lint(paths: tuple[str, ...], output: str) -> None:
+def lint(paths: tuple[str, ...], plugin_dirs: tuple[str, ...], output: str) -> None:
     """Find all that is wrong with network configurations.
 
     FILE is a .conflist, .conf or .json file, or a directory of them. Each fault is one line:
     FILE:LINE: KEY: what is wrong; what was expected. The exit code is 1 if there are any.
+
+    A plugin is known if it is pycni's, a well-known one of others, or in a plugin directory.
     """
+    default = [_DIRECTORY] if os.path.isdir(_DIRECTORY) else []
+    others = OTHERS | executables(find.directories(plugin_dirs) or default).keys()
     files = [file for path in paths for file in config_files(path)]
-    faults = [fault for file in files for fault in lint_file(file)]
+    faults = [fault for file in files for fault in lint_file(file, others)]
+    faults += faults_between(files)
     if output == "json":
         click.echo(
             json.dumps(
@@ -41,10 +53,6 @@ def lint(paths: tuple[str, ...], output: str) -> None:
         )
     else:
         for fault in faults:
-            click.echo(f"{fault}; {fault.expected}" if fault.expected else str(fault))
-    tell(f"{_count(len(faults), 'fault')} in {_count(len(files), 'file')}")
+            show(f"{fault}; {fault.expected}" if fault.expected else str(fault))
+    tell(f"{count(len(faults), 'fault')} in {count(len(files), 'file')}")
     sys.exit(1 if faults else 0)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -2,17 +2,18 @@
 
 What can be known without the host: JSON, the rules of the specification, each known plugin's keys
 and the rules between them, from the classes in which the plugins declare their configuration. Of a
-plugin that is not known only the specification's part is judged.
+plugin that is not ours only the specification's part is judged, and that there is one.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from pycni.cli.lint_together import list_faults, plugin_faults
 from pycni.plugins import NAMES, load
 from pycni.runtime.config import (
     LIST_KEYS,
@@ -44,16 +45,30 @@ CAPABILITIES = frozenset(
     }
 )  # fmt: skip
 
-# Plugins of others, so that a type that is nearly one of ours is not taken for a slip.
-_OTHERS = ("calico", "cilium-cni", "multus", "ovn-k8s-cni-overlay", "whereabouts")
+# Plugins of others, by the types that their documentation uses: a configuration may be looked at
+# where they are not installed.
+OTHERS = frozenset(
+    {
+        "accelerated-bridge", "antrea", "aws-cni", "azure-ipam", "azure-vnet", "azure-vnet-ipam",
+        "bond", "calico", "calico-ipam", "cilium-cni", "cnitool", "coordinator", "dnsname",
+        "egress-cni", "egress-v4-cni", "egress-v6-cni", "genie", "ib-sriov", "istio-cni",
+        "kube-ovn", "linkerd-cni", "macvtap", "meshnet", "multus", "multus-shim", "node-local",
+        "ovn-k8s-cni-overlay", "ovs", "rdma", "route-override", "spiderpool", "sriov",
+        "tailscale", "terway", "userspace", "vpc-bridge", "vpc-eni", "vpc-shared-eni",
+        "weave-ipam", "weave-net", "whereabouts", "win-bridge", "win-overlay",
+    }
+)  # fmt: skip
 
 _LIST_ONLY = frozenset(LIST_KEYS) - {"name", "cniVersion"} | {"plugins"}
 _FROM_RUNTIME = ("prevResult", "runtimeConfig")
 _RESERVED = "cni.dev/"
 
 
-def lint_file(path: str) -> list[FaultInFile]:
-    """All faults of a file, in the order of its lines. Raises nothing for what is in the file."""
+def lint_file(path: str, others: Collection[str] = OTHERS) -> list[FaultInFile]:
+    """All faults of a file, in the order of its lines. Raises nothing for what is in the file.
+
+    others: the types of plugins that there are besides ours.
+    """
     try:
         text = content(path).decode("utf-8", "replace")
     except OSError as error:
@@ -72,13 +87,17 @@ def lint_file(path: str) -> list[FaultInFile]:
         return list(told)  # of the wrong kind as a whole
     where = positions(text)
     faults: list[Fault] = [fault for fault in told if fault.file == path]
-    faults += lint_list(document) if is_list else lint_single(document)
+    look = _lint_list if is_list else _lint_single
+    told_at = {fault.path for fault in faults if fault.path}
+    faults += (fault for fault in look(document, others) if fault.path not in told_at)
     faults += _repeated(where)
-    beside = _lint_beside(document, path) if is_list else ()
+    beside = _lint_beside(document, path, others) if is_list else ()
     return [*_placed(faults, where, path), *beside]
 
 
-def _lint_beside(document: Mapping[str, Any], path: str) -> Iterator[FaultInFile]:
+def _lint_beside(
+    document: Mapping[str, Any], path: str, others: Collection[str]
+) -> Iterator[FaultInFile]:
     """The faults of the plugins that stand in files beside a list."""
     name, inlined = document.get("name"), document.get("plugins")
     if not (isinstance(name, str) and is_name(name)):
@@ -101,12 +120,12 @@ def _lint_beside(document: Mapping[str, Any], path: str) -> Iterator[FaultInFile
             continue
         faults: list[Fault] = [*told]
         if isinstance(plugin, dict):
-            faults += _lint_plugin({**plugin, **inherited}, plugin, "", first + index)
+            faults += _lint_plugin({**plugin, **inherited}, plugin, "", first + index, others)
         where = positions(text)
         yield from _placed(faults + _repeated(where), where, file)
 
 
-def lint_list(document: Mapping[str, Any]) -> Iterator[Fault]:
+def _lint_list(document: Mapping[str, Any], others: Collection[str]) -> Iterator[Fault]:
     """What is wrong with a list beyond what keeps a runtime from reading it."""
     yield from _version_faults(document)
     plugin_keys = {declared.key for name in NAMES for declared in _declared(load(name).config)}
@@ -125,26 +144,30 @@ def lint_list(document: Mapping[str, Any]) -> Iterator[Fault]:
     inherited = {key: document[key] for key in ("name", "cniVersion") if key in document}
     for index, plugin in enumerate(plugins):
         if isinstance(plugin, dict):
-            yield from _lint_plugin({**plugin, **inherited}, plugin, f"plugins[{index}]", index)
+            whole, path = {**plugin, **inherited}, f"plugins[{index}]"
+            yield from _lint_plugin(whole, plugin, path, index, others)
+    yield from list_faults(plugins)
 
 
-def lint_single(document: Mapping[str, Any]) -> Iterator[Fault]:
+def _lint_single(document: Mapping[str, Any], others: Collection[str]) -> Iterator[Fault]:
     """What is wrong with a single plugin's configuration."""
     yield from _version_faults(document)
-    yield from _lint_plugin(document, document, "", 0)
+    yield from _lint_plugin(document, document, "", 0, others)
 
 
 def _lint_plugin(
-    document: Mapping[str, Any], own: Mapping[str, Any], path: str, index: int
+    document: Mapping[str, Any],
+    own: Mapping[str, Any],
+    path: str,
+    index: int,
+    others: Collection[str],
 ) -> Iterator[Fault]:
     """document: as the plugin will get it; own: as it stands in the file."""
     kind = lookup(own, "type")
     if not isinstance(kind, str) or not kind:
         return
     if kind not in NAMES:
-        meant = get_close_matches(kind, NAMES, 1, 0.75)
-        if meant and kind not in _OTHERS:
-            yield Fault(_join(path, "type"), f'no plugin "{kind}"', f'did you mean "{meant[0]}"?')
+        yield from _unknown_plugin(kind, NAMES, others, path)
         return
     plugin = load(kind)
     address_plugin = _address_plugin(own)
@@ -152,6 +175,7 @@ def _lint_plugin(
     yield from (_within(path, fault, own) for fault in found)
     yield from _unknown_keys(plugin.config, own, path, _is_list_key)
     yield from _capability_faults(plugin, address_plugin, own, path)
+    yield from plugin_faults(own, path)
     if index == 0 and isinstance(plugin, ChainedPlugin):
         yield Fault(
             _join(path, "type"),
@@ -166,11 +190,29 @@ def _lint_plugin(
     if ipam is not None and not isinstance(ipam, dict):
         yield Fault(_join(path, "ipam"), f"{describe(ipam)} is not valid", "expected an object")
     elif ipam:
-        yield from _lint_ipam(address_plugin, ipam, document, _join(path, "ipam"))
+        yield from _lint_ipam(address_plugin, ipam, document, _join(path, "ipam"), others)
+
+
+def _unknown_plugin(
+    kind: str, known: Sequence[str], others: Collection[str], path: str
+) -> Iterator[Fault]:
+    """What to say of a type that is none of ours."""
+    if kind in others:
+        return
+    meant = get_close_matches(kind, known, 1, 0.75)
+    yield Fault(
+        _join(path, "type"),
+        f'no plugin "{kind}"',
+        f'did you mean "{meant[0]}"?' if meant else "--plugin-dir tells where those of others are",
+    )
 
 
 def _lint_ipam(
-    plugin: Plugin | None, ipam: Mapping[str, Any], document: Mapping[str, Any], path: str
+    plugin: Plugin | None,
+    ipam: Mapping[str, Any],
+    document: Mapping[str, Any],
+    path: str,
+    others: Collection[str],
 ) -> Iterator[Fault]:
     kind = lookup(ipam, "type")
     if kind is None:
@@ -181,10 +223,7 @@ def _lint_ipam(
         return
     if plugin is None:
         addressing = [name for name in NAMES if _declares_ipam(load(name).config)]
-        meant = get_close_matches(kind, addressing, 1, 0.75)
-        if meant and kind not in _OTHERS:
-            where = _join(path, "type")
-            yield Fault(where, f'no plugin "{kind}"', f'did you mean "{meant[0]}"?')
+        yield from _unknown_plugin(kind, addressing, others, path)
         return
     alone = {key: value for key, value in document.items() if key.lower() in _SHARED_KEYS}
     for fault in plugin.config.faults({**alone, "ipam": ipam}):

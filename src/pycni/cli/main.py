@@ -7,6 +7,7 @@ is told once, on stderr, with what to do about it; the exit code is then 1.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -73,6 +74,8 @@ class Commands(click.Group):
 
     def main(self, *args: Any, **extra: Any) -> NoReturn:
         """Run, and end the process: 0 for success, 1 for anything else, as cnitool does."""
+        # What is written here root reads or runs: nobody else is to write to it.
+        os.umask(os.umask(0o077) | 0o022)
         try:
             status = super().main(*args, **{**extra, "standalone_mode": False})
         except click.Abort:

@@ -11,13 +11,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pycni.cli import timings
+from pycni.cli.crio import warn_of_crio
 from pycni.cli.options import (
     cache_option,
     combined,
@@ -30,9 +31,19 @@ from pycni.cli.options import (
 )
 from pycni.cli.output import Progress, table, tell, warn
 from pycni.runtime import Endpoint, Network, NetworkNotFound, namespaces
-from pycni.spec.errors import INVALID_CONFIG, INVALID_ENVIRONMENT, CNIError
+from pycni.spec import versions
+from pycni.spec.errors import (
+    INVALID_CONFIG,
+    INVALID_ENVIRONMENT,
+    UNKNOWN_CONTAINER,
+    CNIError,
+)
 from pycni.spec.jsontext import JSONError, loads
 from pycni.spec.result import Result, print_result
+from pycni.state.cache import ROOT, ResultCache, roots
+
+if TYPE_CHECKING:
+    from pycni.runtime.garbage import Survivor
 
 Key = tuple[str, str]
 
@@ -99,14 +110,26 @@ def add(output: str, create_netns: bool, **given: Any) -> None:
         network = _network(progress, **given)
         endpoint = _endpoint(**given)
         _warn_of_unused(network, endpoint)
+        warn_of_crio(given["conf_dir"])
         made = create_netns and _create(endpoint.path)
         try:
             with timings.Timings(given["timings"]):
                 result = network.add_endpoint(endpoint, timeout=given["timeout"])
-        except BaseException:
+            try:
+                _print_result(result, output)
+            except BaseException:
+                network.delete_endpoint(endpoint)  # nobody knows of it
+                raise
+        except BaseException as error:
             if made:
                 namespaces.delete(os.path.basename(endpoint.path))
+            elif isinstance(error, CNIError) and not os.path.exists(endpoint.path):
+                hint = f"nothing is at {endpoint.path}: --create-netns makes a namespace there"
+                error.details = f"{hint}; {error.details}" if error.details else hint
             raise
+
+
+def _print_result(result: Result, output: str) -> None:
     if output == "table":
         _print_table(result)
     else:
@@ -145,7 +168,16 @@ def delete(delete_netns: bool, **given: Any) -> None:
     """
     with Progress() as progress, timings.Timings(given["timings"]):
         network, endpoint = _known_network(progress, given)
+        is_known = os.path.exists(endpoint.path) or _is_cached(
+            network.name, endpoint, given["cache_dir"]
+        )
         network.delete_endpoint(endpoint, timeout=given["timeout"])
+    if not is_known:
+        # As like as not a slip: that all is well is no answer to it.
+        tell(
+            f"nothing is known of {endpoint.ifname} of {endpoint.container_id} in the network "
+            f"{network.name}, and {endpoint.path} is not there: nothing to detach"
+        )
     if delete_netns and os.path.exists(endpoint.path):
         namespaces.delete(_name(endpoint.path))
 
@@ -156,12 +188,14 @@ def delete(delete_netns: bool, **given: Any) -> None:
 @keep_options
 @click.option("--none", "nothing", is_flag=True, help="None is alive: remove all.")
 @click.option("--dry-run", is_flag=True, help="Show what would be deleted, and leave it.")
+@click.option("--force", is_flag=True, help="Remove what is alive as well, if no list has it.")
 @_format_option
 def gc(
     keep: tuple[str, ...],
     keep_file: Any,
     nothing: bool,
     dry_run: bool,
+    force: bool,
     output: str,
     netns: str | None,
     **given: Any,
@@ -169,7 +203,9 @@ def gc(
     """Remove what is left in NETWORK of attachments that are not alive any more.
 
     Unlike cnitool's, this needs to be told which are: by --keep, --keep-file or --none. Prints what
-    was deleted; the plugins' own findings are not among it. NETNS is not used.
+    was deleted: what is noted and not to be kept, and what only plugins or leases know. Whoever is
+    alive and in no list may be another client's: it is named, kept unless --force is given, and
+    makes the exit code 1. NETNS is not used.
     """
     if not (keep or keep_file or nothing):
         raise click.UsageError(
@@ -179,8 +215,11 @@ def gc(
         raise click.UsageError("--none says that nothing is alive; drop it, or what is to be kept")
     living = living_attachments(keep, keep_file)
     with Progress() as progress:
-        network = _network(progress, **given)
-        stale = network.gc(living, dry_run=dry_run, timeout=given["timeout"])
+        network = _configured_or_cached(progress, **given)
+        found = network.garbage(living)
+        for file in found.unreadable:
+            warn(f"left alone: {file.path} {file.reason}")
+        stale = network.gc(living, dry_run=dry_run, force=force, timeout=given["timeout"])
     if output == "json":
         click.echo(
             json.dumps(
@@ -194,6 +233,22 @@ def gc(
         )
     verb = "would be deleted" if dry_run else "deleted"
     tell(f"{len(stale)} {verb}, {len(living)} to keep, in the network {network.name}")
+    if found.living and not force:
+        _complain_of_living(network.name, found.living)
+
+
+def _complain_of_living(network: str, survivors: Sequence[Survivor]) -> None:
+    """Name who is alive, and in no list. Raises CNIError."""
+    for one in survivors:
+        pod = f" ({one.endpoint.pod})" if one.endpoint.pod else ""
+        key = f"{one.endpoint.container_id}/{one.endpoint.ifname}"
+        warn(f"{network}: {key}{pod} is alive, {one.reason}; it is in no list, and kept")
+    first = survivors[0].endpoint
+    raise CNIError(
+        UNKNOWN_CONTAINER,
+        f"{len(survivors)} alive in the network {network} and in no list",
+        f"keep them, --keep {first.container_id}/{first.ifname}, or remove them, --force",
+    )
 
 
 @click.command()
@@ -202,10 +257,18 @@ def gc(
 def status(netns: str | None, **given: Any) -> None:
     """Ask NETWORK's plugins whether they could attach a container now.
 
-    Silent if they could. NETNS is not used.
+    Silent if they could. Plugins of others can be asked in networks from 1.1.0 on; whoever could
+    not be asked is named. NETNS is not used.
     """
     with Progress() as progress:
-        _network(progress, **given).status(timeout=given["timeout"])
+        network = _network(progress, **given)
+        unasked = network.status(timeout=given["timeout"])
+    if unasked:
+        version = network.config.version or versions.DEFAULT
+        tell(
+            f"could not ask {', '.join(unasked)}: STATUS came with {versions.SINCE['STATUS']}, "
+            f"and {network.name} is of {version}"
+        )
 
 
 @click.command()
@@ -229,7 +292,7 @@ def _network(
     conf_dir: str,
     plugin_dirs: tuple[str, ...],
     engine: str,
-    cache_dir: str,
+    cache_dir: str | None,
     **_: Any,
 ) -> Network:
     found = Network.load(
@@ -237,7 +300,7 @@ def _network(
         conf_dir=conf_dir,
         plugin_dirs=plugin_dirs,
         engine=engine,
-        cache_dir=cache_dir,
+        cache_dir=cache_dir or ROOT,
         on_call=progress.call,
     )
     for fault in (fault for error in found.skipped for fault in error.faults):
@@ -245,12 +308,35 @@ def _network(
     return found
 
 
+def _configured_or_cached(progress: Progress, **given: Any) -> Network:
+    """The network as it is configured or, where it is not any more, as one was attached to it."""
+    try:
+        return _network(progress, **given)
+    except NetworkNotFound:
+        cache_dir = given["cache_dir"] or ROOT
+        for entry in ResultCache(cache_dir).attachments(network=given["network"]):
+            found = Network.from_cache(
+                entry.network,
+                entry.container_id,
+                entry.ifname,
+                plugin_dirs=given["plugin_dirs"],
+                engine=given["engine"],
+                cache_dir=cache_dir,
+                on_call=progress.call,
+            )
+            if found is not None:
+                warn(f"{found.name} is not configured any more; using what it was at 'add'")
+                return found
+        raise
+
+
 def _known_network(progress: Progress, given: dict[str, Any]) -> tuple[Network, Endpoint]:
     """The network as it is configured or, where it is not any more, as it was at `add`."""
+    endpoint = _endpoint(**given)
+    given["cache_dir"] = _cache_of(endpoint, given)
     try:
-        return _network(progress, **given), _endpoint(**given)
+        return _network(progress, **given), endpoint
     except NetworkNotFound:
-        endpoint = _endpoint(**given)
         found = Network.from_cache(
             given["network"],
             endpoint.container_id,
@@ -264,6 +350,23 @@ def _known_network(progress: Progress, given: dict[str, Any]) -> tuple[Network, 
             raise
         warn(f"{given['network']} is not configured any more; using what it was at 'add'")
         return found, endpoint
+
+
+def _cache_of(endpoint: Endpoint, given: dict[str, Any]) -> str:
+    """The cache that has an attachment: the one that was named, or one of those that are usual."""
+    known: list[str] = roots([given["cache_dir"]] if given["cache_dir"] else ())
+    for root in known if len(known) > 1 else ():
+        if _is_cached(given["network"], endpoint, root):
+            return root
+    return known[0]
+
+
+def _is_cached(network: str, endpoint: Endpoint, cache_dir: str) -> bool:
+    try:
+        key = network, endpoint.container_id, endpoint.ifname
+        return ResultCache(cache_dir).read(*key) is not None
+    except CNIError:
+        return True  # something is there, if damaged
 
 
 def _endpoint(

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pycni.runtime.find import DEFAULT_DIRECTORY
-from pycni.state.cache import ROOT
+from pycni.state.cache import ROOT, ROOTS_OF_CLIENTS
 
 Command = Callable[..., Any]
 
@@ -69,9 +69,14 @@ engine_option = click.option(
 )
 cache_option = click.option(
     "--cache-dir",
-    default=ROOT,
-    show_default=True,
-    help="Where attachments are noted.",
+    help=f"Where attachments are noted.  [default: {ROOT}]",
+)
+cache_dirs_option = click.option(
+    "--cache-dir",
+    "cache_dirs",
+    multiple=True,
+    help="Where attachments are noted; may be repeated.  [default: "
+    f"{', '.join((ROOT, *ROOTS_OF_CLIENTS))}, as far as they are there]",
 )
 timeout_option = click.option(
     "--timeout",

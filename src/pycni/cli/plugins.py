@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -51,6 +52,18 @@ def _listed(directories: tuple[str, ...]) -> list[dict[str, Any]]:
 
 def _asked(directories: tuple[str, ...], progress: Progress) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
+    for name, path in executables(directories).items():
+        progress.call("VERSION", name)
+        rows[name] = _own(name, path) if resolve(path) else _other(name, path)
+    return list(rows.values())
+
+
+def executables(directories: Iterable[str]) -> dict[str, str]:
+    """The names and paths of what can be run in directories; of equal names the first counts.
+
+    Raises click.ClickException for a directory that cannot be read.
+    """
+    found: dict[str, str] = {}
     for directory in directories:
         try:
             names = sorted(os.listdir(directory))
@@ -58,11 +71,9 @@ def _asked(directories: tuple[str, ...], progress: Progress) -> list[dict[str, A
             raise click.ClickException(f"{directory}: {error.strerror}") from None
         for name in names:
             path = os.path.join(directory, name)
-            if name in rows or not os.path.isfile(path) or not os.access(path, os.X_OK):
-                continue
-            progress.call("VERSION", name)
-            rows[name] = _own(name, path) if resolve(path) else _other(name, path)
-    return list(rows.values())
+            if os.path.isfile(path) and os.access(path, os.X_OK):
+                found.setdefault(name, path)
+    return found
 
 
 def _own(name: str, path: str) -> dict[str, Any]:

@@ -3,57 +3,74 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from pycni.cli.options import (
-    cache_option,
+    cache_dirs_option,
+    combined,
+    conf_dir_option,
     engine_option,
     output_option,
     plugin_dir_option,
     timeout_option,
 )
-from pycni.cli.output import Progress, table, tell
-from pycni.runtime.repair import FAILED, MENDED, MISSING, Repaired, repair_all
+from pycni.cli.output import Progress, count, show, table, table_with_pods, tell
+from pycni.runtime import find
+from pycni.runtime.repair import FAILED, MENDED, MISSING, Examined, Repaired, repair_all
+from pycni.spec.errors import UNKNOWN_CONTAINER, CNIError
+from pycni.state.cache import ResultCache, roots
+
+if TYPE_CHECKING:
+    from pycni.runtime.inspection import Inspected
+
+
+_selection = combined(
+    click.option("--container-id", default="", metavar="ID", help="Only this container."),
+    click.option("-i", "--ifname", default="", help="Only this interface of containers."),
+    conf_dir_option,
+    plugin_dir_option,
+    engine_option,
+    cache_dirs_option,
+    output_option("table", "json"),
+)
 
 
 @click.command()
-@click.argument("network", required=False)
+@click.argument("network", required=False, default="")
 @click.option("--all", "everything", is_flag=True, help="All networks that have attachments.")
-@click.option("--container-id", default="", metavar="ID", help="Only this container.")
-@click.option("-i", "--ifname", default="", help="Only this interface of containers.")
 @click.option("--dry-run", is_flag=True, help="Show what is missing, and leave it.")
-@plugin_dir_option
-@engine_option
-@cache_option
+@_selection
 @timeout_option
-@output_option("table", "json")
 def repair(
-    network: str | None,
+    network: str,
     everything: bool,
     container_id: str,
     ifname: str,
     dry_run: bool,
+    conf_dir: str,
     plugin_dirs: tuple[str, ...],
     engine: str,
-    cache_dir: str,
+    cache_dirs: tuple[str, ...],
     timeout: float | None,
     output: str,
 ) -> int:
     """Put back what is missing of the attachments to NETWORK: rules, links, addresses, routes.
 
     What is sound is left alone. Each attachment is repaired with the configuration that it was made
-    with; no address is taken or changed. The exit code is 0 if nothing is missing now, else 1.
+    with; no address is taken or changed. The exit code is 0 if all were looked at and nothing is
+    missing now, else 1.
     """
     if bool(network) == everything:
         raise click.UsageError("say what to repair: a network, or --all")
     with Progress() as progress:
         reports = repair_all(
-            cache_dir=cache_dir,
+            cache_dir=cache_dirs,
             plugin_dirs=plugin_dirs,
             engine=engine,
-            network=network or "",
+            network=network,
             container_id=container_id,
             ifname=ifname,
             on_call=progress.call,
@@ -65,7 +82,42 @@ def repair(
     else:
         _print(reports)
     tell(summary(reports))
+    _require_known(reports, network, container_id, ifname, conf_dir, cache_dirs)
     return 0 if all(report.ok for report in reports) else 1
+
+
+def _require_known(
+    found: Sequence[Examined],
+    network: str,
+    container_id: str,
+    ifname: str,
+    conf_dir: str,
+    cache_dirs: tuple[str, ...],
+) -> None:
+    """Raise CNIError if what was asked for is nowhere: that all is well is no answer to a slip."""
+    if any(not one.file for one in found) or not (network or container_id or ifname):
+        return
+    where = roots(cache_dirs)
+    configured = {one.name for one in find.all_networks(find.directories(conf_dir))[0]}
+    if network in configured and not (container_id or ifname):
+        return  # nothing is attached to it, so that nothing is amiss
+    caches = [ResultCache(root) for root in where]
+    attached = {entry.network for cache in caches for entry in cache.attachments()}
+    what = " ".join(
+        part
+        for part in (
+            f"container {container_id}" if container_id else "",
+            f"interface {ifname}" if ifname else "",
+            f"the network {network}" if network else "",
+        )
+        if part
+    )
+    raise CNIError(
+        UNKNOWN_CONTAINER,
+        f"nothing is known to be attached of {what}",
+        f"looked through {', '.join(where)}, which have attachments to "
+        f"{', '.join(sorted(attached)) or 'no network'}; --cache-dir names another directory",
+    )
 
 
 def summary(reports: list[Repaired]) -> str:
@@ -75,22 +127,23 @@ def summary(reports: list[Repaired]) -> str:
         for finding in report.findings:
             counts[finding.state] += 1
     skipped = sum(bool(report.skipped) for report in reports)
-    sound = sum(report.is_sound and not report.skipped for report in reports)
-    noun = "attachment" if len(reports) == 1 else "attachments"
-    parts = [f"{len(reports)} {noun}", f"{sound} sound"]
-    parts += [f"{count} {state}" for state, count in counts.items() if count]
+    sound = sum(report.is_sound for report in reports)
+    parts = [count(len(reports), "attachment"), f"{sound} sound"]
+    parts += [f"{number} {state}" for state, number in counts.items() if number]
     parts += [f"{skipped} left alone"] if skipped else []
     return ", ".join(parts)
 
 
 def _print(reports: list[Repaired]) -> None:
     rows = [
-        (report.network, report.endpoint.container_id, report.endpoint.ifname, *cells)
+        (report.network, report.endpoint.container_id, report.endpoint.ifname, report.pod, *cells)
         for report in reports
         for cells in _cells(report)
     ]
     if rows:
-        table(("network", "container", "interface", "plugin", "state", "what"), rows)
+        table_with_pods(
+            ("network", "container", "interface", "pod", "plugin", "state", "what"), rows
+        )
 
 
 def _cells(report: Repaired) -> list[tuple[str, str, str]]:
@@ -108,27 +161,49 @@ def _cells(report: Repaired) -> list[tuple[str, str, str]]:
 
 @click.command()
 @click.argument("network", required=False, default="")
-@click.option("--container-id", default="", metavar="ID", help="Only this container.")
-@click.option("-i", "--ifname", default="", help="Only this interface of containers.")
-@plugin_dir_option
-@engine_option
-@cache_option
-@output_option("table", "json")
-def inspect(network: str, output: str, **given: Any) -> None:
+@_selection
+def inspect(
+    network: str,
+    container_id: str,
+    ifname: str,
+    conf_dir: str,
+    plugin_dirs: tuple[str, ...],
+    engine: str,
+    cache_dirs: tuple[str, ...],
+    output: str,
+) -> int:
     """Show what attachments to NETWORK, by default to all, are made of, and how that stands.
 
-    What pycni's plugins declare as their plan, step by step, in the order in which it was made.
+    What pycni's plugins declare as their plan, step by step, in the order in which it was made. The
+    exit code is 1 if something could not be looked at.
     """
     from pycni.runtime.inspection import inspect_all
 
-    found = inspect_all(network=network, **given)
+    found = inspect_all(
+        cache_dir=cache_dirs,
+        plugin_dirs=plugin_dirs,
+        engine=engine,
+        network=network,
+        container_id=container_id,
+        ifname=ifname,
+    )
+    _show(found, output)
+    if not found:
+        tell("0 attachments")
+    _require_known(found, network, container_id, ifname, conf_dir, cache_dirs)
+    return 1 if any(item.skipped for item in found) else 0
+
+
+def _show(found: Sequence[Inspected], output: str) -> None:
     if output == "json":
         click.echo(json.dumps([item.to_json() for item in found]))
         return
     for number, item in enumerate(found):
         if number:
             click.echo()
-        click.echo(f"{item.network} {item.endpoint.container_id} {item.endpoint.ifname}")
+        if not item.file:
+            pod = f", pod {item.pod}" if item.pod else ""
+            show(f"{item.network} {item.endpoint.container_id} {item.endpoint.ifname}{pod}")
         if item.steps:
             rows = [
                 (step.plugin, step.kind, "; ".join(step.differences) or "ok", step.what)
@@ -136,4 +211,4 @@ def inspect(network: str, output: str, **given: Any) -> None:
             ]
             table(("plugin", "step", "state", "what"), rows)
         if item.skipped:
-            click.echo(item.skipped)
+            show(item.skipped)

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from pycni.kernel import executor
+from pycni.cli.output import tell
 from pycni.plan.difference import described
+from pycni.steps import executor
 
 option = click.option(
     "--timings",
@@ -57,8 +58,6 @@ class Timed:
                 return real(step, kernel)
             finally:
                 milliseconds = (time.perf_counter() - begin) * 1e3
-                click.echo(
-                    f"{milliseconds:8.3f} ms  {name} {step.kind}: {described(step)}", err=True
-                )
+                tell(f"{milliseconds:8.3f} ms  {name} {step.kind}: {described(step)}")
 
         return timed

@@ -47,7 +47,7 @@ class Client:
         began = now()
         xid = _xid()
         wish = {"requested": IPv4Address(address)} if address else {}
-        discover = self._request(MessageType.DISCOVER, xid, wire.mac, wish)
+        discover = self._request(MessageType.DISCOVER, xid, wire, wish)
         offers: list[str] = []
 
         def suits(reply: Reply) -> bool:
@@ -65,7 +65,7 @@ class Client:
         wish = {"requested": offer.yiaddr}
         if offer.server is not None:
             wish["server"] = offer.server
-        request = self._request(MessageType.REQUEST, xid, wire.mac, wish)
+        request = self._request(MessageType.REQUEST, xid, wire, wish)
         asked_at = now()
         try:
             ack, server_mac = await self._converse(
@@ -86,7 +86,7 @@ class Client:
     async def confirm(self, wire: Wire, lease: Lease) -> Lease:
         """INIT-REBOOT: ask whether a lease remembered still holds. Raises NoAnswer, Refused."""
         wish = {"requested": IPv4Address(lease.address)}
-        request = self._request(MessageType.REQUEST, _xid(), wire.mac, wish)
+        request = self._request(MessageType.REQUEST, _xid(), wire, wish)
         return await self._extend(wire, request, lease, None)
 
     async def renew(self, wire: Wire, lease: Lease, *, broadcast: bool) -> Lease:
@@ -95,7 +95,7 @@ class Client:
         Raises NoAnswer, Refused.
         """
         address = IPv4Address(lease.address)
-        request = self._request(MessageType.REQUEST, _xid(), wire.mac, {}, address)
+        request = self._request(MessageType.REQUEST, _xid(), wire, {}, address)
         to = None if broadcast else (lease.server_mac, IPv4Address(lease.server))
         return await self._extend(wire, request, lease, to)
 
@@ -150,12 +150,14 @@ class Client:
         self,
         kind: MessageType,
         xid: int,
-        mac: str,
+        wire: Wire,
         wish: dict[str, IPv4Address],
         ciaddr: IPv4Address = IPv4Address(0),  # noqa: B008 - immutable
     ) -> Request:
         sent = options(self.identifier, self.wanted, self.provided, **wish)
-        return Request(kind, xid, mac, ciaddr, self.broadcast, sent)
+        # A server may answer to the MAC address that it knows.
+        broadcast = self.broadcast or wire.mac != wire.own_mac
+        return Request(kind, xid, wire.mac, ciaddr, broadcast, sent)
 
     def _release(self, xid: int, mac: str, address: IPv4Address, server: IPv4Address) -> Request:
         # RFC 2131, table 5: of the options only these. The identifier is what the lease is under.

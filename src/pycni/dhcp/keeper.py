@@ -11,11 +11,13 @@ the runtime was told this one.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import random
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address
+from socket import AF_INET
 from typing import Any
 
 from pycni.dhcp.exchange import Client, NoAnswer, Refused
@@ -23,7 +25,8 @@ from pycni.dhcp.lease import Lease, Record, now
 from pycni.dhcp.wire import LinkGone, Sandbox, Wire, send_routed
 from pycni.kernel import address as addresses
 from pycni.kernel import route as routes
-from pycni.kernel.netlink.constants import RTPROT_KERNEL
+from pycni.kernel.netlink.constants import RTN_UNICAST, RTPROT_KERNEL
+from pycni.kernel.netlink.socket import NetlinkSocket
 from pycni.spec.ip import IPNetwork, parse_address, parse_network
 
 LOG = logging.getLogger(__name__)
@@ -221,12 +224,8 @@ class Keeper:
                     if item.network.address == address
                 ]
                 if self.record.withheld is None:
-                    kept = [
-                        _to_json(route)
-                        for route in routes.dump(netlink, address.family, index=found.index)
-                        if route.protocol != RTPROT_KERNEL
-                    ]
-                    self.record = replace(self.record, withheld=tuple(kept))
+                    kept = _ways(netlink, found.index)
+                    self.record = replace(self.record, withheld=tuple(map(_to_json, kept)))
                     self._save(self.record)
                 if mine:
                     netlink.batch([addresses.delete(found.index, network) for network in mine])
@@ -239,12 +238,35 @@ class Keeper:
             found = self.sandbox.find(space)
             with space.netlink() as netlink:
                 netlink.batch([addresses.add(found.index, self._network, replace=True)])
+                kept = [_from_json(item, found.index) for item in self.record.withheld]
+                present = _ways(netlink, found.index)
+                requests = [
+                    routes.delete(route) for route in present if _belongs_elsewhere(route, kept)
+                ]
                 # Routes on the link first: others lead through gateways they make reachable.
-                for item in sorted(self.record.withheld, key=lambda item: bool(item["gateway"])):
+                requests += [
+                    routes.prepend(route)
+                    for route in sorted(kept, key=lambda route: bool(route.gateways))
+                    if route not in present
+                ]
+                for request in requests:
                     try:
-                        netlink.batch([routes.prepend(_from_json(item, found.index))])
+                        netlink.batch([request])
                     except OSError as error:
-                        LOG.warning("%s: a route could not be put back: %s", self, error)
+                        if error.errno != errno.EEXIST:
+                            LOG.warning("%s: a route could not be put back: %s", self, error)
+
+
+def _ways(netlink: NetlinkSocket, index: int) -> list[routes.Route]:
+    """The IPv4 routes that leave by an interface, in all tables: sbr and vrf have their own."""
+    found = [route.by(index) for route in routes.dump(netlink, AF_INET, table=0, index=index)]
+    return [route for route in found if route is not None and route.type == RTN_UNICAST]
+
+
+def _belongs_elsewhere(route: routes.Route, kept: list[routes.Route]) -> bool:
+    """Whether the kernel made a route with the address that had been moved to another table."""
+    same = [one.table for one in kept if one.dst == route.dst]
+    return route.protocol == RTPROT_KERNEL and bool(same) and route.table not in same
 
 
 async def _sleep_until(when: float) -> None:
@@ -257,6 +279,7 @@ def _to_json(route: routes.Route) -> dict[str, Any]:
         "dst": str(route.dst),
         "gateway": str(route.gateway) if route.gateway else "",
         "source": str(route.source) if route.source else "",
+        "ways": [[str(hop.gateway or ""), hop.weight, hop.flags] for hop in route.multipath],
         **{name: getattr(route, name) for name in _ROUTE_NUMBERS},
     }
 
@@ -267,8 +290,13 @@ _ROUTE_NUMBERS = ("priority", "table", "scope", "protocol", "type", "onlink", "m
 def _from_json(item: dict[str, Any], index: int) -> routes.Route:
     return routes.Route(
         dst=parse_network(item["dst"]),
-        index=index,
+        index=0 if item.get("ways") else index,
         gateway=parse_address(item["gateway"]) if item["gateway"] else None,
         source=parse_address(item["source"]) if item["source"] else None,
+        # A daemon before this one has noted none.
+        multipath=tuple(
+            routes.NextHop(index, parse_address(gateway) if gateway else None, weight, flags)
+            for gateway, weight, flags in item.get("ways", ())
+        ),
         **{name: item[name] for name in _ROUTE_NUMBERS},
     )

@@ -11,13 +11,15 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pycni.dhcp.message import Option, Reply
-from pycni.state.files import make_directories, read_file, remove_file, write_file
+from pycni.dhcp.wire import Identity
+from pycni.state.files import make_directories, read_file, remove_file, write_file, writer_of
 
 LOG = logging.getLogger(__name__)
 
@@ -26,6 +28,7 @@ _DEFAULT_DURATION = 3600
 _SHORTEST = 2  # seconds: whatever a server says, it is not asked more often than each second
 _SUFFIX = ".json"
 _FORMAT = 1
+_OWN = re.compile(r"[0-9a-f]{40}\.json")
 
 
 def now() -> float:
@@ -101,7 +104,7 @@ class Record:
     netns: str
     options: dict[int, bytes]
     wanted: tuple[int, ...]
-    identity: tuple[int, int]
+    identity: Identity
     mac: str
     lease: Lease
     withheld: tuple[dict[str, Any], ...] | None = None
@@ -133,7 +136,7 @@ class Record:
                     int(code): bytes.fromhex(value) for code, value in document["options"].items()
                 },
                 "wanted": tuple(document["wanted"]),
-                "identity": tuple(document["identity"]),
+                "identity": _identity(document["identity"]),
                 "lease": Lease(**lease),
                 "withheld": None if withheld is None else tuple(withheld),
             }
@@ -141,6 +144,11 @@ class Record:
 
     def with_lease(self, lease: Lease) -> Record:
         return replace(self, lease=lease)
+
+
+def _identity(value: Any) -> Identity:
+    """An identity as `to_json` writes it, or the list of an earlier release."""
+    return Identity(**value) if isinstance(value, dict) else Identity(*value)
 
 
 class Store:
@@ -160,11 +168,17 @@ class Store:
         remove_file(self._path(key))
 
     def load(self) -> Iterator[Record]:
-        """Every record of this boot; files that hold none are removed."""
+        """Every record of this boot; files of such a name that hold none are removed.
+
+        So is what a crash left of one that was being written. What has other names is another's.
+        """
         for name in sorted(os.listdir(self.directory)):
             path = os.path.join(self.directory, name)
-            if name.endswith(".new"):
+            if not _OWN.match(name):
+                continue
+            if writer_of(name) is not None:
                 remove_file(path)
+                continue
             if not name.endswith(_SUFFIX):
                 continue
             try:

@@ -132,7 +132,12 @@ class Reply:
 
     @property
     def prefix(self) -> int | None:
-        """The length of the subnet mask; None if there is no mask, or none that is a prefix."""
+        """The length of the subnet mask; None if that is no prefix.
+
+        Without a mask it is that of the address's class (RFC 1122, section 3.3.6).
+        """
+        if Option.SUBNET_MASK not in self.options:
+            return _classful(self.yiaddr)
         mask = self._address(Option.SUBNET_MASK)
         if mask is None:
             return None
@@ -225,7 +230,7 @@ def _classless(data: bytes) -> tuple[Route, ...]:
 
 
 def _classful(destination: IPv4Address) -> int:
-    """The prefix length that an address had before there were masks (RFC 791)."""
+    """The prefix length that an address has without a mask (RFC 791)."""
     first = destination.packed[0]
     return 8 if first < 128 else 16 if first < 192 else 24
 

@@ -14,6 +14,7 @@ import os
 import socket
 import struct
 import time
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Self
 
@@ -39,16 +40,36 @@ class LinkGone(Exception):
     """The interface is not there, or is another one than it was; says which and where."""
 
 
+@dataclass(frozen=True)
+class Identity:
+    """A namespace's file and cookie, and an interface's index; 0 for what is not known."""
+
+    device: int = 0
+    inode: int = 0
+    cookie: int = 0
+    index: int = 0
+
+    def is_same_namespace(self, other: Identity) -> bool:
+        """Whether both are of one namespace, as far as is known of them."""
+        if not self.inode:
+            return True
+        if self.cookie and other.cookie:
+            return self.cookie == other.cookie
+        return (self.device, self.inode) == (other.device, other.inode)
+
+
+UNKNOWN = Identity()
+
+
 class Sandbox:
     """Where a container's interface is: how to find it again, and to know it as the same.
 
-    path: of the network namespace, as this process sees it; identity: device and inode of the
-    namespace, mac: of the interface, each empty until first seen.
+    path: of the network namespace, as this process sees it; identity: what the kernel tells the
+    namespace and the interface in it by, mac: the interface's address when it was first seen, by
+    which the server knows it from then on; each empty until then.
     """
 
-    def __init__(
-        self, path: str, ifname: str, identity: tuple[int, int] = (0, 0), mac: str = ""
-    ) -> None:
+    def __init__(self, path: str, ifname: str, identity: Identity = UNKNOWN, mac: str = "") -> None:
         self.path = path
         self.ifname = ifname
         self.identity = identity
@@ -62,33 +83,43 @@ class Sandbox:
             raise LinkGone(
                 f'cannot open the network namespace "{self.path}": {error.strerror}'
             ) from error
-        found = (space.device, space.inode)
-        if self.identity not in ((0, 0), found):
+        try:
+            found = Identity(space.device, space.inode, space.cookie, self.identity.index)
+            if not self.identity.is_same_namespace(found):
+                raise LinkGone(f'"{self.path}" is another network namespace than it was')
+        except BaseException:
             space.close()
-            raise LinkGone(f'"{self.path}" is another network namespace than it was')
+            raise
         self.identity = found
         return space
 
     def find(self, space: namespace.Namespace) -> Link:
         """The interface. Raises LinkGone."""
+        index = self.identity.index
         with space.netlink() as netlink:
-            found = link.find(netlink, self.ifname)
+            found = link.find(netlink, index or self.ifname)
         if found is None:
-            raise LinkGone(f'there is no interface {self.ifname} in "{self.path}"')
-        if self.mac not in ("", found.mac):
+            raise LinkGone(f'there is no interface {self.ifname} in "{self.path}" any more')
+        if not index and self.mac not in ("", found.mac):  # as an earlier release noted it
             raise LinkGone(
                 f'interface {self.ifname} in "{self.path}" has the MAC address {found.mac}, '
                 f"not {self.mac}: it is another one"
             )
-        self.mac = found.mac
+        self.identity = replace(self.identity, index=found.index)
+        self.mac = self.mac or found.mac
         return found
 
 
 class Wire:
-    """An open packet socket on a sandbox's interface, for the length of an exchange."""
+    """An open packet socket on a sandbox's interface, for the length of an exchange.
 
-    def __init__(self, packets: socket.socket, mac: str) -> None:
+    mac: by which the server knows the interface; own_mac: the one that it has now, which another
+    plugin, or the container, may have changed.
+    """
+
+    def __init__(self, packets: socket.socket, mac: str, own_mac: str) -> None:
         self.mac = mac
+        self.own_mac = own_mac
         self._packets = packets
         self._address = (packets.getsockname()[0], _ETH_P_IP)
 
@@ -109,7 +140,7 @@ class Wire:
         try:
             _attach_filter(packets)
             packets.bind((found.name, _ETH_P_IP))
-            return cls(packets, found.mac)
+            return cls(packets, sandbox.mac, found.mac)
         except BaseException:
             packets.close()
             raise
@@ -125,7 +156,7 @@ class Wire:
     ) -> None:
         """Send a message; to: the server's MAC and IP addresses, None for a broadcast."""
         mac, address = to or (_BROADCAST_MAC, _BROADCAST)
-        frame = bytes.fromhex((mac + self.mac).replace(":", "")) + _ETH_P_IP.to_bytes(2, "big")
+        frame = bytes.fromhex((mac + self.own_mac).replace(":", "")) + _ETH_P_IP.to_bytes(2, "big")
         self._packets.send(frame + _packet(message, source, address))
 
     async def receive(self, until: float) -> tuple[Reply, str] | None:

@@ -12,7 +12,7 @@ from _struct import Struct
 
 from pycni.kernel import link
 from pycni.kernel.netlink import constants as c
-from pycni.kernel.netlink.codec import IP, STRING, U32, MalformedMessage, Request, Schema
+from pycni.kernel.netlink.codec import IP, S32, STRING, U32, MalformedMessage, Request, Schema
 from pycni.kernel.netlink.errors import EventsLost, NetlinkError
 from pycni.spec.ip import IPAddress, IPNetwork
 from pycni.spec.record import Record
@@ -29,6 +29,7 @@ _ATTRIBUTES = Schema(
     label=(c.IFA_LABEL, STRING),
     broadcast=(c.IFA_BROADCAST, IP),
     flags=(c.IFA_FLAGS, U32),
+    netns_id=(c.IFA_TARGET_NETNSID, S32),
 )
 
 
@@ -87,24 +88,45 @@ def delete(index: int, network: IPNetwork, peer: IPAddress | None = None) -> Req
     return Request(c.RTM_DELADDR, 0, body, f"delete address {network} from link {index}")
 
 
-def dump(netlink: NetlinkSocket, index: int = 0, family: int = AF_UNSPEC) -> list[Address]:
+def dump(
+    netlink: NetlinkSocket, index: int = 0, family: int = AF_UNSPEC, netns_id: int | None = None
+) -> list[Address]:
     """The addresses of one link, or of all; of one family, or both. The kernel does the choosing.
 
-    ENODEV if there is no link with that index.
+    netns_id: of another namespace, as the socket's one calls it. ENODEV if there is no link with
+    that index, EINVAL if there is no such namespace.
     """
+    return [address for address, _ in dump_messages(netlink, index, family, netns_id)]
+
+
+def dump_messages(
+    netlink: NetlinkSocket, index: int = 0, family: int = AF_UNSPEC, netns_id: int | None = None
+) -> list[tuple[Address, bytes]]:
+    """The same, each with the message's payload, which RTM_NEWADDR takes as it is."""
     where = f"link {index}" if index else "all links"
-    request = Request(
-        c.RTM_GETADDR, 0, _IFADDR.pack(family, 0, 0, 0, index), f"list addresses of {where}"
-    )
-    found = (parse(message.payload) for message in netlink.dump(request))
+    body = _IFADDR.pack(family, 0, 0, 0, index)
+    if netns_id is not None:
+        body += _ATTRIBUTES.encode({"netns_id": netns_id})
+    request = Request(c.RTM_GETADDR, 0, body, f"list addresses of {where}")
+    answers = [(parse(one.payload, netns_id), one.payload) for one in netlink.dump(request)]
     # Other families answer to AF_UNSPEC too, and a kernel without strict checks to everything.
     return [
-        address
-        for address in found
+        (address, payload)
+        for address, payload in answers
         if address is not None
         and index in (0, address.index)
         and family in (AF_UNSPEC, address.network.family)
     ]
+
+
+def checked(payload: bytes) -> bytes:
+    """An address's message with duplicate address detection behind it (IPv6)."""
+    found = parse(payload)
+    if found is None or found.network.is_ipv4:
+        return payload
+    flags = found.flags & ~c.IFA_F_TENTATIVE | c.IFA_F_NODAD
+    # The last of two attributes counts.
+    return payload + _ATTRIBUTES.encode({"flags": flags})
 
 
 def wait_settled(netlink: NetlinkSocket, index: int, deadline: float) -> None:
@@ -133,8 +155,10 @@ def wait_settled(netlink: NetlinkSocket, index: int, deadline: float) -> None:
         netlink.unsubscribe()
 
 
-def parse(payload: bytes) -> Address | None:
+def parse(payload: bytes, netns_id: int | None = None) -> Address | None:
     """Read an RTM_NEWADDR or RTM_DELADDR message; None for families other than IPv4 and IPv6.
+
+    netns_id: None, too, for what is in another namespace than this one.
 
     Raises MalformedMessage.
     """
@@ -144,6 +168,8 @@ def parse(payload: bytes) -> Address | None:
     if family not in (AF_INET, AF_INET6):
         return None
     found = _ATTRIBUTES.decode(payload[_IFADDR.size :])
+    if found.get("netns_id") != netns_id:
+        return None
     address = found.get("local", found.get("address"))
     if address is None or address.family != family or prefix > address.bits:
         raise MalformedMessage(f"address message without an address of family {family}")

@@ -2,21 +2,41 @@
 
 What is set somewhere is in use, whatever files say: the answer to whether an address may be given
 to someone else. Namespaces are found by the processes in them, by their names in /run/netns, and by
-the mounts that hold them. Used by `pycni ipam reclaim`.
+the mounts that hold them. Used by `pycni ipam reclaim`, and by steps that meet rules for an address
+whose interface is not where it should be.
 """
 
 from __future__ import annotations
 
 import posix
 
-from pycni.kernel import address, namespace
-from pycni.kernel.namespace import NAMED, OWN, Namespace
+from pycni.kernel import address, link, namespace
+from pycni.kernel.namespace import NAMED, OWN
+from pycni.spec.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
+    from pycni.kernel.link import Link
+    from pycni.kernel.namespace import Namespace
+    from pycni.kernel.netlink.socket import NetlinkSocket
     from pycni.spec.ip import IPAddress
+
+
+class Holder(Record):
+    """An interface that an address is set on. path: of its namespace, OWN for the thread's.
+
+    outer: the other end, where that is a veth in the thread's namespace; alias: of that, else "".
+    """
+
+    path: str
+    ifname: str
+    outer: Link | None = None
+
+    @property
+    def alias(self) -> str:
+        return "" if self.outer is None else self.outer.alias
 
 
 def addresses(paths: Iterable[str] = ()) -> dict[IPAddress, str]:
@@ -26,6 +46,50 @@ def addresses(paths: Iterable[str] = ()) -> dict[IPAddress, str]:
     see them all.
     """
     found: dict[IPAddress, str] = {}
+    for path, _, netlink in _namespaces(paths):
+        for one in address.dump(netlink):
+            found.setdefault(one.network.address, path)
+    return found
+
+
+def holders(wanted: Collection[IPAddress], host: NetlinkSocket) -> dict[IPAddress, list[Holder]]:
+    """The interfaces of the machine that have one of some addresses.
+
+    host: a route netlink socket of the thread's namespace, where veths have their other ends. A
+    container can set any address inside, so this says that one is in use, not by whose leave.
+    """
+    found: dict[IPAddress, list[Holder]] = {}
+    for path, space, netlink in _namespaces():
+        for one in address.dump(netlink):
+            if one.network.address not in wanted:
+                continue
+            inner = link.find(netlink, one.index)
+            if inner is not None:
+                outer = None if path == OWN else _other_end(inner, space, host)
+                holder = Holder(path, inner.name, outer)
+                found.setdefault(one.network.address, []).append(holder)
+    return found
+
+
+def _other_end(inner: Link, space: Namespace, host: NetlinkSocket) -> Link | None:
+    """The other end of a veth in a namespace, None if that is not on the host.
+
+    An index counts in its namespace only, and a container chooses those in its own: the host's end
+    has to lead back to this very namespace.
+    """
+    if inner.kind != "veth" or inner.link_netnsid is None:
+        return None
+    outer = link.find(host, inner.link)
+    if outer is None or outer.kind != "veth" or outer.link != inner.index:
+        return None
+    leads_to = outer.link_netnsid
+    if leads_to is None or leads_to != namespace.id_seen_from(host, space):
+        return None
+    return outer
+
+
+def _namespaces(paths: Iterable[str] = ()) -> Iterator[tuple[str, Namespace, NetlinkSocket]]:
+    """Each namespace once, by a path, with a route netlink socket inside."""
     seen: set[tuple[int, int]] = set()
     for path in (OWN, *paths, *_named(), *_mounted(), *_of_processes()):
         try:
@@ -39,9 +103,8 @@ def addresses(paths: Iterable[str] = ()) -> dict[IPAddress, str]:
             continue
         with space:
             seen.add((status.st_dev, status.st_ino))
-            for one in _addresses(space):
-                found.setdefault(one, path)
-    return found
+            with space.netlink() as netlink:
+                yield path, space, netlink
 
 
 def exists(path: str) -> bool:
@@ -56,11 +119,6 @@ def exists(path: str) -> bool:
             continue
         return True
     return False
-
-
-def _addresses(space: Namespace) -> list[IPAddress]:
-    with space.netlink() as netlink:
-        return [found.network.address for found in address.dump(netlink)]
 
 
 def _named() -> list[str]:

@@ -33,14 +33,16 @@ class Chain(Record):
 
 def set_up(
     netfilter: NetfilterSocket, declarations: Iterable[str], chains: Collection[Chain]
-) -> None:
+) -> bool:
     """Make the chains that are not whole, after what they refer to. Raises NftError.
 
-    declarations: the sets, maps and further chains, such as `map NAME { type ...; }`.
+    declarations: the sets, maps and further chains, such as `map NAME { type ...; }`. Somebody may
+    have deleted one that no rule refers to, which an element's refusal shows; then they are looked
+    for too. Returns whether there was anything to make.
     """
     broken = [chain for chain in chains if not _is_whole(netfilter, chain)]
-    if not broken:
-        return
+    if not broken and not (netfilter.refused and missing(netfilter, declarations)):
+        return False
     from pycni.kernel import nftables
 
     commands = [f"add table inet {TABLE}"]
@@ -59,6 +61,7 @@ def set_up(
             for comment, rule in chain.rules.items()
         )
     nftables.run("\n".join(commands))
+    return True
 
 
 def differences(netfilter: NetfilterSocket, chains: Iterable[Chain], harm: str) -> list[str]:
@@ -74,6 +77,21 @@ def differences(netfilter: NetfilterSocket, chains: Iterable[Chain], harm: str) 
             found.append(f"{place} is empty: {harm}")
         else:
             found.append(f"{place} is not there: {harm}")
+    return found
+
+
+def missing(netfilter: NetfilterSocket, declarations: Iterable[str]) -> list[str]:
+    """Those of the declarations whose set, map or chain is not there."""
+    sets = nfnetlink.sets(netfilter, NFPROTO_INET, TABLE)
+    found = []
+    for declaration in declarations:
+        kind, name, *_ = declaration.split()
+        if kind == "chain":
+            is_there = nfnetlink.chain_exists(netfilter, NFPROTO_INET, TABLE, name)
+        else:
+            is_there = name in sets
+        if not is_there:
+            found.append(declaration)
     return found
 
 

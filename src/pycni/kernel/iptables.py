@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import errno
 import posix
-from _socket import AF_INET, AF_INET6
 
-from pycni.kernel import nfnetlink
+from pycni.kernel import iptables_legacy, nfnetlink
 from pycni.kernel.nfnetlink import NFPROTO_IPV4
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from pycni.kernel.netlink.codec import Request
     from pycni.kernel.nfnetlink import NetfilterSocket
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 SYSTEM_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 LOCK_SECONDS = 30  # how long a legacy program waits for another one's lock
 TIMEOUT = 60.0
+ATTEMPTS = 5  # at changing a table that others change as well
+_MOST_GIVEN = 500  # characters of what a program was given, in a message
 _MOST_LINKS = 8  # from one program to another
 
 
@@ -39,6 +40,11 @@ class IPTablesError(OSError):
     def __init__(self, number: int, program: str, text: str) -> None:
         super().__init__(number, posix.strerror(number), program)
         self.text = text
+        self.way_out = (
+            "install it, or name another backend: nftables" if number == errno.ENOENT else
+            f"ask `{program}` by hand for the reason; a module of the kernel may be missing, or "
+            "another program may change the table meanwhile"
+        )  # fmt: skip
 
     def __str__(self) -> str:
         return f"{self.filename}: {self.text}"
@@ -47,6 +53,18 @@ class IPTablesError(OSError):
 def available(family: int) -> bool:
     """Whether the programs for a family (AF_INET or AF_INET6) are installed."""
     return _find(_name(family, "-restore")) is not None
+
+
+def can_replace_nftables(error: OSError, families: Iterable[int]) -> bool:
+    """Whether a refusal says that the host cannot do nftables, where it can do iptables.
+
+    One by the library says so; one by netlink is about what was asked for.
+    """
+    from pycni.kernel.nftables import NftError
+
+    if not isinstance(error, NftError) or error.errno == errno.EPERM:
+        return False
+    return all(map(available, families))
 
 
 def is_nft(family: int) -> bool:
@@ -67,18 +85,25 @@ def comment(text: str) -> str:
     return f'-m comment --comment "{quoted}"'
 
 
-def ensure(
-    netfilter: NetfilterSocket, family: int, table: str, chain: str, rules: Sequence[str]
-) -> list[str]:
-    """Make a chain, and add those rules (in any chain) that are not there.
+def update(family: int, table: str, build: Callable[[], Sequence[str]]) -> None:
+    """Carry out what `build` finds to do, again if that has changed meanwhile.
 
-    Returns the lines carried out, for `undo`; [] if all was there. Raises IPTablesError,
-    NetlinkError.
+    It reads the table first, and what it finds missing another program may make before this one is
+    done. Raises IPTablesError, and what `build` does.
     """
-    lines = missing(present(netfilter, family, table, [chain]), [chain], rules)
-    if lines:
-        restore(family, table, lines)
-    return lines
+    lines = build()
+    for _ in range(ATTEMPTS):
+        if not lines:
+            return
+        try:
+            restore(family, table, lines)
+        except IPTablesError:
+            refused, lines = lines, build()
+            if lines == refused:
+                raise
+        else:
+            return
+    restore(family, table, lines)
 
 
 def present(
@@ -89,7 +114,7 @@ def present(
     Raises IPTablesError, NetlinkError.
     """
     known = any(nfnetlink.chain_exists(netfilter, family, table, chain) for chain in chains)
-    return save(family, table) if known or has_legacy(family, table) else []
+    return save(family, table) if known or iptables_legacy.has_table(family, table) else []
 
 
 def missing(present: Sequence[str], chains: Sequence[str], rules: Sequence[str]) -> list[str]:
@@ -97,8 +122,8 @@ def missing(present: Sequence[str], chains: Sequence[str], rules: Sequence[str])
 
     Rules begin with `-A CHAIN ` to be the last of it, or `-I CHAIN ` to be the first.
     """
-    # Declaring a chain that exists would empty it.
-    declared = [f":{chain} - [0:0]" for chain in chains if not _declares(present, chain)]
+    # Declared, one that another program has just made would be emptied; so it is refused.
+    declared = [f"-N {chain}" for chain in chains if not declares(present, chain)]
     return [*declared, *(rule for rule in rules if f"-A{rule[2:]}" not in present)]
 
 
@@ -114,7 +139,7 @@ def delete_rules(
     kept_by = {}
     if nfnetlink.chain_exists(netfilter, family, table, chain):
         kept_by[""] = save(family, table)
-    variant = _legacy_variant(family) if has_legacy(family, table) else None
+    variant = _legacy_variant(family) if iptables_legacy.has_table(family, table) else None
     if variant:
         kept_by[variant] = save(family, table, variant)
     for program, lines in kept_by.items():
@@ -124,10 +149,9 @@ def delete_rules(
 
 
 def undo(family: int, table: str, lines: Sequence[str]) -> None:
-    """Take back what `ensure` says it did. Raises IPTablesError."""
+    """Take back lines that `missing` gave. Raises IPTablesError."""
     reverse = [
-        f"-X {line[1:].partition(' ')[0]}" if line.startswith(":") else f"-D{line[2:]}"
-        for line in reversed(lines)
+        f"-X{line[2:]}" if line.startswith("-N ") else f"-D{line[2:]}" for line in reversed(lines)
     ]
     restore(family, table, reverse)
 
@@ -147,46 +171,30 @@ def removal(
     return [*jumps, nfnetlink.delete_chain(family, table, chain)]
 
 
-def remove_legacy(family: int, table: str, chains: Sequence[str]) -> None:
-    """Delete chains of iptables-legacy, with all rules that jump to them. Raises IPTablesError."""
-    if not has_legacy(family, table):
-        return
-    variant = _legacy_variant(family)
-    if variant is None:
-        return  # nobody on this host could have made them
-    lines = save(family, table, variant)
-    present = [chain for chain in chains if _declares(lines, chain)]
-    if present:
-        jumps = [f"-D{line[2:]}" for line in lines if jump_of(line) in present]
-        gone = [line for chain in present for line in (f"-F {chain}", f"-X {chain}")]
-        restore(family, table, jumps + gone, variant)
+def gone(lines: Sequence[str], chains: Iterable[str]) -> list[str]:
+    """The lines for `restore` that delete chains, with all rules of `lines` that jump to them."""
+    declared = [chain for chain in chains if declares(lines, chain)]
+    jumps = [f"-D{line[2:]}" for line in lines if jump_of(line) in declared]
+    return [*jumps, *(line for chain in declared for line in (f"-F {chain}", f"-X {chain}"))]
 
 
-def collect_legacy(table: str, chains_of: Callable[[Iterable[str]], Collection[str]]) -> None:
-    """Delete chains of both families, with the jumps to them, where `iptables-legacy` keeps them.
+def legacy_lines(family: int, table: str, chain: str = "") -> list[str]:
+    """A table of iptables-legacy as `save` gives it, [] if it is not in use here.
 
-    chains_of: chooses them, by the comments of the rules that there are.
+    chain: one that it must have. Without it, [] is the answer too, and no program runs.
     """
-    for family in (AF_INET, AF_INET6):
-        chains = chains_of(map(comment_of, legacy_lines(family, table)))
-        if chains:
-            remove_legacy(family, table, sorted(chains))
-
-
-def legacy_lines(family: int, table: str) -> list[str]:
-    """A table of iptables-legacy as `save` gives it, [] if it is not in use here."""
-    variant = _legacy_variant(family) if has_legacy(family, table) else None
+    if not iptables_legacy.has_table(family, table):
+        return []
+    if chain and not iptables_legacy.names(family, table, chain):
+        return []
+    variant = _legacy_variant(family)
     return save(family, table, variant) if variant is not None else []
 
 
-def has_legacy(family: int, table: str) -> bool:
-    """Whether iptables-legacy has used a table in this network namespace."""
-    name = "ip_tables_names" if family == NFPROTO_IPV4 else "ip6_tables_names"
-    try:
-        with open(f"/proc/thread-self/net/{name}", encoding="utf-8") as file:
-            return table in file.read().split()
-    except OSError:
-        return False
+def restore_legacy(family: int, table: str, lines: Sequence[str]) -> None:
+    """Carry out lines by iptables-legacy, see `restore`; nothing without lines."""
+    if lines:
+        restore(family, table, lines, _legacy_variant(family) or "")
 
 
 def quoted(word: str) -> str:
@@ -230,14 +238,21 @@ def restore(family: int, table: str, lines: Sequence[str], variant: str = "") ->
     _run(_name(family, f"{variant}-restore"), arguments, text)
 
 
+def restoring(family: int, table: str, lines: Sequence[str]) -> Callable[[], None]:
+    """What carries out lines, as they are now, by `restore`."""
+    kept = [*lines]
+    return lambda: restore(family, table, kept)
+
+
 def has_chain(netfilter: NetfilterSocket, family: int, table: str, chain: str) -> bool:
     """Whether a chain exists, whichever iptables made it."""
-    return nfnetlink.chain_exists(netfilter, family, table, chain) or _declares(
-        legacy_lines(family, table), chain
+    return nfnetlink.chain_exists(netfilter, family, table, chain) or declares(
+        legacy_lines(family, table, chain), chain
     )
 
 
-def _declares(lines: Sequence[str], chain: str) -> bool:
+def declares(lines: Sequence[str], chain: str) -> bool:
+    """Whether a table, as `save` gives it, has a chain."""
     return any(line.startswith(f":{chain} ") for line in lines)
 
 
@@ -282,7 +297,10 @@ def _explain(said: str, text: str, code: int) -> str:
     """The program's complaint in one line, with the input line that it is about."""
     lines = [line.strip() for line in said.splitlines()]
     wanted = [line for line in lines if line and not line.startswith(("Try `", "#", "Error occ"))]
-    reason = "; ".join(dict.fromkeys(wanted)) or f"exit code {code}"
+    reason = "; ".join(dict.fromkeys(wanted))
+    if not reason:
+        given = "; ".join(text.splitlines())[:_MOST_GIVEN]
+        reason = f"exit code {code}, without a word" + (f", for: {given}" if given else "")
     numbered = said.partition("line: ")[2].split()  # Error occurred at line: 3
     if numbered and numbered[0].isdigit() and 0 < int(numbered[0]) <= text.count("\n"):
         reason += f" (at: {text.splitlines()[int(numbered[0]) - 1]})"

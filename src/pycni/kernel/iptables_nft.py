@@ -51,10 +51,10 @@ def add(table: str, chain: str, address: IPAddress) -> list[Request]:
     ]
 
 
-def delete(
+def find(
     netfilter: NetfilterSocket, family: int, table: str, chain: str, addresses: Iterable[IPAddress]
-) -> tuple[list[Request], set[IPAddress]]:
-    """What deletes the rules of `add`, as often as they are there.
+) -> tuple[dict[IPAddress, list[Request]], set[IPAddress]]:
+    """What deletes the rules of `add`, as often as they are there, for each address that has some.
 
     Also returns the addresses that other rules there speak of, which the program may know better.
     """
@@ -63,13 +63,14 @@ def delete(
         for address in addresses
     }
     only = next(iter(wanted)) if len(wanted) == 1 else b""  # spares decoding the others' rules
-    requests = []
+    requests: dict[IPAddress, list[Request]] = {}
     others: set[IPAddress] = set()
-    for handle, rule in nfnetlink.expressions(netfilter, family, table, chain, only):
-        essence = _essence(rule)
+    for rule, _, code in nfnetlink.expressions(netfilter, family, table, chain, (only,)):
+        essence = _essence(code)
         address, forms = wanted.get(_compared(essence), (None, []))
         if address is not None and essence in forms:
-            requests.append(nfnetlink.delete_rule(family, table, chain, handle))
+            request = nfnetlink.delete_rule(family, table, chain, rule.handle)
+            requests.setdefault(address, []).append(request)
         elif address is not None:
             others.add(address)
     return requests, others

@@ -33,6 +33,10 @@ class _Word(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "L"
 
 
+class _Byte(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "B"
+
+
 class _Function(_ctypes.CFuncPtr):
     _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
     _restype_ = _Int
@@ -73,6 +77,15 @@ def detached_mount(kind: str, attributes: int) -> int:
         return _call("syscall", _SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
     finally:
         posix.close(context)
+
+
+def getsockopt(fd: int, level: int, option: int, question: bytes, length: int) -> bytes:
+    """getsockopt(2) of an option that is asked with a value. length: of the answer, in bytes."""
+    kind = type("_Buffer", (_ctypes.Array,), {"_type_": _Byte, "_length_": length})
+    answer, size = kind(*question), _Word(length)
+    address = _ctypes.addressof
+    _call("getsockopt", fd, level, option, address(answer), address(size))
+    return bytes(answer)
 
 
 def become_subreaper() -> None:

@@ -18,6 +18,7 @@ from pycni.kernel.netlink.codec import (
     BYTES,
     MAC,
     NESTED,
+    S32,
     STRING,
     U8,
     U16,
@@ -111,7 +112,7 @@ _ATTRIBUTES = Schema(
     netns=(c.IFLA_NET_NS_FD, U32),
     ext_mask=(c.IFLA_EXT_MASK, U32),
     promiscuity=(c.IFLA_PROMISCUITY, U32),
-    link_netnsid=(c.IFLA_LINK_NETNSID, U32),
+    link_netnsid=(c.IFLA_LINK_NETNSID, S32),
     tx_queues=(c.IFLA_NUM_TX_QUEUES, U32),
     rx_queues=(c.IFLA_NUM_RX_QUEUES, U32),
     allmulti=(c.IFLA_ALLMULTI, U32),
@@ -154,7 +155,8 @@ class Link(Record):
 
     kind is "" for hardware and loopback. master and link are indexes, 0 for none; link is the
     peer of a veth, the parent of a macvlan, ipvlan or vlan. That index counts in another
-    namespace if link_netnsid is set. promiscuity and allmulti count who asked for it.
+    namespace if link_netnsid is set: -1 if that one is going. promiscuity and allmulti count who
+    asked for it.
 
     What only some links have is read when asked for, of the kernel's attributes in `details` (of
     its kind), `port` (of a bridge) and `families`, and is None for others.

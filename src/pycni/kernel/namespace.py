@@ -11,8 +11,9 @@ import errno
 import posix
 import sys
 import time
-from fcntl import F_DUPFD_CLOEXEC, LOCK_EX, fcntl, flock, ioctl
+from fcntl import F_DUPFD_CLOEXEC, LOCK_EX, LOCK_NB, fcntl, flock, ioctl
 
+from pycni.kernel.netlink.codec import U32, Request, Schema
 from pycni.kernel.netlink.constants import NETLINK_ROUTE
 from pycni.kernel.netlink.socket import NetlinkSocket
 
@@ -30,7 +31,14 @@ OWN = "/proc/thread-self/ns/net"
 
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
-_PAUSES = (0.0, 0.001, 0.01, 0.1, 0.5)  # seconds between tries to return from a namespace
+_RTM_NEWNSID = 88  # linux/rtnetlink.h
+_RTM_GETNSID = 90
+_NSID_HEADER = bytes(4)  # struct rtgenmsg, padded
+_NO_NSID = 0xFFFFFFFF  # NETNSA_NSID_NOT_ASSIGNED
+_NSID = Schema(id=(1, U32), fd=(3, U32), target=(4, U32))  # linux/net_namespace.h, NETNSA_...
+_PAUSES = (0.0, 0.001, 0.01, 0.1, 0.5)  # seconds before one try and the next
+# Of paths that cannot lead to anything.
+_NOTHING_THERE = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _EX_OSERR = 71  # sysexits.h
 
 
@@ -89,6 +97,12 @@ class Namespace:
         """The number in `net:[4026531840]`."""
         return self._identity[1]
 
+    @property
+    def cookie(self) -> int:
+        """The kernel's own number of the namespace, never given twice; 0 before Linux 5.14."""
+        with self.netlink() as netlink:
+            return netlink.netns_cookie
+
     def same_as(self, other: Namespace) -> bool:
         """Whether both are the same namespace, whatever path or descriptor they came by."""
         return self._identity == other._identity
@@ -139,6 +153,38 @@ class Entered:
             posix.close(self._home)
 
 
+def id_seen_from(netlink: NetlinkSocket, other: Namespace) -> int | None:
+    """The number by which links of a socket's namespace refer to another one; None without one.
+
+    `Link.link_netnsid` has it for a link whose other end or parent is there.
+    """
+    return _ask_id(netlink, {"fd": other.fd})
+
+
+def assign_id(netlink: NetlinkSocket, other: Namespace) -> int | None:
+    """Have a socket's namespace refer to another one by a number, as it does once a link leads
+    there; returns it."""
+    body = _NSID_HEADER + _NSID.encode({"id": _NO_NSID, "fd": other.fd})
+    netlink.request(Request(_RTM_NEWNSID, 0, body, "give a namespace an id"))
+    return id_seen_from(netlink, other)
+
+
+def id_translated(netlink: NetlinkSocket, number: int, other: int) -> int | None:
+    """The number by which one namespace refers to another one; None without one.
+
+    Both by the numbers that the socket's namespace has for them: that of the one meant, and that
+    of the one that refers to it.
+    """
+    return _ask_id(netlink, {"id": number, "target": other})
+
+
+def _ask_id(netlink: NetlinkSocket, asked: dict[str, int]) -> int | None:
+    body = _NSID_HEADER + _NSID.encode(asked)
+    answer = netlink.request(Request(_RTM_GETNSID, 0, body, "get namespace id", answered=True))
+    number: int | None = _NSID.decode(answer[0].payload[len(_NSID_HEADER) :]).get("id")
+    return None if number in (None, _NO_NSID) else number
+
+
 def open_path(path: str) -> Namespace:
     """Open the namespace at a path: /run/netns/<name>, /proc/<pid>/ns/net.
 
@@ -151,9 +197,13 @@ def open_path(path: str) -> Namespace:
         # ESRCH: the process of /proc/<pid>/ns/net has just ended.
         if error.errno in (errno.ENOENT, errno.ESRCH):
             raise NamespaceNotFound(errno.ENOENT, posix.strerror(errno.ENOENT), path) from None
+        if error.errno in _NOTHING_THERE:
+            raise NamespaceNotFound(error.errno, error.strerror, path) from None
         if error.errno == errno.ENXIO:  # a socket
             raise NotANamespace(errno.EINVAL, "not a network namespace", path) from None
         raise
+    except ValueError:  # a NUL
+        raise NotANamespace(errno.EINVAL, "not a network namespace", path) from None
     return Namespace(fd, path)
 
 
@@ -234,19 +284,43 @@ def _share_mounts(directory: str) -> None:
     """Let mounts below a directory reach other mount namespaces, as `ip netns` does."""
     from pycni.kernel import libc
 
+    if _make_shared(directory):  # as all but the first time
+        return
     fd = posix.open(directory, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
     try:
-        flock(fd, LOCK_EX)
-        try:
-            libc.mount("", directory, "none", libc.MS_SHARED | libc.MS_REC)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            # Not a mount point yet.
+        _lock_for_a_while(fd)
+        if not _make_shared(directory):
             libc.mount(directory, directory, "none", libc.MS_BIND | libc.MS_REC)
-            libc.mount("", directory, "none", libc.MS_SHARED | libc.MS_REC)
+            _make_shared(directory)
     finally:
         posix.close(fd)
+
+
+def _make_shared(directory: str) -> bool:
+    """Let mounts below a directory reach other mount namespaces; False if it is no mount point."""
+    from pycni.kernel import libc
+
+    try:
+        libc.mount("", directory, "none", libc.MS_SHARED | libc.MS_REC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True
+
+
+def _lock_for_a_while(fd: int) -> None:
+    """Take the lock of `ip netns`, or go on without: any user may open the directory and keep it.
+
+    Two that both mount the directory on itself at once do no harm.
+    """
+    for pause in _PAUSES:
+        time.sleep(pause)
+        try:
+            flock(fd, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            continue
+        return
 
 
 def _go_home(home: int) -> None:

@@ -60,6 +60,13 @@ NFPROTO_BRIDGE = 7
 NFPROTO_IPV6 = AF_INET6
 FAMILIES = {NFPROTO_INET: "inet", NFPROTO_IPV4: "ip", NFPROTO_BRIDGE: "bridge", NFPROTO_IPV6: "ip6"}
 
+IP_FAMILIES = (NFPROTO_IPV4, NFPROTO_IPV6)
+
+NAT = "nat"  # the table of iptables that translates addresses
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}  # whose ports are translated
+PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
+
+MAX_CHAIN_NAME = 255  # NFT_CHAIN_MAXNAMELEN of linux/netfilter/nf_tables.h, less a NUL
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 _USUALLY_SENT = 64 * 1024  # bytes; a send buffer's default is 208 KiB, less where it was tuned
 
@@ -128,12 +135,15 @@ class NetfilterSocket(NetlinkSocket):
     After something was deleted, closing one waits until the kernel has freed it (some 10 ms), and
     all of nftables with it. Hence `borrow` and `give_back`; and who has to wait for the kernel
     anyway, as for a link's end, closes afterwards.
+
+    refused: whether `update` asks again because something that it spoke of was not as it seemed.
     """
 
-    __slots__ = ()
+    __slots__ = ("refused",)
 
     def __init__(self) -> None:
         super().__init__(NETLINK_NETFILTER)
+        self.refused = False
 
     def commit(self, requests: Sequence[Request]) -> None:
         """Carry out changes as one transaction. Raises NetlinkError for the first refused one."""
@@ -162,15 +172,18 @@ class NetfilterSocket(NetlinkSocket):
 
     def update(self, build: Callable[[], list[Request]]) -> None:
         """Commit what `build` finds to do, again if someone else changed the same meanwhile."""
-        for attempt in range(ATTEMPTS):
-            try:
-                self.commit(build())
-            except NetlinkError as error:
-                lost = error.errno in (errno.ENOENT, errno.EEXIST, errno.EBUSY)
-                if not lost or attempt == ATTEMPTS - 1:
-                    raise
-            else:
-                return
+        try:
+            for attempt in range(ATTEMPTS):
+                try:
+                    self.commit(build())
+                except NetlinkError as error:
+                    self.refused = error.errno in (errno.ENOENT, errno.EEXIST, errno.EBUSY)
+                    if not self.refused or attempt == ATTEMPTS - 1:
+                        raise
+                else:
+                    return
+        finally:
+            self.refused = False
 
     def _number(self, count: int) -> int:
         if self._sequence + count >= 1 << 32:
@@ -257,20 +270,55 @@ def supported(netfilter: NetfilterSocket) -> bool:
 
 def chain_exists(netfilter: NetfilterSocket, family: int, table: str, chain: str) -> bool:
     """Whether a table has a chain of this name."""
+    if len(chain) > MAX_CHAIN_NAME:  # which the kernel refuses to look for
+        return False
     body = _CHAIN.encode({"table": table, "name": chain})
     what = f"look for chain {_place(family, table, chain)}"
     return bool(_ask(netfilter, _request(_GETCHAIN, 0, family, body, what)))
 
 
-def is_jumped_to(netfilter: NetfilterSocket, family: int, table: str, chain: str) -> bool:
-    """Whether a chain exists and a rule jumps to it."""
+def existing(
+    netfilter: NetfilterSocket, chains: Sequence[tuple[int, str, str]]
+) -> list[tuple[int, str, str]]:
+    """Those of some chains that exist, each as family, table and name; asked for together.
+
+    For chains that are asked for often: the requests are kept.
+    """
+    if netlink_socket.before_send is not None:
+        return [chain for chain in chains if chain_exists(netfilter, *chain)]
+    try:
+        netfilter.batch([_looks.get(chain) or _look(chain) for chain in chains])
+    except NetlinkError as error:
+        if error.errno not in ABSENT:
+            raise
+        return [chains[position] for position in sorted(error.done)]
+    return [*chains]
+
+
+_looks: dict[tuple[int, str, str], Request] = {}
+
+
+def _look(chain: tuple[int, str, str]) -> Request:
+    family, table, name = chain
+    body = _CHAIN.encode({"table": table, "name": name})
+    what = f"look for chain {_place(family, table, name)}"
+    found = _looks[chain] = _request(_GETCHAIN, 0, family, body, what)
+    return found
+
+
+def users(netfilter: NetfilterSocket, family: int, table: str, chain: str) -> int:
+    """How many rules are in a chain, and jump to it, together; 0 without the chain."""
     body = _CHAIN.encode({"table": table, "name": chain})
     what = f"look for jumps to chain {_place(family, table, chain)}"
     found = _ask(netfilter, _request(_GETCHAIN, 0, family, body, what))
-    if not found:
-        return False
-    users: int = _CHAIN.decode(found[0]).get("use", 0)  # its own rules are among them
-    return users > len(rules(netfilter, family, table, chain))
+    count: int = _CHAIN.decode(found[0]).get("use", 0) if found else 0
+    return count
+
+
+def is_jumped_to(netfilter: NetfilterSocket, family: int, table: str, chain: str) -> bool:
+    """Whether a chain exists and a rule jumps to it."""
+    count = users(netfilter, family, table, chain)
+    return count > 0 and count > len(rules(netfilter, family, table, chain))
 
 
 def chains(netfilter: NetfilterSocket, family: int, table: str) -> list[str]:
@@ -298,11 +346,14 @@ def rules(netfilter: NetfilterSocket, family: int, table: str, chain: str) -> li
 
 
 def expressions(
-    netfilter: NetfilterSocket, family: int, table: str, chain: str, wanted: bytes
-) -> list[tuple[int, list[Expression]]]:
-    """Handle and expressions of the rules of a chain that contain certain bytes."""
+    netfilter: NetfilterSocket, family: int, table: str, chain: str, wanted: Sequence[bytes]
+) -> list[tuple[Rule, str, list[Expression]]]:
+    """The rules of a chain, or of all chains ("") of a table, with their chain and expressions.
+
+    wanted: bytes, some of which a rule must contain.
+    """
     return [
-        (rule["handle"], [(item["name"], item.get("data", b"")) for item in _code(rule)])
+        (parse_rule(rule), rule["chain"], _named_code(rule))
         for rule in _rules(netfilter, family, table, chain, wanted)
     ]
 
@@ -321,14 +372,21 @@ def elements(
     netfilter: NetfilterSocket, family: int, table: str, name: str, comment: str = ""
 ) -> list[Element]:
     """The elements of a set or map whose comment contains a text; [] if there is no such set."""
+    found = elements_with(netfilter, family, table, name, comment.encode())
+    return [item for item in found if comment in item.comment]
+
+
+def elements_with(
+    netfilter: NetfilterSocket, family: int, table: str, name: str, *wanted: bytes
+) -> list[Element]:
+    """The elements of a set or map that contain some of certain bytes; [] without the set."""
     body = _ELEMENTS.encode({"table": table, "set": name})
     what = f"list the elements of {_place(family, table, name)}"
-    wanted = comment.encode()
     found = []
     for payload in _dump(netfilter, _request(_GETSETELEM, 0, family, body, what)):
-        if wanted in payload:  # most are not worth decoding
-            found += parse_elements(payload, wanted)
-    return [item for item in found if comment in item.comment]
+        if any(item in payload for item in wanted):  # most are not worth decoding
+            found += parse_elements(payload, *wanted)
+    return found
 
 
 # --- change --------------------------------------------------------------------------------------
@@ -399,6 +457,11 @@ def discard(netfilter: NetfilterSocket, *requests: Request) -> None:
             raise
 
 
+def ifname_key(*names: str) -> bytes:
+    """The key of a set of type ifname, or of several such parts."""
+    return b"".join(name.encode("utf-8", "surrogateescape").ljust(16, b"\0") for name in names)
+
+
 # --- bytes ---------------------------------------------------------------------------------------
 
 
@@ -427,17 +490,28 @@ def _dump(netfilter: NetfilterSocket, request: Request) -> list[bytes]:
 
 
 def _rules(
-    netfilter: NetfilterSocket, family: int, table: str, chain: str, wanted: bytes = b""
+    netfilter: NetfilterSocket,
+    family: int,
+    table: str,
+    chain: str,
+    wanted: Sequence[bytes] = (b"",),
 ) -> Iterator[dict[str, Any]]:
-    """The attributes of a chain's rules; those whose bytes lack what is wanted are not decoded."""
-    body = _RULE.encode({"table": table, "chain": chain})
+    """The attributes of a chain's rules; those with none of the bytes wanted are not decoded.
+
+    chain: "" for all chains of the table.
+    """
+    body = _RULE.encode({"table": table, "chain": chain} if chain else {"table": table})
     what = f"list the rules of chain {_place(family, table, chain)}"
     for payload in _dump(netfilter, _request(_GETRULE, 0, family, body, what)):
-        if wanted in payload:
-            rule = _RULE.decode(payload)
-            # Kernels before 3.19 do not filter.
-            if rule.get("chain") == chain and rule.get("table") == table:
-                yield rule
+        for item in wanted:  # there may be thousands of rules, so this does without `any`
+            if item in payload:
+                break
+        else:
+            continue
+        rule = _RULE.decode(payload)
+        # Kernels before 3.19 do not filter.
+        if rule.get("table") == table and chain in ("", rule.get("chain")):
+            yield rule
 
 
 def _code(rule: dict[str, Any]) -> Sequence[dict[str, Any]]:
@@ -446,19 +520,23 @@ def _code(rule: dict[str, Any]) -> Sequence[dict[str, Any]]:
     return items
 
 
+def _named_code(rule: dict[str, Any]) -> list[Expression]:
+    return [(item["name"], item.get("data", b"")) for item in _code(rule)]
+
+
 def _element_body(table: str, name: str, item: dict[str, object]) -> bytes:
     nested = {"items": [_ELEMENT.encode(item)]}
     return _ELEMENTS.encode({"table": table, "set": name, "elements": nested})
 
 
-def parse_elements(payload: bytes, wanted: bytes = b"") -> list[Element]:
-    """The elements of a message; those whose bytes lack what is wanted are not decoded.
+def parse_elements(payload: bytes, *wanted: bytes) -> list[Element]:
+    """The elements of a message; those with none of the bytes wanted, if any, are not decoded.
 
     Raises MalformedMessage.
     """
     found = []
     for raw in _ELEMENTS.decode(payload).get("elements", {}).get("items", ()):
-        if wanted in raw:
+        if not wanted or any(item in raw for item in wanted):
             item = _ELEMENT.decode(raw)
             comment = _comment(item.get("userdata", b""))
             key = item.get("key", {}).get("value")

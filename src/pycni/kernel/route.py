@@ -12,7 +12,16 @@ from _socket import AF_INET, AF_INET6, AF_UNSPEC
 from _struct import Struct
 
 from pycni.kernel.netlink import constants as c
-from pycni.kernel.netlink.codec import BYTES, IP, U32, MalformedMessage, Request, Schema
+from pycni.kernel.netlink.codec import (
+    BYTES,
+    IP,
+    U32,
+    MalformedMessage,
+    Request,
+    Schema,
+    attribute,
+    attributes,
+)
 from pycni.kernel.netlink.errors import NetlinkError
 from pycni.spec.ip import IPAddress, IPNetwork
 from pycni.spec.record import Record
@@ -23,6 +32,10 @@ if TYPE_CHECKING:
     from pycni.kernel.netlink.socket import NetlinkSocket
 
 # struct rtmsg: family, dst and src prefix lengths, tos, table, protocol, scope, type, flags
+# What looking for a way ends with where there is none, or a route that says so (RTN_UNREACHABLE,
+# RTN_PROHIBIT, RTN_BLACKHOLE).
+_NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)
+
 _ROUTE = Struct("=BBBBBBBBI")
 _NEXTHOP = Struct("=HBBi")  # struct rtnexthop: length, flags, weight - 1, index
 _VIA = Struct("=H")  # struct rtvia: family, then the address
@@ -80,11 +93,32 @@ class Route(Record):
         found = [self.gateway, *(hop.gateway for hop in self.multipath)]
         return [gateway for gateway in found if gateway is not None]
 
-    def leaves_by(self, index: int) -> bool:
-        """Whether the route leaves by a link, and by no other."""
-        if self.multipath:
-            return all(hop.index == index for hop in self.multipath)
-        return self.index == index
+    @property
+    def indexes(self) -> list[int]:
+        """The links it leaves by, one for each way."""
+        return [hop.index for hop in self.multipath] or [self.index]
+
+    def by(self, index: int) -> Route | None:
+        """The route with only those of its ways that leave by a link; None if none does."""
+        if not self.multipath:
+            return self if self.index == index else None
+        return self._with([hop for hop in self.multipath if hop.index == index])
+
+    def without(self, index: int) -> Route | None:
+        """The route without the ways that leave by a link; None if there is no other."""
+        if not self.multipath:
+            return None if self.index == index else self
+        return self._with([hop for hop in self.multipath if hop.index != index])
+
+    def _with(self, hops: list[NextHop]) -> Route | None:
+        if len(hops) == len(self.multipath):
+            return self
+        if len(hops) > 1:
+            return self.replace(multipath=tuple(hops))
+        for hop in hops:
+            onlink = bool(hop.flags & c.RTNH_F_ONLINK)
+            return self.replace(index=hop.index, gateway=hop.gateway, onlink=onlink, multipath=())
+        return None
 
     def __str__(self) -> str:
         parts = [str(self.dst)]
@@ -136,6 +170,18 @@ def delete(route: Route, *, any_scope: bool = True) -> Request:
     )
 
 
+def take_out(route: Route, index: int) -> tuple[Request, Request]:
+    """Delete the ways of a route that leave by a link; and what puts them back.
+
+    The route must have such. Ways of an IPv6 route are routes of their own to the kernel, IPv4's
+    come and go as a whole.
+    """
+    part, rest = route.by(index), route.without(index)
+    if part is not None and (rest is None or not route.dst.is_ipv4):
+        return delete(part), prepend(part)
+    return replace(rest or route), replace(route)
+
+
 def dump(
     netlink: NetlinkSocket,
     family: int = AF_UNSPEC,
@@ -146,11 +192,24 @@ def dump(
 ) -> list[Route]:
     """The routes of one table (0: of all), chosen by the kernel: by family, link, protocol.
 
-    Multipath routes have no index of their own, and are left out if `index` is given. [] if
-    there is no such table. Cloned routes (the cache) are left out.
+    Multipath routes count for the links of all their ways. [] if there is no such table. Cloned
+    routes (the cache) are left out.
     """
+    answers = dump_messages(netlink, family, table=table, index=index, protocol=protocol)
+    return [route for route, _ in answers]
+
+
+def dump_messages(
+    netlink: NetlinkSocket,
+    family: int = AF_UNSPEC,
+    *,
+    table: int = c.RT_TABLE_MAIN,
+    index: int = 0,
+    protocol: int = c.RTPROT_UNSPEC,
+) -> list[tuple[Route, bytes]]:
+    """The same, each with the message's payload, which RTM_NEWROUTE takes as it is."""
     families = (family,) if family != AF_UNSPEC else (AF_INET, AF_INET6)
-    found: list[Route] = []
+    found: list[tuple[Route, bytes]] = []
     for one in families:
         narrow = table if table < 256 else c.RT_TABLE_UNSPEC
         body = _ROUTE.pack(one, 0, 0, 0, narrow, protocol, 0, 0, 0) + _ATTRIBUTES.encode(
@@ -171,11 +230,49 @@ def dump(
             if (
                 route is not None
                 and table in (0, route.table)
-                and index in (0, route.index)
+                and (index == 0 or index in route.indexes)
                 and protocol in (c.RTPROT_UNSPEC, route.protocol)
             ):
-                found.append(route)
+                found.append((route, message.payload))
     return found
+
+
+def renewed(payload: bytes, *, with_source: bool = True) -> bytes:
+    """A route's message as it was listed, without what only the kernel may say of a route.
+
+    with_source: keep its preferred source address; without, the kernel chooses one.
+    """
+    size = _ROUTE.size
+    parts = [payload[: size - 4], U32.encode(U32.decode(payload[size - 4 :]) & c.RTNH_F_ONLINK)]
+    for number, value in attributes(payload[size:], range(c.NLA_TYPE_MASK + 1)):
+        if number == c.RTA_PREFSRC and not with_source:
+            continue
+        kept = value if number != c.RTA_MULTIPATH else _renewed_nexthops(value)
+        parts.append(attribute(number, kept))
+    return b"".join(parts)
+
+
+def _renewed_nexthops(data: bytes) -> bytes:
+    hops = bytearray(data)
+    offset = 0
+    while offset + _NEXTHOP.size <= len(hops):
+        size, flags, weight, index = _NEXTHOP.unpack_from(hops, offset)
+        _NEXTHOP.pack_into(hops, offset, size, flags & c.RTNH_F_ONLINK, weight, index)
+        offset += max((size + 3) & ~3, _NEXTHOP.size)
+    return bytes(hops)
+
+
+def astray(netlink: NetlinkSocket, index: int, name: str) -> list[str]:
+    """Default routes of the main table that leave by a link which has a table of its own.
+
+    What routers advertise comes and goes by itself.
+    """
+    return [
+        f"a default route of the main table leaves by {name}, which has a table of its own: {part}"
+        for route in dump(netlink, index=index)
+        if route.dst.is_default and route.protocol != c.RTPROT_RA
+        if (part := route.by(index)) is not None
+    ]
 
 
 def default_device(netlink: NetlinkSocket) -> int:
@@ -196,13 +293,35 @@ def default_device(netlink: NetlinkSocket) -> int:
 
 
 def device_towards(netlink: NetlinkSocket, address: IPAddress) -> int:
-    """The index of the link that packets to an address leave by. ENETUNREACH if there is none."""
+    """The index of the link that packets to an address leave by, 0 if there is no way to it."""
     header = _ROUTE.pack(address.family, address.bits, 0, 0, 0, 0, 0, 0, 0)
     body = header + _ATTRIBUTES.encode({"dst": address})
-    for message in netlink.request(Request(c.RTM_GETROUTE, 0, body, f"find a way to {address}")):
+    request = Request(c.RTM_GETROUTE, 0, body, f"find a way to {address}")
+    try:
+        answers = netlink.request(request)
+    except NetlinkError as error:
+        if error.errno in _NO_WAY:
+            return 0
+        raise
+    for message in answers:
         found: int = _ATTRIBUTES.decode(message.payload[_ROUTE.size :]).get("oif", 0)
         return found
     return 0
+
+
+def kind_towards(netlink: NetlinkSocket, address: IPAddress) -> int:
+    """What becomes of packets to an address: RTN_LOCAL, RTN_UNICAST (sent on) or another of these.
+
+    RTN_UNSPEC if there is no way to it.
+    """
+    header = _ROUTE.pack(address.family, address.bits, 0, 0, 0, 0, 0, 0, 0)
+    body = header + _ATTRIBUTES.encode({"dst": address})
+    try:
+        answers = netlink.request(Request(c.RTM_GETROUTE, 0, body, f"find a way to {address}"))
+    except NetlinkError:
+        return c.RTN_UNSPEC
+    kinds: list[int] = [_ROUTE.unpack_from(message.payload)[7] for message in answers]
+    return kinds[0] if kinds else c.RTN_UNSPEC
 
 
 def parse(message: Message) -> Route | None:
@@ -274,9 +393,10 @@ def _encode(route: Route, scope: int, protocol: int, kind: int) -> bytes:
 
 
 def _encode_nexthop(hop: NextHop) -> bytes:
-    attributes = _ATTRIBUTES.encode({"gateway": hop.gateway})
-    size = _NEXTHOP.size + len(attributes)
-    return _NEXTHOP.pack(size, hop.flags, hop.weight - 1, hop.index) + attributes
+    gateway = _ATTRIBUTES.encode({"gateway": hop.gateway})
+    size = _NEXTHOP.size + len(gateway)
+    flags = hop.flags & c.RTNH_F_ONLINK  # that a link is down is for the kernel to say
+    return _NEXTHOP.pack(size, flags, hop.weight - 1, hop.index) + gateway
 
 
 def _nexthops(data: bytes) -> tuple[NextHop, ...]:

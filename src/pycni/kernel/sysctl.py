@@ -34,7 +34,7 @@ _SEEN_AT_FIRST = 8  # through /proc: a plugin's process is done before a procfs 
 
 
 class SysctlRejected(OSError):
-    """The kernel took a value and then held another."""
+    """The kernel took a number and went on to hold the one before."""
 
 
 def path(key: str) -> str:
@@ -64,18 +64,21 @@ def read(key: str, here: Namespace | None = None) -> str:
 def write(key: str, value: str, here: Namespace | None = None) -> str:
     """Set a value unless it is set already; return the one before, "" if it cannot be read.
 
-    Values are compared word by word: the kernel separates them by tabs. here: as above. Raises
-    FileNotFoundError, SysctlRejected, ValueError, another OSError.
+    Values are compared word by word: the kernel separates them by tabs. It may show what it took in
+    another form, such as 8080-8082 for 8080,8081,8082. here: as above. Raises FileNotFoundError,
+    SysctlRejected, ValueError, another OSError; then the value is what it was.
     """
     name = path(key)
     try:
-        fd = _open(name, posix.O_RDWR, here)
+        fd = _open_to_write(name, here)
     except OSError:
         # Whoever may not write has no need to, where the value is the one wanted.
         before = read(key, here)
         if before.split() == value.split():
             return before
         raise
+    # Nothing written is nothing done; a line is an empty value.
+    data, before = value.encode() or b"\n", ""
     try:
         before = _value(fd, unreadable="")
         if before.split() == value.split():
@@ -83,23 +86,55 @@ def write(key: str, value: str, here: Namespace | None = None) -> str:
         # Of several who set ip_forward at once, one that has to wait for the kernel's lock puts the
         # old value back first, over that of another as well (devinet_sysctl_forward).
         for _ in range(_TRIES):
-            posix.pwrite(fd, value.encode(), 0)
+            posix.pwrite(fd, data, 0)
             after = _value(fd, unreadable=value)
-            if after.split() == value.split():
+            if after != before or after.split() == value.split():
                 return before
     except OSError as error:
+        _restore(fd, before)  # of several words, the kernel keeps those before the bad one
         raise OSError(error.errno, error.strerror, name) from None
     finally:
         posix.close(fd)
-    raise SysctlRejected(errno.EINVAL, f"set to {value!r}, but holds {after!r}", name)
+    if _is_other(value, after):
+        raise SysctlRejected(errno.EINVAL, f"set to {value!r}, but holds {after!r}", name)
+    return before
+
+
+def _open_to_write(name: str, here: Namespace | None) -> int:
+    try:
+        return _open(name, posix.O_RDWR, here)
+    except OSError as error:
+        if error.errno != errno.EACCES:
+            raise
+        return _open(name, posix.O_WRONLY, here)  # such as route/flush
+
+
+def _restore(fd: int, before: str) -> None:
+    try:
+        if before and _value(fd, unreadable=before) != before:
+            posix.pwrite(fd, before.encode(), 0)
+    except OSError:
+        pass
+
+
+def _is_other(wanted: str, held: str) -> bool:
+    """Whether numbers that were wanted are not those that the kernel holds."""
+    try:
+        numbers = [int(word, 0) for word in wanted.split()]
+        return numbers != [int(word, 0) for word in held.split()][: len(numbers)]
+    except ValueError:
+        return False
 
 
 def _value(fd: int, unreadable: str) -> str:
-    """The value behind a descriptor; some cannot be read before they are set (stable_secret)."""
+    """The value behind a descriptor.
+
+    Some cannot be read before they are set (EIO, stable_secret), others never (EBADF).
+    """
     try:
         return _read(fd)
     except OSError as error:
-        if error.errno != errno.EIO:
+        if error.errno not in (errno.EIO, errno.EBADF):
             raise
         return unreadable
 

@@ -136,6 +136,16 @@ def token_bucket(rate: int, burst: int) -> TokenBucket:
     )
 
 
+def least_burst(rate: int, size: int) -> int:
+    """The smallest burst in bits that packets of a size in bytes go through at a rate in bits.
+
+    The kernel counts in ticks, and what is left of one is lost.
+    """
+    rate //= 8
+    per_tick = int(rate / (MICROSECONDS * _ticks_per_microsecond()))
+    return 8 * (size + per_tick + 2)
+
+
 # --- reading -------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,8 @@ MISSING = "missing"
 MENDED = "mended"
 FAILED = "failed"
 
+AGAIN = "delete the attachment and add it again"
+
 
 class Difference(Record):
     """One part that is not as ADD left it.

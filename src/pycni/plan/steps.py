@@ -1,7 +1,7 @@
 """The steps a plan is made of: one class for each thing that can exist for an attachment.
 
 A step names things (links by name, sandbox or host by `where`); what only the kernel knows (an
-index, a MAC address) the executor looks up. `kind` is the module in `pycni.kernel.steps` that
+index, a MAC address) the executor looks up. `kind` is the module in `pycni.steps` that
 makes, checks and removes it; of a step declared elsewhere, its module's whole name. `follows_link`
 marks what the kernel removes together with the attachment's interface, so that DEL need not;
 `makes_link` marks the making of that interface. `shared` marks what other attachments rely on as
@@ -115,7 +115,12 @@ class PortRunning(Step):
 
 
 class Sysctl(Step):
-    """A kernel setting, keys as sysctl names them. Not required ones may be missing."""
+    """A kernel setting, keys as sysctl names them.
+
+    required: whether the kernel must have the key and take the value; else ADD goes on without.
+    Where the key exists, CHECK expects the value in either case. lasting: whether the value matters
+    after ADD; if not, CHECK does not look at it.
+    """
 
     kind: ClassVar[str] = "sysctl"
     follows_link: ClassVar[bool] = True
@@ -124,6 +129,7 @@ class Sysctl(Step):
     key: str
     value: str
     required: bool = False
+    lasting: bool = True
 
 
 class Address(Step):
@@ -489,10 +495,14 @@ class IngressPolicy(Step):
 
 
 class PortIsolation(Step):
-    """Those of some links that are ports of a bridge do not reach each other through it."""
+    """Those of some links that are ports of a bridge do not reach other containers through it.
+
+    What outlives the link of that is removed with the owner's `Firewall`.
+    """
 
     kind: ClassVar[str] = "port_isolation"
     follows_link: ClassVar[bool] = True
 
+    owner: Owner
     bridge: str
     links: tuple[str, ...]

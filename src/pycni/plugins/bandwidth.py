@@ -6,7 +6,6 @@ redirected to an ifb first, since only what a link sends can be queued. DEL take
 
 from __future__ import annotations
 
-from pycni.kernel.steps import shaping
 from pycni.plan.plan import Plan
 from pycni.plan.steps import Limit, Shaping
 from pycni.sdk.chained import ChainedPlugin
@@ -15,15 +14,16 @@ from pycni.spec.config import NetConf
 from pycni.spec.errors import invalid_config
 from pycni.spec.fields import Config, Integer, ListOf, Network, Object, field
 from pycni.spec.result import Interface
+from pycni.steps import shaping
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import ClassVar
 
-    from pycni.kernel.context import Kernel
     from pycni.sdk.request import Request
     from pycni.spec.ip import IPNetwork
     from pycni.spec.result import Result
+    from pycni.steps.context import Kernel
 
 MAX_BURST = (1 << 32) - 1  # bytes
 MAX_U64 = (1 << 64) - 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from _socket import AF_INET, AF_INET6
 
+from pycni.kernel.netlink.constants import RT_TABLE_MAIN
 from pycni.plan.plan import Plan, Reported
 from pycni.plan.steps import (
     HOST,
@@ -40,10 +41,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import ClassVar
 
-    from pycni.kernel.context import Kernel
     from pycni.plan.steps import Step
     from pycni.sdk.request import Request
-    from pycni.spec.result import Result
+    from pycni.spec.result import IPConfig, Result
+    from pycni.steps.context import Kernel
 
 MAX_VLAN = 4094
 
@@ -188,9 +189,7 @@ class BridgePlugin(InterfacePlugin):
         routes = network.routes
         if config.is_default_gateway:
             for entry in ips:
-                default = default_network(entry.address.family)
-                if not any(route.dst == default and route.gw is not None for route in routes):
-                    routes = (*routes, Route(dst=default, gw=entry.gateway))
+                routes = _with_default(routes, entry)
         return network.replace(ips=ips, routes=routes)
 
     def ready(self, config: BridgeConfig, kernel: Kernel) -> None:
@@ -268,6 +267,27 @@ class BridgePlugin(InterfacePlugin):
         families = {gateway.family for gateway in gateways}
         steps += [Forwarding(family) for family in (AF_INET, AF_INET6) if family in families]
         return Plan(tuple(steps), tuple(interfaces))
+
+
+def _with_default(routes: tuple[Route, ...], entry: IPConfig) -> tuple[Route, ...]:
+    """Routes with a default one by an address's gateway, unless they have one of their own.
+
+    That one keeps its settings; where it leaves its gateway open, this is the gateway.
+    """
+    default = default_network(entry.address.family)
+    if not any(_is_default(route, default) for route in routes):
+        return (*routes, Route(dst=default, gw=entry.gateway))
+    return tuple(
+        route.replace(gw=entry.gateway)
+        if _is_default(route, default) and route.gw is None and route.scope is None
+        else route
+        for route in routes
+    )
+
+
+def _is_default(route: Route, default: IPNetwork) -> bool:
+    """Whether a route is the default one of the main table."""
+    return route.dst == default and route.table in (None, 0, RT_TABLE_MAIN)
 
 
 def trunk_ranges(items: tuple[TrunkItem, ...]) -> tuple[tuple[int, int], ...]:

@@ -5,8 +5,6 @@ Chained behind other plugins it shows what a runtime hands on; it changes nothin
 
 from __future__ import annotations
 
-import posix
-
 from pycni.kernel import namespace, process
 from pycni.sdk.execute import tell
 from pycni.sdk.plugin import Plugin
@@ -15,6 +13,7 @@ from pycni.spec.errors import IO_FAILURE, CNIError
 from pycni.spec.fields import ListOf, Text, field
 from pycni.spec.jsontext import dumps
 from pycni.spec.result import Result, encode_result
+from pycni.state.append import append_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,9 +22,7 @@ if TYPE_CHECKING:
     from pycni.sdk.request import Request
 
 LINE = "-" * 22
-# O_NONBLOCK: a FIFO that nobody reads is an error, not a wait without end.
 _DEFAULT_PATH = "/bin:/usr/bin"  # os.defpath
-_APPEND = posix.O_WRONLY | posix.O_APPEND | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NONBLOCK
 
 Hooks = tuple[tuple[str, ...], ...]
 
@@ -66,7 +63,7 @@ class Debug(Plugin):
 
 def record(request: Request, command: str, path: str) -> None:
     """Append a call to a file. Raises CNIError."""
-    if not path:
+    if not path or not _is_allowed(request, "debug.cniOutput", path):
         return
     lines = (
         command,
@@ -79,11 +76,7 @@ def record(request: Request, command: str, path: str) -> None:
         LINE,
     )
     try:
-        descriptor = posix.open(path, _APPEND, 0o644)
-        try:
-            posix.write(descriptor, "".join(f"{line}\n" for line in lines).encode())
-        finally:
-            posix.close(descriptor)
+        append_file(path, "".join(f"{line}\n" for line in lines).encode(), 0o644)
     except OSError as error:
         raise CNIError(
             IO_FAILURE, f"cannot write {path}: {error.strerror}", 'it is "cniOutput"'
@@ -91,8 +84,12 @@ def record(request: Request, command: str, path: str) -> None:
 
 
 def run_hooks(request: Request, hooks: Hooks) -> None:
-    """Run commands in the container's namespace; what fails is only told on stderr."""
-    if not hooks:
+    """Run commands in the container's namespace; what fails is only told on stderr.
+
+    Raises CNIError (code 7) for a program that is not allowed, before any is run.
+    """
+    found = [(hook, program) for hook in hooks if hook and (program := _program(request, hook[0]))]
+    if not found:
         return
     try:
         if request.netns_fd is not None:
@@ -103,15 +100,29 @@ def run_hooks(request: Request, hooks: Hooks) -> None:
         tell(request.stderr, f"hooks are not run: {error}\n".encode())
         return
     with space, space.enter():
-        for hook in hooks:
-            if hook:
-                _run(request, hook)
+        for hook, program in found:
+            _run(request, hook, program)
 
 
-def _run(request: Request, hook: tuple[str, ...]) -> None:
-    program = hook[0]
+def _program(request: Request, program: str) -> str:
+    """The program of a hook, "" for one that is not to be run. Raises CNIError (code 7)."""
     if "/" not in program:
-        program = process.find(program, request.environ.get("PATH", _DEFAULT_PATH)) or program
+        found = process.find(program, request.environ.get("PATH", _DEFAULT_PATH))
+        if not found:
+            tell(request.stderr, f"ERR: {program}: no such program\n".encode())
+            return ""
+        program = found
+    return program if _is_allowed(request, "debug.hooks", program) else ""
+
+
+def _is_allowed(request: Request, key: str, path: str) -> bool:
+    """Whether a path may be used. Raises CNIError (code 7); a DEL tells, and goes on without it."""
+    from pycni.sdk import allowed_paths  # most configurations name none
+
+    return allowed_paths.require_or(request, key, path, "") != ""
+
+
+def _run(request: Request, hook: tuple[str, ...], program: str) -> None:
     try:
         code, stdout, stderr = process.run([program, *hook[1:]], env=request.environ)
     except OSError as error:

@@ -16,7 +16,7 @@ from pycni.spec.config import DNS, NetConf
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError, invalid_config
 from pycni.spec.fields import Config, Fault, Flag, Integer, Kind, ListOf, Object, Text, field
 from pycni.spec.ip import IPAddress, parse_address, parse_network
-from pycni.spec.result import IPConfig, Result, Route
+from pycni.spec.result import LINK_SCOPE, IPConfig, Result, Route
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +52,6 @@ _DNS = {
     "search": OPTIONS["domain-search"],
 }
 _NO_GATEWAY = IPAddress(bytes(4))
-_LINK_SCOPE = 253  # RT_SCOPE_LINK of linux/rtnetlink.h
 
 
 class Option(Kind):
@@ -182,13 +181,13 @@ class DHCP(Plugin):
             },
             "request": list(wanted),
         }
-        answer = ask(_socket_path(request.document), question, request.cancel)
+        answer = ask(_socket_path(request), question, request.cancel)
         return make_result(answer["lease"], wanted, ipam.priority)
 
     def check(self, request: Request) -> None:
         DHCPConf.decode(request.document)
         question = {"command": "CHECK", **_attachment(request)}
-        lease = ask(_socket_path(request.document), question)["lease"]
+        lease = ask(_socket_path(request), question, request.cancel)["lease"]
         previous = request.prev_result
         if previous is None:
             return
@@ -210,7 +209,7 @@ class DHCP(Plugin):
 
     def status(self, request: Request) -> None:
         DHCPConf.decode(request.document)
-        ask(_socket_path(request.document), {"command": "STATUS"})
+        ask(_socket_path(request), {"command": "STATUS"}, request.cancel)
 
 
 def make_result(lease: Mapping[str, Any], wanted: tuple[int, ...], priority: int) -> Result:
@@ -225,7 +224,7 @@ def make_result(lease: Mapping[str, Any], wanted: tuple[int, ...], priority: int
             dst=parse_network(route["dst"]),
             gw=parse_address(route["gw"]) if route["gw"] else _NO_GATEWAY,
             # On the link: without an address here, the interface's plugin fills in a gateway.
-            scope=None if route["gw"] else _LINK_SCOPE,
+            scope=None if route["gw"] else LINK_SCOPE,
             priority=priority,
         )
         for route in lease["routes"]
@@ -248,7 +247,7 @@ def _ask_if_there(request: Request, question: Mapping[str, Any]) -> None:
     Leases of a daemon that was stopped are on disk. Once it runs again and finds the interface
     gone, it lets them run out; a DEL that fails would hold up the container's end for that.
     """
-    path = _socket_path(request.document)
+    path = _socket_path(request)
     try:
         ask(path, question)
     except NoDaemon as error:
@@ -256,9 +255,9 @@ def _ask_if_there(request: Request, question: Mapping[str, Any]) -> None:
         tell(request.stderr, note.encode())
 
 
-def _socket_path(document: Mapping[str, Any]) -> str:
+def _socket_path(request: Request) -> str:
     """The daemon's socket, of a configuration that may be wrong in everything else."""
-    ipam = NetConf.read(document, "", []).ipam
+    ipam = NetConf.read(request.document, "", []).ipam
     if not isinstance(ipam, dict):
         return SOCKET
     faults: list[Fault] = []
@@ -269,7 +268,11 @@ def _socket_path(document: Mapping[str, Any]) -> str:
             str(faults[0]) if faults else f'ipam.daemonSocketPath: "{path}" is not valid',
             f"expected the absolute path of a socket, by default {SOCKET}",
         )
-    return path
+    if path == SOCKET:
+        return path
+    from pycni.sdk import allowed_paths  # most configurations name none
+
+    return allowed_paths.require_or(request, "dhcp.daemonSocketPath", path, SOCKET)
 
 
 class _Socket(Config):

@@ -92,28 +92,33 @@ class FirewallPlugin(ChainedPlugin):
             isolated = config.ingress_policy == ISOLATED
             if isolated:
                 outside = tuple(found.name for found in network.interfaces if not found.sandbox)
-                steps.append(PortIsolation(bridge, outside))
+                steps.append(PortIsolation(request.owner, bridge, outside))
             families = tuple(sorted({address.family for address in addresses}))
             steps.append(IngressPolicy(bridge, isolated, families, config.backend))
         return Plan(tuple(steps))
 
 
 def bridge_of(network: Result, policy: str) -> str:
-    """The bridge, which plugins that make one report first. Raises CNIError (code 7)."""
+    """The bridge, which plugins that make one report first. Raises CNIError (code 7).
+
+    Whether the host has a bridge of that name the step finds out.
+    """
     if not network.interfaces:
         raise invalid_config(
             f'interface needs to be set for ingress policy "{policy}"',
             "prevResult lists no interfaces: ingressPolicy works after the plugin bridge",
         )
-    name = network.interfaces[0].name
+    first = network.interfaces[0]
+    reason = "it is an interface of the container" if first.sandbox else ""
     try:
-        check_interface_name(name)
+        check_interface_name(first.name)
     except CNIError as error:
-        raise invalid_config(
-            f'"{name}" is no bridge for ingress policy "{policy}": {error.message}',
-            "the first interface of prevResult must be the bridge, as the plugin bridge reports it",
-        ) from None
-    return name
+        reason = error.message
+    if reason:
+        from pycni.steps.ingress_policy import no_bridge
+
+        raise no_bridge(first.name, policy, reason)
+    return first.name
 
 
 plugin = FirewallPlugin()

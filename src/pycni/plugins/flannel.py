@@ -22,6 +22,7 @@ from pycni.spec.fields import Anything, MapOf, Text, field
 from pycni.spec.jsontext import dumps, lookup
 from pycni.spec.result import FAMILIES, merge
 from pycni.state.documents import Documents
+from pycni.state.files import is_file_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,8 +34,11 @@ if TYPE_CHECKING:
     from pycni.spec.fields import Fault
     from pycni.spec.result import Result
 
-# What a file has besides the delegate's configuration: which interface of the container it is for.
+# What a file has besides the delegate's configuration: which interface of the container it is for,
+# and which container, where its name does not tell.
 MARK = "pycni"
+DATA_DIR = "/var/lib/cni/flannel"
+SUBNET_FILE = "/run/flannel/subnet.env"
 UNMARKED = "eth0"  # taken for the interface of a file that the reference wrote
 
 
@@ -52,14 +56,14 @@ class FlannelConfig(NetConf):
         kind = (self.delegate or {}).get("type", "bridge")
         return kind if isinstance(kind, str) else "bridge"
 
-    @property
-    def documents(self) -> Documents:
-        return Documents(self.data_dir or "/var/lib/cni/flannel")
+    def documents(self, request: Request) -> Documents:
+        """Where configurations are kept. Raises CNIError for a directory that is not allowed."""
+        return Documents(_allowed(request, "dataDir", self.data_dir or DATA_DIR, DATA_DIR))
 
-    @property
-    def environment(self) -> SubnetEnv:
+    def environment(self, request: Request) -> SubnetEnv:
         """What flanneld says. Raises CNIError."""
-        return subnet_env.load(self.subnet_file or "/run/flannel/subnet.env")
+        file = self.subnet_file or SUBNET_FILE
+        return subnet_env.load(_allowed(request, "subnetFile", file, SUBNET_FILE))
 
     def validate(self) -> None:
         given = self.delegate or {}
@@ -87,9 +91,10 @@ class Flannel(Plugin):
     def add(self, request: Request) -> Result:
         config = self.config.decode(request.document)
         previous = request.prev_result
-        document = delegate_config(config, config.environment)
+        document = delegate_config(config, config.environment(request))
+        documents = config.documents(request)
         ours, _ = find_delegate(request, config.delegate_type)
-        name, before = _save(config.documents, request, document)
+        name, before = _save(documents, request, document)
         try:
             result = delegate(request, config.delegate_type, "ADD", document)
         except CNIError:
@@ -98,9 +103,9 @@ class Flannel(Plugin):
                 if ours is None:
                     delegate(request, config.delegate_type, "DEL", document)
                 if before is not None and ours is not None:  # of an attachment that is still there
-                    config.documents.write(name, dumps(before, sort_keys=True))
+                    documents.write(name, dumps(before, sort_keys=True))
                 else:
-                    config.documents.remove(name)
+                    documents.remove(name)
             except CNIError:
                 pass  # the runtime's DEL needs the file, and will tell
             raise
@@ -132,7 +137,7 @@ class Flannel(Plugin):
     def _kept(self, request: Request) -> dict[str, Any]:
         """The delegate's configuration that ADD kept, with the previous result."""
         config = self.config.decode(request.document)
-        found = _find(config.documents, request)
+        found = _find(config.documents(request), request)
         if found is None:
             raise CNIError(
                 CHECK_FAILED,
@@ -143,29 +148,32 @@ class Flannel(Plugin):
 
     def delete(self, request: Request) -> None:
         config = self._read(request)
-        found = _find(config.documents, request)
+        documents = config.documents(request)
+        found = _find(documents, request)
         if found is None:
             return
         name, document = found
-        document = document or _without_flanneld(config)  # damaged
+        document = document or _without_flanneld(config, request)  # damaged
         delegate(request, _type_of(document), "DEL", document)
-        config.documents.remove(name)
+        documents.remove(name)
 
     def gc(self, request: Request, keep: frozenset[Attachment]) -> None:
         config = self._read(request)
+        documents = config.documents(request)
         failures: list[CNIError] = []
-        for name in config.documents.names():
-            document = config.documents.read(name) or {}
+        for name in documents.names():
+            document = documents.read(name) or {}
             if document.get("name") != request.network or _is_kept(name, document, keep):
                 continue
             ifname = _ifname_of(document) or UNMARKED
-            stale = request.replace(container_id=_container_of(name), ifname=ifname)
+            container_id = _container_of(name, document)
+            stale = request.replace(container_id=container_id, ifname=ifname)
             try:
                 delegate(stale, _type_of(document), "DEL", _unmarked(document))
-                config.documents.remove(name)
+                documents.remove(name)
             except CNIError as error:
                 failures.append(error)
-        document = _without_flanneld(config)
+        document = _without_flanneld(config, request)
         document[VALID_ATTACHMENTS] = [attachment.to_json() for attachment in keep]
         try:
             delegate(request, config.delegate_type, "GC", document)
@@ -177,7 +185,7 @@ class Flannel(Plugin):
     def status(self, request: Request) -> None:
         config = self.config.decode(request.document)
         try:
-            environment = config.environment
+            environment = config.environment(request)
         except CNIError as error:
             raise CNIError(UNAVAILABLE, error.message, error.details) from None
         document = delegate_config(config, environment)
@@ -205,23 +213,33 @@ def delegate_config(config: FlannelConfig, environment: SubnetEnv) -> dict[str, 
         document["runtimeConfig"] = config.runtime_config
     ipam = {"type": "host-local", **(config.ipam or {})}
     ipam["ranges"] = [[{"subnet": str(subnet)}] for subnet in environment.subnets]
-    routes = [{"dst": str(network)} for network in environment.networks]
-    ipam["routes"] = [*(ipam.get("routes") or []), *routes]
+    given = ipam.get("routes") or []
+    listed = [lookup(route, "dst") for route in given if isinstance(route, dict)]
+    networks = [text for text in map(str, environment.networks) if text not in listed]
+    ipam["routes"] = [*given, *({"dst": text} for text in networks)]
     return {**document, "ipam": ipam}
 
 
-def _without_flanneld(config: FlannelConfig) -> dict[str, Any]:
+def _without_flanneld(config: FlannelConfig, request: Request) -> dict[str, Any]:
     """A configuration to clean up with, where flanneld's file may have gone."""
     try:
-        return delegate_config(config, config.environment)
+        return delegate_config(config, config.environment(request))
     except CNIError:
         return delegate_config(config, subnet_env.SubnetEnv((), (), 0, False))
+
+
+def _allowed(request: Request, key: str, path: str, default: str) -> str:
+    if path == default:
+        return default
+    from pycni.sdk import allowed_paths  # most configurations name none
+
+    return allowed_paths.require_or(request, f"flannel.{key}", path, default)
 
 
 # --- the files -----------------------------------------------------------------------------------
 #
 # `<containerID>`, as the reference has it; `<containerID>@<ifname>` where another interface of the
-# container has taken that.
+# container has taken that; the owner's tag where a name would be longer than a file's may be.
 
 
 def _save(
@@ -231,21 +249,32 @@ def _save(
 
     Returns the file's name, and what was in it before, None for nothing.
     """
-    text = dumps({**document, MARK: {"ifname": request.ifname}}, sort_keys=True)
-    name = request.container_id
+    mark = {"ifname": request.ifname}
+    second, name = _names(request)
+    if name != request.container_id:
+        mark["containerID"] = request.container_id
+    text = dumps({**document, MARK: mark}, sort_keys=True)
     if documents.create(name, text):
         return name, None
     taken = documents.read(name)
     if taken and not _is_ours(taken, request):
-        name = f"{name}@{request.ifname}"
+        name = second
         taken = documents.read(name)
     documents.write(name, text)
     return name, taken or None
 
 
+def _names(request: Request) -> tuple[str, str]:
+    """The names that an attachment's file may have: the second choice, and the first."""
+    container_id = request.container_id
+    names = f"{container_id}@{request.ifname}", container_id
+    second, first = (name if is_file_name(name) else request.owner.tag for name in names)
+    return second, first
+
+
 def _find(documents: Documents, request: Request) -> tuple[str, dict[str, Any]] | None:
     """The attachment's file and the configuration in it, {} if it is damaged."""
-    for name in (f"{request.container_id}@{request.ifname}", request.container_id):
+    for name in _names(request):
         document = documents.read(name)
         if document is not None and (not document or _is_ours(document, request)):
             return name, _unmarked(document)
@@ -260,19 +289,24 @@ def _is_ours(document: dict[str, Any], request: Request) -> bool:
 def _is_kept(name: str, document: dict[str, Any], keep: frozenset[Attachment]) -> bool:
     ifname = _ifname_of(document)
     return any(
-        attachment.container_id == _container_of(name) and ifname in ("", attachment.ifname)
+        attachment.container_id == _container_of(name, document)
+        and ifname in ("", attachment.ifname)
         for attachment in keep
     )
 
 
-def _container_of(name: str) -> str:
-    return name.partition("@")[0]
+def _container_of(name: str, document: dict[str, Any]) -> str:
+    return _marked(document, "containerID") or name.partition("@")[0]
 
 
 def _ifname_of(document: dict[str, Any]) -> str:
+    return _marked(document, "ifname")
+
+
+def _marked(document: dict[str, Any], key: str) -> str:
     mark = document.get(MARK)
-    ifname = mark.get("ifname") if isinstance(mark, dict) else ""
-    return ifname if isinstance(ifname, str) else ""
+    value = mark.get(key) if isinstance(mark, dict) else ""
+    return value if isinstance(value, str) else ""
 
 
 def _type_of(document: dict[str, Any]) -> str:

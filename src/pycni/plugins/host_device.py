@@ -6,16 +6,14 @@ drives by itself (DPDK) stays where it is, and the result only tells of it.
 
 from __future__ import annotations
 
-from pycni.kernel import device as devices
-from pycni.kernel import executor
-from pycni.kernel.context import Kernel
 from pycni.plan.plan import Plan, Reported
 from pycni.plan.steps import SANDBOX, Device, MoveDevice
 from pycni.sdk.addressing import announce, configure, settle
 from pycni.sdk.interface import InterfacePlugin
 from pycni.spec.config import NetConf
-from pycni.spec.errors import UNAVAILABLE, CNIError, invalid_config, join_errors
+from pycni.spec.errors import UNAVAILABLE, CNIError, invalid_config
 from pycni.spec.fields import Config, Flag, MACAddress, Object, Text, field
+from pycni.steps import device as devices
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,8 +21,8 @@ if TYPE_CHECKING:
 
     from pycni.plan.steps import Step
     from pycni.sdk.request import Request
-    from pycni.spec.config import Attachment
     from pycni.spec.result import Result
+    from pycni.steps.context import Kernel
 
 _DEVICES = "/sys/devices/"
 
@@ -67,7 +65,7 @@ class HostDeviceConfig(NetConf):
                 f'kernel device path "{path}" must be absolute and begin with {_DEVICES}',
                 'see "kernelpath"',
             )
-        if "/" in self.pci_bus_id:
+        if "/" in self.pci_bus_id or self.pci_bus_id in (".", ".."):
             raise invalid_config(
                 f'"{self.pci_bus_id}" in "pciBusID" is not an address on the PCI bus',
                 "expected one such as 0000:3b:00.1",
@@ -111,18 +109,6 @@ class HostDevicePlugin(InterfacePlugin):
         steps += configure(ifname, network, dad=True)
         steps += settle(ifname, network)
         return Plan(tuple(steps), (Reported(SANDBOX, ifname),))
-
-    def gc(self, request: Request, keep: frozenset[Attachment]) -> None:
-        """Give a device that came back by itself, its sandbox having died, its own name."""
-        config = self.config.read(request.document, "", [])
-        with Kernel(None) as kernel:
-            failures = executor.remove(Plan((MoveDevice("", config.selected),)), kernel)
-        try:
-            super().gc(request, keep)
-        except CNIError as error:
-            failures.append(error)
-        if failures:
-            raise join_errors(failures)
 
 
 def _normal(path: str) -> str:

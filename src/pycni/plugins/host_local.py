@@ -25,21 +25,20 @@ from pycni.spec.errors import (
     CNIError,
     invalid_config,
 )
-from pycni.spec.fields import Config, Fault, ListOf, Object, Text, faults_error, field
+from pycni.spec.fields import Config, Fault, Flag, ListOf, Object, Text, faults_error, field
 from pycni.spec.ip import IPAddress, IPNetwork, parse_address_or_network
+from pycni.spec.owner import Owner
 from pycni.spec.result import IPConfig, Result, Route
 from pycni.spec.versions import at_least
+from pycni.state import attachments
 from pycni.state.files import below, read_file
-from pycni.state.leases import LeaseStore
+from pycni.state.leases import DATA_DIR, LeaseStore
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from typing import Any
+    from collections.abc import Callable, Iterator
 
     from pycni.sdk.request import Request
-
-DATA_DIR = "/var/lib/cni/networks"
 
 _RANGES = ListOf(ListOf(Object(RangeConfig)))
 
@@ -55,10 +54,16 @@ class IPAM(RangeConfig):
         "routes", ListOf(Object(Route)), (), doc="routes for the result"
     )
     data_dir: str = field(
-        "dataDir", Text(), DATA_DIR, doc="directory of the state, one directory in it per network"
+        "dataDir",
+        Text(),
+        DATA_DIR,
+        doc="directory of the state, one directory in it per network; absolute, and allowed",
     )
     resolv_conf: str = field(
         "resolvConf", Text(), "", doc="a resolv.conf(5) to take the result's DNS settings from"
+    )
+    strict_status: bool = field(
+        "strictStatus", Flag(), default=False, doc="have STATUS fail when a range set is full"
     )
 
 
@@ -118,6 +123,10 @@ class HostLocalConf(NetConf):
         return sets
 
 
+def _none(_address: IPAddress) -> bool:
+    return False
+
+
 class _IPAMDirectory(Config):
     data_dir: str = field("dataDir", Text(), DATA_DIR, doc="directory of the state")
 
@@ -134,12 +143,18 @@ class HostLocal(Plugin):
         ipam = config.ipam
         assert ipam is not None
         requested = _requested(config, request.args)
-        dns = _read_resolv_conf(ipam.resolv_conf) if ipam.resolv_conf else DNS()
+        dns = _read_resolv_conf(request, ipam.resolv_conf) if ipam.resolv_conf else DNS()
         attachment = request.owner.attachment
         with LeaseStore(
-            ipam.data_dir or DATA_DIR, request.network, create=True, note=_note, in_use=_is_set
+            _allowed(request, ipam.data_dir),
+            request.network,
+            create=True,
+            cancel=request.cancel,
+            note=_note,
+            gives=_ranges_of(sets),
+            in_use=_is_set,
         ) as leases:
-            allocator = _Allocator(leases, sets, attachment)
+            allocator = _Allocator(leases, sets, attachment, request.network)
             try:
                 ips = allocator.allocate(requested)
             except BaseException:
@@ -149,8 +164,8 @@ class HostLocal(Plugin):
 
     def check(self, request: Request) -> None:
         config = HostLocalConf.decode(request.document)
-        with _existing_leases(request) as leases:
-            owned = leases.owned(request.owner.attachment)
+        with _existing_leases(request, request.cancel) as leases:
+            owned = leases.find(request.owner.attachment, _previous(request))
             where = leases.path
         if not owned:
             raise CNIError(
@@ -175,33 +190,49 @@ class HostLocal(Plugin):
 
     def delete(self, request: Request) -> None:
         with _existing_leases(request) as leases:
-            leases.release(request.owner.attachment)
+            leases.release(request.owner.attachment, likely=_previous(request))
 
     def gc(self, request: Request, keep: frozenset[Attachment]) -> None:
+        network = request.network
+
+        def is_noted(holder: Attachment) -> bool:
+            """Whether something still names its addresses, or an ADD of it is under way."""
+            return attachments.is_noted(Owner(network, holder.container_id, holder.ifname).tag)
+
         with _existing_leases(request) as leases:
-            leases.collect(keep)
+            leases.collect(keep, is_noted)
 
     def status(self, request: Request) -> None:
-        sets = HostLocalConf.typed(request.document).range_sets()
-        _require_writable(below(_data_dir(request.document), request.network))
-        with _existing_leases(request) as leases:
-            allocator = _Allocator(leases, sets, Attachment("", ""))
+        config = HostLocalConf.typed(request.document)
+        sets = config.range_sets()
+        _require_writable(below(_data_dir(request), request.network))
+        with _existing_leases(request, request.cancel, _ranges_of(sets)) as leases:
+            allocator = _Allocator(leases, sets, Attachment("", ""), request.network)
             for range_set in sets:
-                if not allocator.has_free(range_set):
-                    raise CNIError(
-                        UNAVAILABLE,
-                        f"no IP addresses available in range set: {range_set}",
-                        allocator.usage(range_set),
-                    )
+                if allocator.has_free(range_set):
+                    continue
+                full = CNIError(
+                    UNAVAILABLE,
+                    f"no IP addresses available in range set: {range_set}",
+                    allocator.usage(range_set),
+                )
+                assert config.ipam is not None
+                if config.ipam.strict_status:
+                    raise full
+                from pycni.sdk.execute import tell  # no other operation needs it
+
+                # Runtimes put off the GC that would free some until STATUS succeeds.
+                tell(request.stderr, f"host-local: {full}\n".encode())
 
 
 class _Allocator:
     """One ADD's choice of addresses, in an open store; `undo` gives back what it took."""
 
     def __init__(
-        self, leases: LeaseStore, sets: tuple[RangeSet, ...], attachment: Attachment
+        self, leases: LeaseStore, sets: tuple[RangeSet, ...], attachment: Attachment, network: str
     ) -> None:
         self._leases = leases
+        self._network = network
         self._sets = sets
         self._attachment = attachment
         self._gateways = {item.gateway for range_set in sets for item in range_set.ranges}
@@ -256,7 +287,8 @@ class _Allocator:
             return "the only addresses in it are gateways; widen the range"
         oldest = min(leases, key=lambda lease: lease.since)
         text = (
-            f"{len(leases)} held by {len({lease.container_id for lease in leases})} containers, "
+            f"{_count(len(leases), 'address', 'addresses')} held by "
+            f"{_count(len({lease.container_id for lease in leases}), 'container', 'containers')}, "
             f"the oldest, {oldest.address}, by {_holder(oldest.container_id, oldest.ifname)} "
             f"since {_date(oldest.since)}"
         )
@@ -265,9 +297,9 @@ class _Allocator:
         if stale:
             text += f"; {stale} of them from before this machine was started"
         return (
-            f"{text}. Containers that ended without DEL still hold theirs: have the runtime run "
-            f"GC, or remove from {self._leases.path} the files that name containers no longer "
-            "there. If all are alive, widen the range"
+            f"{text}. Containers that ended without DEL still hold theirs in {self._leases.path}: "
+            "'pycni ipam reclaim' frees them, or the runtime's GC. "
+            "If all are alive, widen the range"
         )
 
     def _refuse_second(self, range_set: RangeSet, held: list[IPAddress]) -> None:
@@ -330,10 +362,31 @@ class _Allocator:
                 number = self._leases.next_free(range_set.family, number + 1, last)
 
     def _reserve(self, address: IPAddress, index: int) -> bool:
+        holder = self._living_holder(address)
+        if holder is not None:  # its lease was lost
+            self._leases.reserve(address, holder, index)
+            return False
         if not self._leases.reserve(address, self._attachment, index):
             return False
         self._taken.append(address)
         return True
+
+    def _living_holder(self, address: IPAddress) -> Attachment | None:
+        """Who has an address, whatever the leases say: an attachment that is noted, and there."""
+        tag = attachments.holder(self._network, str(address))
+        if not tag:
+            return None
+        identity = attachments.read(tag)
+        if identity is None or identity.owner.attachment == self._attachment:
+            return None
+        if str(address) not in identity.addresses:
+            return None
+        from pycni.steps import ownership
+        from pycni.steps.context import Kernel
+
+        with Kernel(None) as kernel:
+            alive = ownership.is_alive(kernel, identity)
+        return identity.owner.attachment if alive else None
 
 
 def _requested(config: HostLocalConf, args: str) -> list[IPAddress]:
@@ -357,20 +410,50 @@ def _requested(config: HostLocalConf, args: str) -> list[IPAddress]:
     return list(dict.fromkeys(addresses))
 
 
-def _data_dir(document: Mapping[str, Any]) -> str:
+def _data_dir(request: Request) -> str:
     """Where the state is, of a configuration that may be wrong in everything else."""
-    ipam = NetConf.read(document, "", []).ipam
+    ipam = NetConf.read(request.document, "", []).ipam
     if not isinstance(ipam, dict):
         return DATA_DIR
     faults: list[Fault] = []
     data_dir = _IPAMDirectory.read(ipam, "ipam", faults).data_dir
     if faults:
         raise faults_error(faults)
-    return data_dir or DATA_DIR
+    return _allowed(request, data_dir)
 
 
-def _existing_leases(request: Request) -> LeaseStore:
-    return LeaseStore(_data_dir(request.document), request.network, note=_note, in_use=_is_set)
+def _allowed(request: Request, data_dir: str) -> str:
+    if data_dir in ("", DATA_DIR):
+        return DATA_DIR
+    from pycni.sdk import allowed_paths  # most configurations name none
+
+    return allowed_paths.require_or(request, "host-local.dataDir", data_dir, DATA_DIR)
+
+
+def _existing_leases(
+    request: Request, cancel: int | None = None, gives: Callable[[IPAddress], bool] = _none
+) -> LeaseStore:
+    return LeaseStore(
+        _data_dir(request),
+        request.network,
+        cancel=cancel,
+        note=_note,
+        gives=gives,
+        in_use=_is_set,
+    )
+
+
+def _ranges_of(sets: tuple[RangeSet, ...]) -> Callable[[IPAddress], bool]:
+    return lambda address: any(item.range_of(address) for item in sets)
+
+
+def _previous(request: Request) -> list[IPAddress]:
+    """The addresses in prevResult, as far as it can be read."""
+    try:
+        previous = request.prev_result
+    except CNIError:
+        return []
+    return [] if previous is None else [entry.address.address for entry in previous.ips]
 
 
 def _is_set(address: IPAddress) -> bool:
@@ -380,11 +463,13 @@ def _is_set(address: IPAddress) -> bool:
     return address in census.addresses()
 
 
-def _read_resolv_conf(path: str) -> DNS:
+def _read_resolv_conf(request: Request, path: str) -> DNS:
     import os  # few configurations name one
 
     from pycni.plugins.shared.resolvconf import parse_resolv_conf
+    from pycni.sdk import allowed_paths
 
+    allowed_paths.require("host-local.resolvConf", path, request.environ)
     try:
         # /etc/resolv.conf is a symbolic link on many hosts.
         data = read_file(os.path.realpath(path))
@@ -410,6 +495,10 @@ def _require_writable(path: str) -> None:
             f'{existing} must be a directory that this user may write to; "dataDir" of "ipam" '
             "names another",
         )
+
+
+def _count(number: int, one: str, more: str) -> str:
+    return f"{number} {one if number == 1 else more}"
 
 
 def _holder(container_id: str, ifname: str) -> str:

@@ -21,9 +21,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import ClassVar
 
-    from pycni.kernel.context import Kernel
     from pycni.plan.steps import Step
     from pycni.sdk.request import Request
+    from pycni.steps.context import Kernel
 
 MODES = ("l2", "l3", "l3s")
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from pycni.kernel import address as addresses
 from pycni.kernel import link as links
-from pycni.kernel.executor import translate
+from pycni.plan.plan import Plan
 from pycni.sdk.plugin import Plugin
 from pycni.sdk.sandbox import find_sandbox, open_sandbox
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError
 from pycni.spec.result import Interface, IPConfig, Result
+from pycni.steps import ownership
+from pycni.steps.executor import translate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import ClassVar
 
     from pycni.kernel.address import Address
-    from pycni.kernel.context import Site
     from pycni.kernel.link import Link
     from pycni.plan.difference import Difference
     from pycni.sdk.request import Request
+    from pycni.spec.config import Attachment
     from pycni.spec.ip import IPAddress
+    from pycni.steps.context import Kernel
 
 LO = "lo"
 
@@ -28,6 +31,8 @@ class Loopback(Plugin):
     """Whatever CNI_IFNAME says, the interface is `lo`; there are no keys of its own."""
 
     type: ClassVar[str] = "loopback"
+    kinds: ClassVar[tuple[str, ...]] = ()
+    makes_link: ClassVar[bool] = False
 
     def add(self, request: Request) -> Result:
         previous = request.prev_result
@@ -37,7 +42,7 @@ class Loopback(Plugin):
                 lo = sandbox.link(LO)
                 for found in addresses.dump(sandbox.netlink, lo.index):
                     _require_loopback(found.network.address, request)
-                present = _set_up(sandbox, lo)
+                present = _set_up(kernel, lo)
             except OSError as error:
                 raise translate(error) from error
         if previous is not None:
@@ -81,22 +86,32 @@ class Loopback(Plugin):
         add = request.replace(command="ADD")
         return check_only(self, request, dry_run=dry_run, mend=lambda: self.add(add))
 
+    def gc(self, request: Request, keep: frozenset[Attachment]) -> None:
+        from pycni.sdk.collection import collect  # no other call needs it
+
+        collect(self, request, keep)
+
     def delete(self, request: Request) -> None:
         with find_sandbox(request) as kernel:
             if kernel.sandbox is None:
+                ownership.forget(kernel)
                 return
             try:
                 kernel.sandbox.request(links.update(LO, up=False))
             except OSError as error:
                 raise translate(error) from error
+            ownership.forget(kernel)
 
 
-def _set_up(sandbox: Site, lo: Link) -> list[Address]:
+def _set_up(kernel: Kernel, lo: Link) -> list[Address]:
     """Set lo up and return the addresses it has then; if that fails, it is as it was."""
+    sandbox = kernel.site("sandbox")
     try:
         sandbox.request(links.update(LO, up=True))
-        return addresses.dump(sandbox.netlink, lo.index)
-    except OSError:
+        found = addresses.dump(sandbox.netlink, lo.index)
+        ownership.note(kernel, Plan())
+        return found
+    except (OSError, CNIError):
         if not lo.is_up:
             try:
                 sandbox.request(links.update(LO, up=False))

@@ -19,10 +19,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import ClassVar
 
-    from pycni.kernel.context import Kernel
     from pycni.plan.steps import Step
     from pycni.sdk.request import Request
     from pycni.spec.result import Result
+    from pycni.steps.context import Kernel
 
 MODES = ("bridge", "private", "vepa", "passthru")
 
@@ -63,6 +63,13 @@ class MacvlanPlugin(InterfacePlugin):
 
     def plan(self, request: Request, config: MacvlanConfig, network: Result) -> Plan:
         ifname = request.ifname
+        mac = requested_mac(config, request.args) or config.mac
+        if mac and config.mode == "passthru" and request.command == "ADD":
+            raise invalid_config(
+                f"a macvlan in mode passthru cannot have the MAC address {mac}",
+                f"it has that of its master {config.master}, whose frames are all its own: ask for "
+                "no MAC address, or choose another mode",
+            )
         steps: list[Step] = [
             SubLink(
                 ifname,
@@ -71,7 +78,7 @@ class MacvlanPlugin(InterfacePlugin):
                 SANDBOX if config.link_in_container else HOST,
                 mode=config.mode or "bridge",
                 mtu=config.mtu,
-                mac=requested_mac(config, request.args) or config.mac,
+                mac=mac,
                 broadcast_queue=config.bc_queue_len,
             )
         ]

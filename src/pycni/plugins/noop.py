@@ -6,6 +6,7 @@ and keys are those of the reference's plugin, whose Go structures the file mirro
 
 from __future__ import annotations
 
+from pycni.sdk import allowed_paths
 from pycni.sdk.dispatch import Outcome, serve
 from pycni.sdk.plugin import Plugin
 from pycni.spec import versions
@@ -53,7 +54,7 @@ class Noop(Plugin):
             return None
         try:
             stdin = read_stdin()
-            double = _Double(supported(environ.get("CNI_ARGS", ""), stdin), stdin)
+            double = _Double(supported(environ, stdin), stdin)
         except (Crash, CNIError, OSError) as error:
             return Outcome(code=CRASHED, stderr=f"{error}\n")
         outcome = serve(double, environ, lambda: stdin)
@@ -125,11 +126,15 @@ class _Double(Plugin):
         self.check(request)
 
 
-def supported(cni_args: str, stdin: bytes) -> tuple[str, ...]:
-    """The versions that the plugin claims; with CNI_ARGS, what the file says. Raises Crash."""
+def supported(environ: Mapping[str, str], stdin: bytes) -> tuple[str, ...]:
+    """The versions that the plugin claims; with CNI_ARGS, what the file says.
+
+    Raises Crash, CNIError.
+    """
+    cni_args = environ.get("CNI_ARGS", "")
     if not cni_args:
         return VERSIONS
-    path = debug_file(cni_args, NoopConfig.read(parse_config(stdin), "", []))
+    path = debug_file(cni_args, NoopConfig.read(parse_config(stdin), "", []), environ)
     claimed = _load(path).get("ReportVersionSupport")
     if claimed is None:
         return VERSIONS
@@ -138,15 +143,17 @@ def supported(cni_args: str, stdin: bytes) -> tuple[str, ...]:
     return tuple(claimed)
 
 
-def debug_file(cni_args: str, config: NoopConfig) -> str:
+def debug_file(cni_args: str, config: NoopConfig, environ: Mapping[str, str]) -> str:
     """The path of the file, "" for none. Raises CNIError."""
+    path = config.debug_file
     for pair in cni_args.split(";") if cni_args else ():
         parts = pair.split("=")
         if len(parts) != 2:
             raise CNIError(INTERNAL, f"CNI_ARGS invalid key/value pair: [{' '.join(parts)}]")
         if parts[0] == "DEBUG":
-            return parts[1]
-    return config.debug_file
+            path = parts[1]
+            break
+    return allowed_paths.require("noop.debugFile", path, environ) if path else ""
 
 
 def act(request: Request, stdin: bytes) -> Outcome:
@@ -154,13 +161,15 @@ def act(request: Request, stdin: bytes) -> Outcome:
     config = NoopConfig.decode(request.document)
     previous = parse_prev_result(request.document, request.version)
     # GC and STATUS have no arguments, but a test says where its file is all the same.
-    path = debug_file(request.args or request.environ.get("CNI_ARGS", ""), config)
+    environ = request.environ
+    path = debug_file(request.args or environ.get("CNI_ARGS", ""), config, environ)
     if not path:
         return Outcome("{}", stderr=NO_DEBUG)
     debug = _load(path)
     asked = {"Command": request.command, "CmdArgs": _arguments(request, stdin)}
     write_file(path, dumps({**debug, **asked}).encode(), 0o600, sync=False)
     if config.command_log:
+        allowed_paths.require("noop.commandLog", config.command_log, environ)
         with Lock(config.command_log):  # a runtime may call several at once
             log = read_file(config.command_log)
             entries = loads(log) if log.strip() else []

@@ -1,7 +1,7 @@
 """portmap: ports of the host lead to the container.
 
 The ports come from the runtime (capability portMappings). What they become on the host stands in
-`pycni.kernel.steps.port_map_nftables` and `port_map_iptables`; DEL removes all but what containers
+`pycni.steps.port_map_nftables` and `port_map_iptables`; DEL removes all but what containers
 share.
 """
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pycni.sdk.request import Request
     from pycni.spec.ip import IPAddress, IPNetwork
     from pycni.spec.result import Result
+    from pycni.steps.context import Kernel
 
 PROTOCOLS = ("tcp", "udp", "sctp")
 BACKENDS = ("nftables", "iptables")
@@ -72,6 +73,12 @@ class Mapping(Config):
             raise invalid_config(
                 f'unknown protocol "{self.protocol}" of host port {self.host_port}',
                 'expected tcp, udp or sctp as "protocol" in runtimeConfig.portMappings',
+            )
+        if self.host_ip is not None and self.host_ip.is_loopback and not self.host_ip.is_ipv4:
+            raise invalid_config(
+                f"host port {self.host_port}/{self.known_protocol} cannot be mapped on ::1",
+                "the kernel does not send on what comes from ::1; "
+                'name 127.0.0.1 or another address as "hostIP", or none for all of the host',
             )
 
 
@@ -185,13 +192,13 @@ class PortmapPlugin(ChainedPlugin):
                 if item.is_valid
             )
         )
-        if not mappings and request.command != "DEL":
+        if not mappings and request.command == "ADD":
             return Plan()
         addresses = first_addresses(request, network)
         steps: list[Step] = [
             RouteLocalnet(network.address)
             for network in addresses
-            if config.snat and network.is_ipv4
+            if mappings and config.snat and network.is_ipv4
         ]
         bit = config.mark_masq_bit
         steps.append(
@@ -209,6 +216,19 @@ class PortmapPlugin(ChainedPlugin):
             )
         )
         return Plan(tuple(steps))
+
+    def result(
+        self, request: Request, config: PortmapConfig, previous: Result, kernel: Kernel
+    ) -> Result:
+        """The previous result. Tells whose ports of the host lead to the container instead."""
+        if any(mapping.is_valid for mapping in config.runtime_config.port_mappings):
+            from pycni.sdk.execute import tell
+            from pycni.steps import shadowed
+
+            for step in self.plan(request, config, previous).steps:
+                for text in shadowed.listeners(step, kernel) if isinstance(step, PortMap) else ():
+                    tell(request.stderr, f"portmap: {text}\n".encode())
+        return previous
 
 
 def first_addresses(request: Request, network: Result) -> tuple[IPNetwork, ...]:

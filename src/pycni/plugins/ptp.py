@@ -76,8 +76,9 @@ class PtpPlugin(InterfacePlugin):
             # There is nobody on the link whose address it could be.
             steps.append(Sysctl(HOST, f"net/ipv6/conf/{outer}/accept_dad", "0"))
             steps.append(Sysctl(SANDBOX, f"net/ipv6/conf/{ifname}/accept_dad", "0"))
-        for entry in network.ips:
-            steps += _host_side(request, outer, entry)
+        host_side = [step for entry in network.ips for step in _host_side(request, outer, entry)]
+        # Addresses may share a gateway.
+        steps += [step for at, step in enumerate(host_side) if step not in host_side[:at]]
         steps += configure(ifname, network, by_gateway=True)
         addresses = tuple(entry.address for entry in network.ips)
         if config.ip_masq:

@@ -7,10 +7,17 @@ from __future__ import annotations
 
 import errno
 
-from pycni.kernel import executor
+from pycni.kernel.netlink.constants import MIN_IPV6_MTU
 from pycni.plan.plan import Plan
 from pycni.plan.steps import SANDBOX, LinkSettings, Sysctl
-from pycni.plugins.shared.tuning_backup import Backup, Settings, file_name, sysctl_key
+from pycni.plugins.shared.tuning_backup import (
+    ATTRIBUTES,
+    Backup,
+    Settings,
+    in_force,
+    saved_in,
+    sysctl_key,
+)
 from pycni.sdk.chained import ChainedPlugin
 from pycni.sdk.planned import require_prev_result
 from pycni.sdk.sandbox import find_sandbox, open_sandbox
@@ -26,22 +33,25 @@ from pycni.spec.fields import (
     normal_mac,
 )
 from pycni.spec.jsontext import lookup, repeated_keys
+from pycni.spec.owner import Owner
 from pycni.state.documents import Documents
 from pycni.state.files import read_file
+from pycni.steps import executor, ownership
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, ClassVar
 
-    from pycni.kernel.context import Kernel
     from pycni.plan.steps import Step
     from pycni.sdk.request import Request
     from pycni.spec.config import Attachment
     from pycni.spec.fields import Fault
     from pycni.spec.result import Result
+    from pycni.steps.context import Kernel
 
 ALLOWLIST = "/etc/cni/tuning/allowlist.conf"
+DATA_DIR = "/run/cni/tuning"
 MAX_MTU = (1 << 31) - 1
 
 
@@ -66,9 +76,15 @@ class TuningConfig(Settings, NetConf):
         "runtimeConfig", Object(RuntimeConfig), RuntimeConfig(), doc="runtimeConfig.mac"
     )
 
-    @property
-    def documents(self) -> Documents:
-        return Documents(self.data_dir or "/run/cni/tuning")
+    def documents(self, request: Request) -> Documents:
+        """Where backups are. Raises CNIError for a directory that is not allowed."""
+        directory = self.data_dir or DATA_DIR
+        if directory != DATA_DIR:
+            from pycni.sdk import allowed_paths  # most configurations name none
+
+            key = "tuning.dataDir"
+            directory = allowed_paths.require_or(request, key, directory, DATA_DIR)
+        return Documents(directory)
 
     def wanted(self, cni_args: str) -> Settings:
         """What all the places that can ask for something ask for together."""
@@ -112,14 +128,18 @@ class Tuning(ChainedPlugin):
         config = self.config.decode(request.document)
         refuse_unlisted(config)
         previous = require_prev_result(request)
+        refuse_small_mtu(request, config.wanted(request.args).mtu or 0, previous)
         plan = self.plan(request, config, previous)
         with (
             open_sandbox(request) as kernel,
-            Backup(config.documents, request) as backup,
+            Backup(config.documents(request), request) as backup,
             executor.Transaction(kernel) as transaction,
         ):
             backup.save(plan, executor.current(plan, kernel))
             transaction.apply(plan)
+            if plan.steps:
+                backup.hold(executor.current(plan, kernel))
+                ownership.note(kernel, Plan(), files=(backup.path,))
             return self.result(request, config, previous, kernel)
 
     def result(
@@ -134,40 +154,76 @@ class Tuning(ChainedPlugin):
                 interfaces[index] = interface.replace(mac=wanted.mac or interface.mac, mtu=mtu)
         return previous.replace(interfaces=tuple(interfaces))
 
+    def as_checked(self, request: Request) -> Request:
+        """What a later tuning of the list has set is as it should be."""
+        faults: list[Fault] = []
+        config = self.config.read(request.document, "", faults)
+        given, now = config.wanted(request.args), in_force(config.documents(request), request)
+        changed: dict[str, Any] = {
+            name: getattr(now, name) if getattr(now, name) is not None else value
+            for name in ATTRIBUTES
+            if (value := getattr(given, name)) is not None
+        }
+        sysctls = {
+            key: (now.sysctl or {}).get(sysctl_key(key, request.ifname), value)
+            for key, value in (given.sysctl or {}).items()
+        }
+        settings = Settings(**changed, sysctl=sysctls or None).to_json()
+        return request.replace(document={**request.document, "args": {"cni": settings}})
+
     def delete(self, request: Request) -> None:
         faults: list[Fault] = []
         config = self.config.read(request.document, "", faults)
         with (
             find_sandbox(request) as kernel,
-            Backup(config.documents, request) as backup,
+            Backup(config.documents(request), request) as backup,
         ):
-            failures = []
-            if kernel.sandbox is not None:
-                for step in backup.restoration(config.wanted("")):
-                    try:
+            failures = ownership.problems(kernel)
+            for step in backup.restoration(config.wanted("")):
+                try:
+                    if _is_in_place(request.ifname, kernel):
                         executor.handler(step.kind).apply(step, kernel)
-                    except OSError as error:
-                        if error.errno not in (errno.ENODEV, errno.ENOENT):  # the interface is gone
-                            failures.append(executor.translate(error))
-            if failures and backup.keep_once():
-                raise join_errors(failures)
-            backup.remove()
+                except OSError as error:
+                    if error.errno not in (errno.ENODEV, errno.ENOENT):  # the interface is gone
+                        failures.append(executor.translate(error))
+                except CNIError as error:
+                    failures.append(error)
+            is_kept = bool(failures) and backup.keep_once()
+            if is_kept:
+                ownership.keep_part(kernel)
+            else:
+                backup.remove()
+                ownership.forget(kernel)
+        if is_kept:
+            raise join_errors(failures)
 
     def gc(self, request: Request, keep: frozenset[Attachment]) -> None:
         faults: list[Fault] = []
         config = self.config.read(request.document, "", faults)
-        kept = {file_name(item.container_id, item.ifname) for item in keep}
-        for name in config.documents.names():
-            if name.endswith(".json") and name not in kept:
-                document = config.documents.read(name) or {}
-                if document.get("network") == request.network:
-                    config.documents.remove(name)
+        documents = config.documents(request)
+        for name in documents.names():
+            saved = saved_in(documents.read(name)) if name.endswith(".json") else None
+            if saved is None or saved.network != request.network:
+                continue
+            owners = (Owner(request.network, one.container_id, one.ifname) for one in keep)
+            if not any(saved.is_of(owner, name) for owner in owners):
+                documents.remove(name)
+        super().gc(request, keep)
 
     def ready(self, config: TuningConfig, kernel: Kernel) -> None:
         try:
             refuse_unlisted(config)
         except CNIError as error:
             raise CNIError(UNAVAILABLE, error.message, error.details) from None
+
+
+def _is_in_place(ifname: str, kernel: Kernel) -> bool:
+    """Whether settings of the attachment can go back: its own sandbox is there, and nothing of
+    another has the name of its interface."""
+    if kernel.sandbox is None:
+        return False
+    own = kernel.own(ifname)
+    return own.name == ifname if own is not None else kernel.sandbox.find(ifname) is None
 
 
 def refuse_repeated(document: Mapping[str, Any]) -> None:
@@ -178,6 +234,19 @@ def refuse_repeated(document: Mapping[str, Any]) -> None:
         raise invalid_config(
             "duplicated sysctl keys are not allowed", f'"sysctl" has {", ".join(repeated)} twice'
         )
+
+
+def refuse_small_mtu(request: Request, mtu: int, previous: Result) -> None:
+    """Raise a CNIError for an MTU that would cost the interface its IPv6 addresses."""
+    listed = dict(enumerate(previous.interfaces))
+    for entry in previous.ips:
+        of = None if entry.interface is None else listed.get(entry.interface)
+        own = of is None or (of.name == request.ifname and of.sandbox)
+        if own and not entry.address.is_ipv4 and 0 < mtu < MIN_IPV6_MTU:
+            raise invalid_config(
+                f"with an MTU of {mtu} {request.ifname} would lose the address {entry.address}",
+                f'IPv6 needs {MIN_IPV6_MTU} bytes: give a larger "mtu", or no IPv6 addresses',
+            )
 
 
 def refuse_unlisted(config: TuningConfig) -> None:

@@ -19,10 +19,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import ClassVar
 
-    from pycni.kernel.context import Kernel
     from pycni.plan.steps import Step
     from pycni.sdk.request import Request
     from pycni.spec.result import Result
+    from pycni.steps.context import Kernel
 
 MAX_VLAN = 4094
 

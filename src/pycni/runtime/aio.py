@@ -128,14 +128,16 @@ class AsyncNetwork:
         keep: Iterable[Attachment | Endpoint | tuple[str, str]] | None,
         *,
         dry_run: bool = False,
+        force: bool = False,
         **options: Unpack[Options],
     ) -> list[Endpoint]:
         """Remove what is left of attachments that are not alive any more."""
-        return await _run(partial(self.network.gc, keep, dry_run=dry_run), options)
+        return await _run(partial(self.network.gc, keep, dry_run=dry_run, force=force), options)
 
-    async def status(self, **options: Unpack[Options]) -> None:
-        """Ask each plugin whether it could serve an ADD now."""
-        await _run(self.network.status, options)
+    async def status(self, **options: Unpack[Options]) -> tuple[str, ...]:
+        """Ask each plugin whether it could serve an ADD now; the types of those that could not be
+        asked."""
+        return await _run(self.network.status, options)
 
     async def _add(self, endpoint: Endpoint, options: Options) -> Result:
         def undo(_: Result) -> None:

@@ -7,13 +7,18 @@ by `pycni.runtime.network`, which has checked names and taken turns.
 
 from __future__ import annotations
 
+from pycni.runtime import attached
+from pycni.runtime import config as configs
 from pycni.runtime.call import with_cancel
+from pycni.runtime.earlier import Earlier
 from pycni.runtime.endpoint import Endpoint, cni_args, pairs
 from pycni.runtime.errors import Canceled, PluginError, one_error
+from pycni.runtime.locks import ProcessLock
 from pycni.sdk.request import Request
 from pycni.spec import versions
-from pycni.spec.config import LEGACY_ATTACHMENTS, VALID_ATTACHMENTS
-from pycni.spec.errors import CNIError
+from pycni.spec.config import LEGACY_ATTACHMENTS, VALID_ATTACHMENTS, ipam_type
+from pycni.spec.errors import NEEDS_ROOT, CNIError
+from pycni.spec.owner import Owner
 from pycni.spec.record import Record
 from pycni.spec.result import encode_result
 from pycni.state.cache import CachedAttachment
@@ -29,6 +34,8 @@ if TYPE_CHECKING:
     from pycni.spec.result import Result
     from pycni.state.cache import ResultCache
 
+_NOT_RELEASED = "{} was not called, so that the addresses stay reserved until that is removed"
+
 # What failures of these are told as: runtimes know the words from the reference's library.
 _WORDS = {"ADD": "add", "DEL": "delete"}
 
@@ -43,22 +50,23 @@ class Chain(Record):
 
     def add(self, endpoint: Endpoint, options: Options) -> Result:
         """Attach. Raises CNIError, after having taken back what was done."""
-        for plugin in self.config.plugins:
-            self.find(plugin, "ADD")  # all must be there before the first does anything
-        known = self._is_known(endpoint)
+        # All must be there before the first does anything.
+        found = [self.find(plugin, "ADD") for plugin in self.config.plugins]
+        owner = self._owner(endpoint)
+        earlier = Earlier(owner, endpoint, self.cache, self.engine.own(found[0]))
         result: Result | None = None
         called = 0
         try:
-            for plugin in self.config.plugins:
+            for plugin, one in zip(self.config.plugins, found, strict=True):
                 document = self.document(plugin, result, endpoint.capabilities)
                 called += 1
-                result = self.call(plugin, "ADD", document, options, endpoint)
+                result = self.call(plugin, "ADD", document, options, endpoint, one)
             assert result is not None  # there is no network without plugins
+            if not all(self.engine.own(one) for one in found):
+                attached.note(owner, endpoint.path)
             self._remember(endpoint, result)
         except BaseException as error:
-            # An attachment that is there already is not taken back because its second ADD is
-            # refused.
-            if called > 1 or not known:
+            if not earlier.is_still_there(called, error):
                 failures = self._undo(called, result, endpoint, options)
                 if isinstance(error, CNIError):
                     _tell_too(error, failures)
@@ -66,23 +74,75 @@ class Chain(Record):
         return result
 
     def delete(self, endpoint: Endpoint, options: Options) -> None:
-        """Detach. Raises CNIError, after having tried everything."""
+        """Detach, by the configuration of the ADD. Raises CNIError, after having tried everything.
+
+        While something may still name the addresses, they are not released: once a plugin that is
+        not pycni's has failed, those with an address plugin are not called. What a plugin of
+        pycni's own made that is missing by now, the others remove.
+        """
         previous = None
+        chain = self
         try:
             cached = self.cached(endpoint)
             if cached is not None:
                 endpoint = completed(endpoint, cached)
-                if self._hands_result_to_delete:
+                chain = self.as_added(cached)
+                if chain._hands_result_to_delete:
                     previous = cached.decoded_result()
         except CNIError:
             pass  # a damaged file; plugins do without
+        owner = self._owner(endpoint)
+        found = [chain._find_or_none(plugin) for plugin in chain.config.plugins]
+        are_own = [one is not None and self.engine.own(one) is not None for one in found]
+        if not all(are_own):
+            # pycni's own look for themselves.
+            endpoint = endpoint.replace(netns=attached.own_path(owner, endpoint.path))
+        chain._delete(endpoint, previous, options, found, are_own)
+        attached.forget(owner)
+        self.cache.delete(self.config.name, endpoint.container_id, endpoint.ifname)
+
+    def _delete(
+        self,
+        endpoint: Endpoint,
+        previous: Result | None,
+        options: Options,
+        found: Sequence[Found | None],
+        are_own: Sequence[bool],
+    ) -> None:
+        """Have each plugin do its DEL.
+
+        found: where they are, None for one that is missing; are_own: which of them are pycni's.
+        """
+        owner = self._owner(endpoint)
         errors: list[CNIError] = []
-        for plugin in reversed(self.config.plugins):
+        others_failed = False
+        missing = [
+            plugin.type
+            for plugin, one in zip(self.config.plugins, found, strict=True)
+            if one is None
+        ]
+        replaced = attached.note_missing(owner, missing) if missing else set()
+        untold: list[tuple[str, CNIError]] = []  # of missing plugins, whose part others remove
+        calls = [*zip(self.config.plugins, found, are_own, strict=True)]
+        for plugin, one, is_own in reversed(calls):
+            if errors and _has_ipam(plugin) and (others_failed or not is_own):
+                errors[0].details = _joined(errors[0].details, _NOT_RELEASED.format(plugin.type))
+                continue
             document = self.document(plugin, previous, endpoint.capabilities)
-            self._try(errors, "", plugin, "DEL", document, options, endpoint)
+            try:
+                self.call(plugin, "DEL", document, options, endpoint, one)
+            except Canceled:
+                raise
+            except CNIError as error:
+                if one is None and plugin.type in replaced:
+                    untold.append((plugin.type, error))
+                else:
+                    errors.append(error)
+                    others_failed |= not is_own
+        if untold and (noted := attached.noted(owner)) is not None:
+            errors += [error for kind, error in untold if kind in noted.plugins]
         if errors:
             raise one_error(errors)
-        self.cache.delete(self.config.name, endpoint.container_id, endpoint.ifname)
 
     def collect(
         self, stale: Sequence[Endpoint], living: set[tuple[str, str]], options: Options
@@ -107,19 +167,39 @@ class Chain(Record):
 
         from pycni.runtime.many import WORKERS
 
-        def attempt(endpoint: Endpoint) -> CNIError | None:
-            try:
-                self.delete(endpoint, options)
-            except Canceled:
-                raise
-            except CNIError as error:
-                which = f"{endpoint.container_id} {endpoint.ifname}"
-                return error.within(f"failed to delete stale attachment {which}")
-            return None
+        def attempt(endpoints: Sequence[Endpoint]) -> list[CNIError]:
+            errors: list[CNIError] = []
+            for endpoint in endpoints:
+                try:
+                    self.delete(endpoint, options)
+                except Canceled:
+                    raise
+                except CNIError as error:
+                    which = f"{endpoint.container_id} {endpoint.ifname}"
+                    errors.append(error.within(f"failed to delete stale attachment {which}"))
+            return errors
 
+        # One after the other in a container, whose settings they share.
+        containers: dict[str, list[Endpoint]] = {}
+        for endpoint in stale:
+            containers.setdefault(endpoint.container_id, []).append(endpoint)
         # The pool's threads start in the network namespace of this one, the host to plugins.
         with ThreadPoolExecutor(WORKERS, "pycni") as pool:
-            return [error for error in pool.map(attempt, stale) if error is not None]
+            return [error for errors in pool.map(attempt, containers.values()) for error in errors]
+
+    def locked(self, endpoint: Endpoint | None, options: Options) -> ProcessLock:
+        """The lock against other processes, on an attachment or (None) on all of the network."""
+        owner = Owner(self.config.name, "", "") if endpoint is None else self._owner(endpoint)
+        return ProcessLock(self.cache.root, owner, options.get("cancel"))
+
+    def as_added(self, cached: CachedAttachment) -> Chain:
+        """The plugins that an attachment was made by: today's list may be another."""
+        if not cached.config or cached.config == self.config.source:
+            return self
+        try:
+            return self.replace(config=configs.parse_cached(cached.config, self.config))
+        except CNIError:
+            return self
 
     def document(
         self,
@@ -146,14 +226,19 @@ class Chain(Record):
         document: Mapping[str, Any],
         options: Options,
         endpoint: Endpoint | None = None,
+        found: Found | None = None,
     ) -> Result | None:
-        """Have a plugin do an operation. Raises PluginError, Canceled."""
+        """Have a plugin do an operation. found: where it is, if that is known.
+
+        Raises PluginError, Canceled.
+        """
         cancel = options.get("cancel")
         if cancel is not None:
             cancel.check()
         if self.on_call is not None:
             self.on_call(command, plugin.type)
-        found = self.find(plugin, command)
+        if found is None:
+            found = self.find(plugin, command)
         request = Request(command, document)
         if endpoint is not None:
             request = request.replace(
@@ -188,11 +273,18 @@ class Chain(Record):
         """What the cache has of an attachment. Raises CNIError for a damaged file."""
         return self.cache.read(self.config.name, endpoint.container_id, endpoint.ifname)
 
-    def _is_known(self, endpoint: Endpoint) -> bool:
+    def _find_or_none(self, plugin: PluginConfig) -> Found | None:
         try:
-            return self.cached(endpoint) is not None
+            return self.engine.find(plugin.type)
         except CNIError:
-            return True
+            return None
+
+    def _owner(self, endpoint: Endpoint) -> Owner:
+        return Owner(self.config.name, endpoint.container_id, endpoint.ifname)
+
+    def _is_own_path(self, endpoint: Endpoint) -> bool:
+        """Whether what is noted, if anything, is of the namespace that an ADD is given."""
+        return attached.own_path(self._owner(endpoint), endpoint.path) == endpoint.path
 
     @property
     def _hands_result_to_delete(self) -> bool:
@@ -210,6 +302,8 @@ class Chain(Record):
             self._try(errors, "", plugin, "DEL", document, patient, endpoint)
         if not errors:
             try:
+                if self._is_own_path(endpoint):
+                    attached.forget(self._owner(endpoint))
                 self.cache.delete(self.config.name, endpoint.container_id, endpoint.ifname)
             except CNIError as error:
                 errors.append(error)
@@ -265,9 +359,19 @@ def completed(endpoint: Endpoint, cached: CachedAttachment) -> Endpoint:
 
 def as_endpoint(cached: CachedAttachment) -> Endpoint:
     """What the cache has of an attachment, as it was asked for."""
+    # A result before 0.3.0 lists no interfaces, so that the file of an older libcni tells nothing.
+    netns = cached.netns or attached.noted_path(cached.owner)
     return Endpoint(
-        cached.container_id, cached.netns, cached.ifname, cached.cni_args, cached.capability_args
+        cached.container_id, netns, cached.ifname, cached.cni_args, cached.capability_args
     )
+
+
+def _has_ipam(plugin: PluginConfig) -> bool:
+    return bool(ipam_type(plugin.document.get("ipam")))
+
+
+def _joined(details: str, more: str) -> str:
+    return f"{details}; {more}" if details else more
 
 
 def _told(error: CNIError, plugin: PluginConfig, command: str) -> PluginError:
@@ -282,10 +386,16 @@ def _told(error: CNIError, plugin: PluginConfig, command: str) -> PluginError:
 def _tell_too(error: CNIError, failures: Sequence[CNIError]) -> None:
     """Add to an error that undoing what led to it failed as well.
 
-    A plugin that refuses to undo for the reason it refused to do has done nothing.
+    A plugin that refuses to undo for the reason it refused to do has done nothing; nor has one that
+    lacked the rights for it.
     """
     told = error.__cause__
-    failures = [failure for failure in failures if str(failure.__cause__) != str(told)]
+    failures = [
+        failure
+        for failure in failures
+        if str(failure.__cause__) != str(told)
+        and not (error.details == failure.details == NEEDS_ROOT)
+    ]
     if failures:
         words = f"not all could be undone: {one_error(failures)}; delete the attachment"
         error.details = "; ".join(part for part in (error.details, words) if part)

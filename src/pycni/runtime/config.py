@@ -55,7 +55,8 @@ class NetworkConfig(Record):
     """A network: its plugins in order.
 
     version: of the specification, "" if the document has none, which means 0.1.0; source: the
-    document as it was read, which the cache keeps; file: where it was read from, "" for nowhere.
+    document as it was read, with what stands beside it, which the cache keeps; file: where it was
+    read from, "" for nowhere; beside: which of the plugins stand in the directory beside that.
     """
 
     name: str
@@ -65,6 +66,7 @@ class NetworkConfig(Record):
     disable_gc: bool = False
     source: bytes = b""
     file: str = ""
+    beside: tuple[PluginConfig, ...] = ()
 
     def at_least(self, minimum: str) -> bool:
         """Whether the network's version is `minimum` or newer; what is no version is not."""
@@ -101,15 +103,29 @@ LIST_KEYS: dict[str, Kind] = {
 }
 
 
-def parse_network(data: bytes | str, file: str = "") -> NetworkConfig:
+def parse_network(
+    data: bytes | str, file: str = "", beside: tuple[PluginConfig, ...] = ()
+) -> NetworkConfig:
     """Read a list of plugins. Raises ConfigError.
 
-    Plugins that stand in a directory beside the file are not looked for; see `read_network`.
+    beside: plugins of a directory beside it, which follow those of a list that does not say
+    loadOnlyInlinedPlugins; they are not looked for, see `read_network`.
     """
-    config, _ = _parse_list(data, file)
+    config, only_inlined = _parse_list(data, file)
+    if beside and not only_inlined:
+        config = _with_plugins(config, beside)
     if not config.plugins:
         raise _error([Fault("plugins", "missing", "expected a list of plugins")], data, file)
     return config
+
+
+def parse_cached(data: bytes, today: NetworkConfig | None) -> NetworkConfig:
+    """The list that the cache has of an attachment. Raises ConfigError.
+
+    today: the network's configuration of now. Runtimes of others note the list as it stands in its
+    file, without the plugins beside it.
+    """
+    return parse_network(data, beside=() if today is None else today.beside)
 
 
 def read_network(path: str) -> NetworkConfig:
@@ -129,15 +145,34 @@ def read_network(path: str) -> NetworkConfig:
         return config
     directory = os.path.join(os.path.dirname(path), config.name)
     beside = tuple(
-        parse_part(_read(name, "plugin configuration"), name)
-        for name in files(directory, (".conf",))
+        parse_part(_read(name, "plugin configuration"), name) for name in _files_beside(directory)
     )
     if not config.plugins and not beside:
         fault = Fault(
             "plugins", "missing", f"expected a list of plugins, or .conf files in {directory}"
         )
         raise _error([fault], data, path)
-    return config.replace(plugins=config.plugins + beside)
+    return _with_plugins(config, beside) if beside else config
+
+
+def _files_beside(directory: str) -> list[str]:
+    try:
+        return files(directory, (".conf",))
+    except OSError as error:
+        raise _unreadable(
+            directory, error, "a directory of plugins", "configuration list"
+        ) from None
+
+
+def _with_plugins(config: NetworkConfig, beside: tuple[PluginConfig, ...]) -> NetworkConfig:
+    """A list with more plugins; they stand in its source as well, for what is done by that later:
+    by then the directory may hold others."""
+    document = loads(config.source)
+    plugins = config.plugins + beside
+    document["plugins"] = [plugin.document for plugin in plugins]
+    document["loadOnlyInlinedPlugins"] = True
+    source = dumps(document, sort_keys=True).encode()
+    return config.replace(plugins=plugins, source=source, beside=beside)
 
 
 def read_plugin(path: str) -> NetworkConfig:
@@ -182,7 +217,8 @@ def files(directory: str, extensions: Sequence[str]) -> list[str]:
             return sorted(
                 entry.path
                 for entry in entries
-                if entry.name.endswith(tuple(extensions)) and not entry.is_dir()
+                # What leads nowhere is a faulty file.
+                if entry.name.endswith(tuple(extensions)) and not os.path.isdir(entry.path)
             )
     except (FileNotFoundError, NotADirectoryError):
         return []
@@ -327,16 +363,20 @@ def content(path: str) -> bytes:
     # O_NONBLOCK: a FIFO without a writer must not hide every network behind it.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
-        return file.read(MAX_SIZE + 1)
+        return file.read(MAX_SIZE + 1) or b""  # None of a FIFO that says nothing
 
 
 def _read(path: str, what: str) -> bytes:
     try:
         return content(path)
     except OSError as error:
-        reason = error.strerror or str(error)
-        fault = FaultInFile("", f"cannot be read: {reason}", "expected a readable file", path)
-        raise ConfigError([fault], what) from None
+        raise _unreadable(path, error, "a readable file", what) from None
+
+
+def _unreadable(path: str, error: OSError, expected: str, what: str) -> ConfigError:
+    reason = error.strerror or str(error)
+    fault = FaultInFile("", f"cannot be read: {reason}", f"expected {expected}", path)
+    return ConfigError([fault], what)
 
 
 def _load(data: bytes | str, file: str, what: str) -> dict[str, Any]:

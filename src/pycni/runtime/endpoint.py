@@ -43,28 +43,47 @@ class Endpoint(Record):
         check_interface_name(self.ifname)
 
     @property
+    def pod(self) -> str:
+        """The pod or container that the arguments name, as NAMESPACE/NAME or NAME; "" for none."""
+        return pod_of(self.args)
+
+    @property
     def path(self) -> str:
         """The namespace's path as text, "" for none."""
         return "" if self.netns is None else os.fspath(self.netns)
 
 
+def pod_of(args: Args | None) -> str:
+    """The pod, or what a runtime calls its container, that arguments name: NAMESPACE/NAME, NAME or
+    "". By convention of Kubernetes' runtimes (K8S_POD_NAMESPACE, K8S_POD_NAME).
+    """
+    given = dict(args or ())
+    names = (given.get(f"K8S_POD_{key}", "") for key in ("NAMESPACE", "NAME"))
+    return "/".join(name for name in names if name)
+
+
 def pairs(args: Args | None) -> tuple[tuple[str, str], ...]:
-    """The arguments as pairs, in order. Raises CNIError for what CNI_ARGS cannot say."""
-    items = args.items() if isinstance(args, Mapping) else (args or ())
-    checked = tuple(items)
-    for name, value in checked:
+    """The arguments as pairs, in order."""
+    return tuple(args.items() if isinstance(args, Mapping) else (args or ()))
+
+
+def check_args(given: Iterable[tuple[str, str]]) -> None:
+    """Raise CNIError for arguments that CNI_ARGS cannot say."""
+    for name, value in given:
         if not name or any(sign in name + value for sign in ";=\0"):
             raise CNIError(
                 INVALID_ENVIRONMENT,
                 f'invalid CNI_ARGS pair "{name}={value}"',
                 "a name is needed, and neither name nor value can hold ';' or '='",
             )
-    return checked
 
 
 def cni_args(given: Iterable[tuple[str, str]]) -> str:
-    """The arguments as CNI_ARGS has them."""
-    return ";".join(f"{name}={value}" for name, value in given)
+    """The arguments as CNI_ARGS has them.
+
+    What another runtime gave to an ADD is handed on as it was, but for what no variable can hold.
+    """
+    return ";".join(f"{name}={value}" for name, value in given if "\0" not in name + value)
 
 
 def check_capabilities(given: Mapping[str, Any]) -> None:

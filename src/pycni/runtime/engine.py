@@ -13,7 +13,7 @@ import os
 from pycni.runtime.call import environment
 from pycni.sdk.delegate import process_environ, read_answer
 from pycni.sdk.dispatch import internal_error, perform
-from pycni.sdk.execute import execute, find_plugin
+from pycni.sdk.execute import did_you_mean, execute, find_plugin
 from pycni.sdk.request import Request
 from pycni.spec import versions
 from pycni.spec.errors import INVALID_CONFIG, CNIError
@@ -75,21 +75,21 @@ class Engine:
             return Found(plugin_type, path, _ours(path))
         plugin = _our_own(plugin_type)
         if plugin is None:
-            raise CNIError(
-                INVALID_CONFIG,
-                f'failed to find plugin "{plugin_type}"',
-                "without a plugin directory there are only pycni's own plugins, which are "
-                f"{', '.join(_names())}; name the directory that has it",
-            )
+            raise _missing(plugin_type)
         return Found(plugin_type, "", plugin)
 
     def _resolve(self, name: str) -> Plugin | None:
         """The same for plugins that delegate: `name` is an executable's path, or a type where there
-        are no directories."""
+        are no directories. Raises CNIError if such a type is none of pycni's."""
         plugin = self._callers(os.path.basename(name))
         if plugin is not None:
             return plugin
-        return _ours(name) if self.directories else _our_own(name)
+        if self.directories:
+            return _ours(name)
+        plugin = _our_own(name)
+        if plugin is None and os.sep not in name:
+            raise _missing(name)
+        return plugin
 
     def call(self, found: Found, request: Request, options: Options) -> Result | None:
         """Have a plugin do an operation; ADD returns its result, of the configuration's version.
@@ -192,6 +192,15 @@ def _our_own(plugin_type: str) -> Plugin | None:
     if os.sep in plugin_type:
         return _ours(plugin_type)
     return load(plugin_type) if plugin_type in NAMES else None
+
+
+def _missing(plugin_type: str) -> CNIError:
+    return CNIError(
+        INVALID_CONFIG,
+        f'failed to find plugin "{plugin_type}"',
+        f"{did_you_mean(plugin_type, _names())}without a plugin directory there are only pycni's "
+        f"own plugins, which are {', '.join(_names())}; name the directory that has it",
+    )
 
 
 def _names() -> tuple[str, ...]:

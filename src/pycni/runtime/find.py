@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 DEFAULT_DIRECTORY = "/etc/cni/net.d"
+_SHOWN = 3  # faults of files in the way of a network
 
 
 def directories(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -51,7 +52,10 @@ def find_network(name: str, where: Sequence[str]) -> tuple[NetworkConfig, tuple[
             f"no net configurations found in {shown}",
             "expected .conflist, .conf or .json files there; 'pycni init' writes one",
         )
-    unusable = f"; {len(skipped)} could not be read" if skipped else ""
+    faults = [fault for error in skipped for fault in error.faults]
+    unusable = f"; cannot be used: {', '.join(map(str, faults[:_SHOWN]))}" if faults else ""
+    if len(faults) > _SHOWN:
+        unusable += f" and {len(faults) - _SHOWN} more; 'pycni lint' shows all"
     raise NetworkNotFound(
         f'no net configuration with name "{name}" in {shown}',
         f"the files there have {_listed(where) or 'no network that can be used'}{unusable}",

@@ -14,7 +14,7 @@ from pycni.runtime.network import TURNS
 from pycni.runtime.repair import Examined, Repair, absent
 from pycni.spec.errors import CNIError
 from pycni.spec.record import Record
-from pycni.state.cache import ROOT, ResultCache
+from pycni.state.cache import ResultCache, roots
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,26 +58,31 @@ class Inspected(Examined):
 
 def inspect_all(
     *,
-    cache_dir: Path = ROOT,
+    cache_dir: Path | Sequence[Path] = (),
     plugin_dirs: Path | Sequence[Path] = (),
     engine: str = "auto",
     network: str = "",
     container_id: str = "",
     ifname: str = "",
 ) -> list[Inspected]:
-    """The plans of what the cache has, or has of a network, container, interface."""
-    looking = Repair(
-        Engine(tuple(find.directories(plugin_dirs)), engine),
-        ResultCache(os.fspath(cache_dir)),
-        TURNS,
-    )
-    known = looking.known(network, container_id, ifname)
-    return [_inspect(looking, cached) for cached in known]
+    """The plans of what the cache has, or has of a network, container, interface.
+
+    cache_dir: one cache or several; see `repair_all`.
+    """
+    found = []
+    for root in roots(cache_dir):
+        looking = Repair(
+            Engine(tuple(find.directories(plugin_dirs)), engine), ResultCache(root), TURNS
+        )
+        known, unreadable = looking.known(network, container_id, ifname)
+        found += [_inspect(looking, cached) for cached in known]
+        found += [Inspected.of_file(file) for file in unreadable]
+    return found
 
 
 def _inspect(looking: Repair, cached: CachedAttachment) -> Inspected:
     found = Inspected(cached.network, as_endpoint(cached))
-    skipped = absent(cached.netns)
+    skipped = absent(cached.owner, found.endpoint.path)
     if skipped:
         return found.replace(skipped=skipped)
     steps: list[Shown] = []

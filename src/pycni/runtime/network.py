@@ -15,11 +15,12 @@ import os
 
 from pycni.runtime import config as configs
 from pycni.runtime import find
-from pycni.runtime.call import Turns, with_cancel
+from pycni.runtime.call import with_cancel
 from pycni.runtime.chain import Chain, as_endpoint, completed
-from pycni.runtime.endpoint import IFNAME, Endpoint, check_capabilities, pairs
+from pycni.runtime.endpoint import IFNAME, Endpoint, check_args, check_capabilities, pairs
 from pycni.runtime.engine import Engine, in_version
 from pycni.runtime.errors import PluginError, one_error
+from pycni.runtime.locks import Turns
 from pycni.runtime.many import ADD_WORKERS, WORKERS, add_many, delete_many
 from pycni.spec import versions
 from pycni.spec.errors import (
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from pycni.runtime.config import NetworkConfig, PluginConfig
     from pycni.runtime.endpoint import Args
     from pycni.runtime.errors import ConfigError
+    from pycni.runtime.garbage import Garbage
     from pycni.runtime.many import Outcome
     from pycni.runtime.repair import Repaired
     from pycni.sdk.plugin import Plugin
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
     Path = str | os.PathLike[str]
 
 TURNS = Turns()
+
+_UNKNOWN_COMMAND = "unknown CNI_COMMAND"  # the reference's words
 
 
 class Network:
@@ -166,8 +170,10 @@ class Network:
                 "ADD needs the path of the container's network namespace",
             )
         check_capabilities(endpoint.capabilities or {})
-        endpoint = endpoint.replace(args=pairs(endpoint.args))
-        with TURNS.container(endpoint.container_id):
+        given = pairs(endpoint.args)
+        check_args(given)
+        endpoint = endpoint.replace(args=given)
+        with TURNS.container(endpoint.container_id), self._chain.locked(endpoint, options):
             return self._chain.add(endpoint, options)
 
     def delete(
@@ -193,7 +199,7 @@ class Network:
     def delete_endpoint(self, endpoint: Endpoint, **options: Unpack[Options]) -> None:
         """`delete`, with its arguments in one object."""
         endpoint.check()
-        with TURNS.container(endpoint.container_id):
+        with TURNS.container(endpoint.container_id), self._chain.locked(endpoint, options):
             self._chain.delete(endpoint, options)
 
     def check(
@@ -223,7 +229,7 @@ class Network:
                 "does not support the CHECK command",
                 f'CHECK came with {versions.SINCE["CHECK"]}: raise the network\'s "cniVersion"',
             )
-        with TURNS.container(container_id):
+        with TURNS.container(container_id), self._chain.locked(endpoint, options):
             try:
                 cached = self._chain.cached(endpoint)
             except CNIError as error:
@@ -237,9 +243,10 @@ class Network:
                 )
             previous = self._result(cached)
             endpoint = completed(endpoint, cached)
-            for plugin in self.config.plugins:
-                document = self._chain.document(plugin, previous, endpoint.capabilities)
-                self._chain.call(plugin, "CHECK", document, options, endpoint)
+            chain = self._chain.as_added(cached)
+            for plugin in chain.config.plugins:
+                document = chain.document(plugin, previous, endpoint.capabilities)
+                chain.call(plugin, "CHECK", document, options, endpoint)
 
     def repair(
         self,
@@ -322,16 +329,40 @@ class Network:
         keep: Iterable[Attachment | Endpoint | tuple[str, str]] | None,
         *,
         dry_run: bool = False,
+        force: bool = False,
         **options: Unpack[Options],
     ) -> list[Endpoint]:
         """Remove what is left of attachments that are not alive any more.
 
         keep: the living ones, as (container id, interface); an empty list means that none is, None
         is refused, since it says nothing. Attachments that the cache has and `keep` has not are
-        deleted; then each plugin does its GC, if the network's version has it (1.1.0). Goes on
-        after a failure and raises all at the end. Returns the attachments that were deleted, or
-        with dry_run would be.
+        deleted; then each plugin does its GC, if the network's version has it (1.1.0). What is
+        alive in the kernel and neither in `keep` nor in the cache is another client's: it is kept,
+        unless `force` is set; `garbage` names it. Goes on after a failure and raises all at the
+        end. Returns the attachments that were removed, or with dry_run would be, as far as cache,
+        plugins' notes and leases tell of them.
         """
+        living = self._living(keep)
+        if self.config.disable_gc:
+            return []
+        with TURNS.everything(), self._chain.locked(None, options):
+            found = self._garbage(living)
+            removed = [*found.noted, *found.leftovers]
+            if force:
+                removed += [one.endpoint for one in found.living]
+            else:
+                living |= {_key(one.endpoint) for one in found.living}
+            if not dry_run:
+                self._chain.collect(found.noted, living, options)
+        return removed
+
+    def garbage(self, keep: Iterable[Attachment | Endpoint | tuple[str, str]] | None) -> Garbage:
+        """What `gc` would find, with what is alive and in no list. Raises CNIError."""
+        return self._garbage(self._living(keep))
+
+    def _living(
+        self, keep: Iterable[Attachment | Endpoint | tuple[str, str]] | None
+    ) -> set[tuple[str, str]]:
         if keep is None:
             raise CNIError(
                 INVALID_CONFIG,
@@ -340,28 +371,48 @@ class Network:
                 "an empty list removes everything of the network",
             )
         living = {_key(item) for item in keep}
-        if self.config.disable_gc:
-            return []
-        with TURNS.everything():
-            stale = [
-                endpoint
-                for endpoint in self.attachments()
-                if (endpoint.container_id, endpoint.ifname) not in living
-            ]
-            if not dry_run:
-                self._chain.collect(stale, living, options)
-        return stale
+        for container_id, ifname in living:
+            Endpoint(container_id, ifname=ifname).check()
+        return living
 
-    def status(self, **options: Unpack[Options]) -> None:
+    def _garbage(self, living: set[tuple[str, str]]) -> Garbage:
+        from pycni.runtime.garbage import find_garbage
+
+        found = find_garbage(self.config, self._cache, living)
+        if self.config.at_least(versions.SINCE["GC"]):
+            return found
+        return found.replace(leftovers=(), living=())  # plugins are not asked
+
+    def status(self, **options: Unpack[Options]) -> tuple[str, ...]:
         """Ask each plugin whether it could serve an ADD now; the first that could not is raised.
 
-        PluginError has code 50 (no ADD possible) or 51 (nor are running containers well served).
-        Before 1.1.0 there is nothing to ask.
+        PluginError has code 50 (no ADD possible) or 51 (nor are running containers well served), or
+        says that there is no such plugin. Before 1.1.0 only pycni's own plugins can be asked.
+        Returns the types of those that could not be asked.
         """
-        if not self.config.at_least(versions.SINCE["STATUS"]):
-            return
-        for plugin in self.config.plugins:
-            self._chain.call(plugin, "STATUS", self._chain.document(plugin), options)
+        if self.config.at_least(versions.SINCE["STATUS"]):
+            for plugin in self.config.plugins:
+                self._chain.call(plugin, "STATUS", self._chain.document(plugin), options)
+            return ()
+        return tuple(
+            plugin.type for plugin in self.config.plugins if not self._is_asked(plugin, options)
+        )
+
+    def _is_asked(self, plugin: PluginConfig, options: Options) -> bool:
+        """Ask a plugin of an older network, if it is pycni's. Raises PluginError."""
+        found = self._chain.find(plugin, "STATUS")
+        if self._engine.own(found) is None:
+            return False
+        # pycni's plugins do the same whichever version they are asked in.
+        document = {**self._chain.document(plugin), "cniVersion": versions.SINCE["STATUS"]}
+        try:
+            self._chain.call(plugin, "STATUS", document, options, found=found)
+        except PluginError as error:
+            # It has asked an address plugin that is older.
+            if error.code != INCOMPATIBLE_VERSION and _UNKNOWN_COMMAND not in error.message:
+                raise
+            return False
+        return True
 
     def versions(self, **options: Unpack[Options]) -> dict[str, tuple[str, ...]]:
         """The versions of the specification that each plugin speaks, by its type."""

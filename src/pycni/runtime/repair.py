@@ -11,27 +11,30 @@ from __future__ import annotations
 import os
 
 from pycni.kernel import namespace
+from pycni.runtime import attached, find
 from pycni.runtime import config as configs
-from pycni.runtime import find
 from pycni.runtime.chain import Chain, as_endpoint
-from pycni.runtime.endpoint import cni_args, pairs
+from pycni.runtime.endpoint import Endpoint, cni_args, pairs
 from pycni.runtime.engine import Engine, in_version
+from pycni.sdk.collection import remove_leftovers
 from pycni.sdk.request import Request
 from pycni.spec import versions
 from pycni.spec.errors import CNIError
+from pycni.spec.identity import now
 from pycni.spec.record import Record
-from pycni.state.cache import ROOT, ResultCache
+from pycni.state.cache import ResultCache, roots
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any
+    from typing import Any, Self
 
-    from pycni.runtime.call import Options, Turns
+    from pycni.runtime.call import Options
     from pycni.runtime.config import PluginConfig
-    from pycni.runtime.endpoint import Endpoint
+    from pycni.runtime.locks import Turns
+    from pycni.spec.owner import Owner
     from pycni.spec.result import Result
-    from pycni.state.cache import CachedAttachment
+    from pycni.state.cache import CachedAttachment, Unreadable
 
     Path = str | os.PathLike[str]
 
@@ -39,6 +42,8 @@ MISSING = "missing"
 MENDED = "mended"
 FAILED = "failed"
 
+DETACHED = "it was detached meanwhile"
+REPLACED = "it was detached meanwhile, and attached again"
 NO_NAMESPACE = "its network namespace is gone; DEL or GC removes what is left"
 
 
@@ -56,11 +61,33 @@ class Finding(Record):
 
 
 class Examined(Record):
-    """An attachment that was looked at. skipped: why it was not, "" if it was."""
+    """An attachment that was looked at. skipped: why it was not, "" if it was.
+
+    file: set for a file of the cache that does not say what is attached, and nothing else then.
+    """
 
     network: str
     endpoint: Endpoint
     skipped: str = ""
+    file: str = ""
+
+    @classmethod
+    def of_file(cls, file: Unreadable) -> Self:
+        """What is to be reported of a file of the cache that says of no attachment."""
+        return cls("", Endpoint("", ifname=""), f"{file.path} {file.reason}", file.path)
+
+    @property
+    def name(self) -> str:
+        """What to call it: NETWORK/CONTAINER/INTERFACE, with its pod; or the file."""
+        if self.file:
+            return self.file
+        pod = f" ({self.pod})" if self.pod else ""
+        return f"{self.network}/{self.endpoint.container_id}/{self.endpoint.ifname}{pod}"
+
+    @property
+    def pod(self) -> str:
+        """See `Endpoint.pod`."""
+        return self.endpoint.pod
 
     def to_json(self) -> dict[str, Any]:
         """As `-o json` prints it."""
@@ -69,7 +96,9 @@ class Examined(Record):
             "containerID": self.endpoint.container_id,
             "ifname": self.endpoint.ifname,
             "netns": self.endpoint.path,
+            "pod": self.pod,
             "skipped": self.skipped,
+            "file": self.file,
         }
 
 
@@ -80,12 +109,14 @@ class Repaired(Examined):
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing was missing."""
-        return not self.findings
+        """Whether it was looked at, and nothing was missing."""
+        return not (self.findings or self.skipped)
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is missing now, as far as could be told."""
+        """Whether nothing is missing now: what could not be looked at is not known to be sound."""
+        if self.skipped:
+            return self.skipped in (DETACHED, REPLACED)
         return all(finding.state == MENDED for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
@@ -102,7 +133,8 @@ class Repaired(Examined):
 class Repair(Record):
     """What all attachments are repaired with.
 
-    fallback: the network's configuration, for what was attached by a runtime that noted none.
+    fallback: the network's configuration of now, for what was attached by a runtime that noted
+    none, or none of the plugins beside its list.
     remake: whether a container's interface that is gone is made again.
     """
 
@@ -118,18 +150,19 @@ class Repair(Record):
         self, options: Options, network: str = "", container_id: str = "", ifname: str = ""
     ) -> list[Repaired]:
         """Repair what the cache has, or what it has of a network, container, interface."""
-        known = self.known(network, container_id, ifname)
-        return [self._attachment(cached, options) for cached in known]
+        known, unreadable = self.known(network, container_id, ifname)
+        reports = [self._attachment(cached, options) for cached in known]
+        return reports + [Repaired.of_file(file) for file in unreadable]
 
-    def known(self, network: str, container_id: str, ifname: str) -> list[CachedAttachment]:
-        """What the cache has of these, each "" for any; the oldest first."""
-        known = [
-            cached
-            for cached in self.cache.attachments(container_id, network)
-            if ifname in ("", cached.ifname)
-        ]
+    def known(
+        self, network: str, container_id: str, ifname: str
+    ) -> tuple[list[CachedAttachment], list[Unreadable]]:
+        """What the cache has of these, each "" for any, the oldest first; and the files that may be
+        about them and do not say so."""
+        entries, unreadable = self.cache.scan(container_id, network)
+        known = [cached for cached in entries if ifname in ("", cached.ifname)]
         known.sort(key=self._age)
-        return known
+        return known, unreadable
 
     def _age(self, cached: CachedAttachment) -> int:
         try:
@@ -143,29 +176,32 @@ class Repair(Record):
         if cancel is not None:
             cancel.check()
         report = Repaired(cached.network, as_endpoint(cached))
-        skipped = absent(cached.netns)
+        skipped = absent(cached.owner, report.endpoint.path)
         if skipped:
             return report.replace(skipped=skipped)
         findings: list[Finding] = []
+        began = now()
         try:
             chain, result = self.chain(cached)
         except CNIError as error:
             return report.replace(findings=(_failed("", error),))
-        with self.turns.container(cached.container_id):
-            if chain.cached(report.endpoint) is None:
-                return report.replace(skipped="it was detached meanwhile")
+        with self.turns.container(cached.container_id), chain.locked(report.endpoint, options):
             for plugin in chain.config.plugins:
+                # Runtimes that are not pycni's take no such lock: look again before each.
+                if chain.cached(report.endpoint) != cached:
+                    break
                 try:
                     findings += self._plugin(chain, plugin, report.endpoint, result, options)
                 except CNIError as error:
                     findings.append(_failed(plugin.type, error))
                     break  # what this one says is true of the others' part as well
-            mended = any(finding.state == MENDED for finding in findings)
-            if mended and chain.cached(report.endpoint) is None:
-                # Another process detached it meanwhile, and what was put back is in nobody's books.
-                chain.delete(report.endpoint, options)
-                return report.replace(skipped="it was detached meanwhile")
-        return report.replace(findings=tuple(findings))
+            by_now = chain.cached(report.endpoint)
+            if by_now == cached:
+                return report.replace(findings=tuple(findings))
+            if by_now is None and attached.noted(cached.owner) is None:
+                # What was put back after its DEL belongs to no attachment.
+                remove_leftovers(cached.owner, began)
+        return report.replace(skipped=DETACHED if by_now is None else REPLACED)
 
     def request(
         self,
@@ -196,7 +232,7 @@ class Repair(Record):
 
     def _config(self, cached: CachedAttachment) -> configs.NetworkConfig:
         if cached.config:
-            return configs.parse_network(cached.config)
+            return configs.parse_cached(cached.config, self.fallback)
         if self.fallback is None:
             raise CNIError(
                 0,
@@ -233,7 +269,7 @@ class Repair(Record):
 
 def repair_all(
     *,
-    cache_dir: Path = ROOT,
+    cache_dir: Path | Sequence[Path] = (),
     plugin_dirs: Path | Sequence[Path] = (),
     engine: str = "auto",
     network: str = "",
@@ -246,25 +282,30 @@ def repair_all(
 ) -> list[Repaired]:
     """Repair the attachments of all networks that the cache has, or those of one.
 
-    Needs no configuration but what the cache noted. The rest is as in `Network.repair`.
+    cache_dir: one cache or several, by default the usual one and those of well-known clients (see
+    `pycni.state.cache.roots`). Needs no configuration but what the cache noted. The rest is as in
+    `Network.repair`.
     """
     from pycni.runtime.network import TURNS
 
-    repair = Repair(
-        Engine(tuple(find.directories(plugin_dirs)), engine),
-        ResultCache(os.fspath(cache_dir)),
-        TURNS,
-        on_call=on_call,
-        dry_run=dry_run,
-        remake=remake,
-    )
-    return repair.run(options or {}, network, container_id, ifname)
+    reports = []
+    for root in roots(cache_dir):
+        repair = Repair(
+            Engine(tuple(find.directories(plugin_dirs)), engine),
+            ResultCache(root),
+            TURNS,
+            on_call=on_call,
+            dry_run=dry_run,
+            remake=remake,
+        )
+        reports += repair.run(options or {}, network, container_id, ifname)
+    return reports
 
 
-def absent(path: str) -> str:
-    """Why a namespace's path leads to no container (any more), "" if it may."""
+def absent(owner: Owner, path: str) -> str:
+    """Why the path of an attachment's namespace leads there no more, "" if it may."""
     if not path:
-        return "the runtime noted no network namespace"
+        return "neither its runtime nor pycni's plugins noted its network namespace"
     try:
         with namespace.open_path(path) as found, namespace.current() as host:
             if (found.device, found.inode) == (host.device, host.inode):
@@ -272,7 +313,9 @@ def absent(path: str) -> str:
     except (namespace.NamespaceNotFound, namespace.NotANamespace):
         return NO_NAMESPACE
     except OSError:
-        return ""  # told when it is opened again
+        return ""  # reported when it is opened again
+    if attached.own_path(owner, path) != path:
+        return f"{path} is another container's by now; DEL or GC removes what is left"
     return ""
 
 

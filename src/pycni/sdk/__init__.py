@@ -13,9 +13,6 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.kernel import nftables as nftables
-    from pycni.kernel.context import Kernel as Kernel
-    from pycni.kernel.executor import Transaction as Transaction
-    from pycni.kernel.executor import translate as translate
     from pycni.plan import steps as steps
     from pycni.plan.plan import Plan as Plan
     from pycni.plan.plan import Reported as Reported
@@ -59,6 +56,9 @@ if TYPE_CHECKING:
     from pycni.spec.result import IPConfig as IPConfig
     from pycni.spec.result import Result as Result
     from pycni.spec.result import Route as Route
+    from pycni.steps.context import Kernel as Kernel
+    from pycni.steps.executor import Transaction as Transaction
+    from pycni.steps.executor import translate as translate
 
 
 # Where each name is: a module, and what of it; the module itself for "".
@@ -85,7 +85,7 @@ _NAMES = {
     "IPNetwork": ("pycni.spec.ip", "IPNetwork"),
     "Interface": ("pycni.spec.result", "Interface"),
     "InterfacePlugin": ("pycni.sdk.interface", "InterfacePlugin"),
-    "Kernel": ("pycni.kernel.context", "Kernel"),
+    "Kernel": ("pycni.steps.context", "Kernel"),
     "NetConf": ("pycni.spec.config", "NetConf"),
     "Owner": ("pycni.spec.owner", "Owner"),
     "Plan": ("pycni.plan.plan", "Plan"),
@@ -97,7 +97,7 @@ _NAMES = {
     "Route": ("pycni.spec.result", "Route"),
     "SANDBOX": ("pycni.plan.steps", "SANDBOX"),
     "Step": ("pycni.plan.steps", "Step"),
-    "Transaction": ("pycni.kernel.executor", "Transaction"),
+    "Transaction": ("pycni.steps.executor", "Transaction"),
     "delegate_ipam": ("pycni.sdk.ipam", "delegate_ipam"),
     "errors": ("pycni.spec.errors", ""),
     "field": ("pycni.spec.fields", "field"),
@@ -108,7 +108,7 @@ _NAMES = {
     "open_sandbox": ("pycni.sdk.sandbox", "open_sandbox"),
     "require_prev_result": ("pycni.sdk.planned", "require_prev_result"),
     "steps": ("pycni.plan.steps", ""),
-    "translate": ("pycni.kernel.executor", "translate"),
+    "translate": ("pycni.steps.executor", "translate"),
     "versions": ("pycni.spec.versions", ""),
 }
 

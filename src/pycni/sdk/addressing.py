@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pycni.spec.result import IPConfig, Result
     from pycni.spec.result import Route as ResultRoute
 
+    Hop = tuple[ResultRoute, IPAddress | None]
+
 
 def configure(
     link: str,
@@ -44,27 +46,65 @@ def configure(
     if by_gateway:
         for entry in network.ips:
             steps += _to_gateway(link, entry)
+    hops = [(route, gateway_of(network, route)) for route in network.routes]
+    # Those on the link first: others lead through what they make reachable.
+    hops.sort(key=lambda item: item[1] is not None)
+    if not by_gateway:
+        steps += _off_link_gateways(link, network, hops)
     steps += [
         Route(
             SANDBOX,
             link,
             route.dst,
-            gw=_gateway(route, network),
+            gw=gateway,
             priority=route.priority,
             table=route.table,
-            scope=route.scope,
+            scope=_scope(route, gateway),
             mtu=route.mtu,
             advmss=route.advmss,
         )
-        for route in network.routes
+        for route, gateway in hops
     ]
     return steps
 
 
-def _gateway(route: ResultRoute, network: Result) -> IPAddress | None:
-    """0.0.0.0, as dhcp gives it, and :: say that the destination itself is on the link."""
-    gateway = route.gw or gateway_of(network, route.dst)
-    return None if gateway is None or gateway.is_unspecified else gateway
+def _scope(route: ResultRoute, gateway: IPAddress | None) -> int | None:
+    """The scope of a route: of one to neighbours that others may lead through, as `ip` has it."""
+    if route.scope is None and gateway is None and route.dst.is_ipv4:
+        return RT_SCOPE_LINK
+    return route.scope
+
+
+def _off_link_gateways(link: str, network: Result, hops: list[Hop]) -> list[Step]:
+    """Routes to gateways that no address and no route makes neighbours, as DHCP clients do it.
+
+    They are those of addresses, and where the addresses of a family have no subnet, as clouds give
+    them out, those of routes. Others are slips, which the kernel refuses.
+    """
+    listed = [entry.gateway for entry in network.ips]
+    used = [gateway for _, gateway in hops]
+    listed += [one for one in used if one is not None and _is_alone(network, one.family)]
+    on_link = [entry.address for entry in network.ips]
+    on_link += [route.dst for route, gateway in hops if gateway is None and not route.table]
+    return [
+        Route(
+            SANDBOX, link, host_network(gateway), scope=RT_SCOPE_LINK if gateway.is_ipv4 else None
+        )
+        for gateway in dict.fromkeys(listed)
+        if gateway is not None
+        and gateway in used
+        and not gateway.is_link_local
+        and not any(item.contains(gateway) for item in on_link)
+    ]
+
+
+def _is_alone(network: Result, family: int) -> bool:
+    """Whether all addresses of a family are without a subnet: /32, /128."""
+    return all(
+        entry.address.prefix == entry.address.address.bits
+        for entry in network.ips
+        if entry.address.family == family
+    )
 
 
 def own_addresses(network: Result) -> tuple[IPConfig, ...]:
@@ -104,8 +144,8 @@ def announce(link: str) -> list[Step]:
     The kernel does so at once, when a bridge does not forward for it yet: see `Announced`.
     """
     return [
-        Sysctl(SANDBOX, f"net/ipv4/conf/{link}/arp_notify", "1"),
-        Sysctl(SANDBOX, f"net/ipv6/conf/{link}/ndisc_notify", "1"),
+        Sysctl(SANDBOX, f"net/ipv4/conf/{link}/arp_notify", "1", lasting=False),
+        Sysctl(SANDBOX, f"net/ipv6/conf/{link}/ndisc_notify", "1", lasting=False),
     ]
 
 

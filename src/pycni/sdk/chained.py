@@ -5,17 +5,17 @@ They take prevResult and hand it on. See `pycni.sdk.planned` for what such a plu
 
 from __future__ import annotations
 
-from pycni.kernel import executor
 from pycni.sdk.planned import PlannedPlugin, require_prev_result
 from pycni.sdk.sandbox import open_sandbox
+from pycni.steps import executor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from pycni.kernel.context import Kernel
     from pycni.sdk.request import Request
     from pycni.spec.result import Result
+    from pycni.steps.context import Kernel
 
 
 class ChainedPlugin(PlannedPlugin):

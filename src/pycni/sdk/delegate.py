@@ -12,6 +12,7 @@ from pycni.sdk.execute import execute, find_plugin
 from pycni.spec.errors import DECODING_FAILURE, INVALID_ENVIRONMENT, CNIError
 from pycni.spec.jsontext import JSONError, dumps, loads
 from pycni.spec.result import decode_result
+from pycni.state.attachments import HELD, is_held
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,8 +74,11 @@ def find_delegate(request: Request, plugin_type: str) -> Found:
 
 def process_environ(request: Request) -> dict[str, str]:
     """The environment of a plugin's process that serves this request."""
+    tag = request.owner.tag if request.container_id else ""
+    held = {HELD: tag} if is_held(tag) else {}
     return {
         **request.environ,
+        **held,
         "CNI_COMMAND": request.command,
         "CNI_CONTAINERID": request.container_id,
         "CNI_NETNS": request.netns,

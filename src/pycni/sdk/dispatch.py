@@ -21,6 +21,8 @@ from pycni.spec.errors import (
     INVALID_ENVIRONMENT,
     INVALID_NETNS,
     IO_FAILURE,
+    NEEDS_ROOT,
+    TRY_AGAIN_LATER,
     CNIError,
 )
 from pycni.spec.jsontext import dumps, lookup
@@ -94,6 +96,9 @@ def serve(
         if resolve is not None:
             request = request.replace(resolve=resolve)
         result = perform(plugin, request)
+        if cancel is not None and result is not None and _has_gone(cancel):
+            _take_back(plugin, request)
+            raise CNIError(TRY_AGAIN_LATER, "cancelled: whoever asked for it has gone")
         return Outcome("" if result is None else _print(result, plugin, request))
     except CNIError as error:
         return failure(error, version)
@@ -106,11 +111,24 @@ def _print(result: Result, plugin: Plugin, request: Request) -> str:
     try:
         return print_result(result, request.version)
     except CNIError:
-        try:
-            plugin.delete(request.replace(command="DEL"))
-        except CNIError:
-            pass  # the runtime's DEL will tell
+        _take_back(plugin, request)
         raise
+
+
+def _take_back(plugin: Plugin, request: Request) -> None:
+    """Undo an ADD that succeeded, since nobody will have its result."""
+    try:
+        plugin.delete(request.replace(command="DEL"))
+    except CNIError:
+        pass  # the runtime's DEL will tell
+
+
+def _has_gone(cancel: int) -> bool:
+    from select import POLLIN, poll  # only the agent's callers can go
+
+    waiting = poll()
+    waiting.register(cancel, POLLIN)
+    return bool(waiting.poll(0))
 
 
 def about(plugin: Plugin) -> str:
@@ -138,6 +156,9 @@ def internal_error(error: Exception) -> CNIError:
     while trace is not None:
         where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
         trace = trace.tb_next
+    if isinstance(error, PermissionError):
+        at = f"{error.filename}: " if error.filename else ""
+        return CNIError(INVALID_ENVIRONMENT, f"{at}{error.strerror}", NEEDS_ROOT)
     if isinstance(error, OSError):
         return CNIError(IO_FAILURE, str(error), f"the system refused it at {where}")
     return CNIError(
@@ -243,8 +264,16 @@ def _logged(plugin: Plugin, request: Request, action: Action) -> Result | None:
 
 
 def _perform(plugin: Plugin, request: Request) -> Result | None:
-    if request.command in ("ADD", "DEL"):
-        _check_namespace(request)
+    if request.command in ("ADD", "DEL") and _is_own_namespace(request):
+        if request.command == "ADD":
+            raise CNIError(
+                INVALID_NETNS,
+                "plugin's netns and netns from CNI_NETNS should not be the same",
+                f"CNI_NETNS={request.netns} is the namespace the plugin itself runs in; "
+                "give the container's, or set CNI_NETNS_OVERRIDE=1 if you mean it",
+            )
+        # What is in there is the host's. DEL goes on as without a namespace.
+        request = request.replace(netns="", netns_fd=None)
     return _operate(plugin, request)
 
 
@@ -291,22 +320,16 @@ def _check_version(plugin: Plugin, request: Request) -> None:
     versions.require(version, plugin.versions)
 
 
-def _check_namespace(request: Request) -> None:
-    """Refuse a sandbox that is the plugin's own namespace, before anything is done to it."""
+def _is_own_namespace(request: Request) -> bool:
+    """Whether the sandbox is the plugin's own namespace, and nobody insists on that."""
     try:
         if request.netns_fd is not None:
             theirs = posix.fstat(request.netns_fd)
         else:
             theirs = posix.stat(request.netns)
         ours = posix.stat("/proc/thread-self/ns/net")
-    except OSError:
-        return  # a path that cannot be opened is the operation's to judge
+    except (OSError, ValueError):
+        return False  # a path that cannot be opened is the operation's to judge
     if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino):
-        return
-    if request.environ.get("CNI_NETNS_OVERRIDE", "").lower() not in ("1", "true"):
-        raise CNIError(
-            INVALID_NETNS,
-            "plugin's netns and netns from CNI_NETNS should not be the same",
-            f"CNI_NETNS={request.netns} is the namespace the plugin itself runs in; "
-            "give the container's, or set CNI_NETNS_OVERRIDE=1 if you mean it",
-        )
+        return False
+    return request.environ.get("CNI_NETNS_OVERRIDE", "").lower() not in ("1", "true")

@@ -26,16 +26,27 @@ _CHUNK = 1 << 16
 def main(plugin: Plugin, resolve: Callable[[str], Plugin | None] | None = None) -> NoReturn:
     """Serve one call and end the process.
 
-    The interpreter is not torn down: nothing is left to do, and it would take milliseconds.
+    An ADD whose result cannot be written is taken back: its caller does not know of it. The
+    interpreter is not torn down: nothing is left to do, and it would take milliseconds.
     """
     stdout = posix.dup(1)
     posix.dup2(2, 1)
-    outcome = serve(plugin, _environ(), _read_stdin, resolve=resolve)
+    environ = _environ()
+    given: list[bytes] = []
+
+    def read_stdin() -> bytes:
+        if not given:
+            given.append(_read_stdin())
+        return given[0]
+
+    outcome = serve(plugin, environ, read_stdin, resolve=resolve)
     code = outcome.code
     try:
         _write(2, outcome.stderr)
         _write(stdout, outcome.stdout)
     except OSError:
+        if environ.get("CNI_COMMAND") == "ADD" and not code:
+            serve(plugin, {**environ, "CNI_COMMAND": "DEL"}, read_stdin, resolve=resolve)
         code = 1  # the caller is gone; it cannot have taken this for success
     posix._exit(code)
 

@@ -17,7 +17,7 @@ from pycni.state.files import below
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 
 _SHOWN = 2000  # bytes of output that was to be an error object
@@ -53,9 +53,25 @@ def find_plugin(plugin_type: str, directories: Sequence[str]) -> str:
     raise CNIError(
         UNKNOWN,
         f"failed to find plugin {quote(plugin_type)} in path [{' '.join(directories)}]",
-        "install the plugin into one of these directories, or correct CNI_PATH or the plugin's "
-        '"type"',
+        f"{did_you_mean(plugin_type, _names_in(directories))}install the plugin into one of these "
+        'directories, or correct CNI_PATH or the plugin\'s "type"',
     )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """'did you mean "bridge"? ' for a name that is much like a known one, else ""."""
+    from difflib import get_close_matches  # slow to load, and hardly ever needed
+
+    meant = get_close_matches(name, list(known), 1, 0.75)
+    return f"did you mean {quote(meant[0])}? " if meant else ""
+
+
+def _names_in(directories: Iterable[str]) -> Iterator[str]:
+    for directory in directories:
+        try:
+            yield from posix.listdir(directory or ".")
+        except OSError:
+            continue
 
 
 def execute(

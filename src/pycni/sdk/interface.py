@@ -6,22 +6,22 @@ fails. See `pycni.sdk.planned` for what such a plugin declares.
 
 from __future__ import annotations
 
-from pycni.kernel import executor
 from pycni.plan.plan import Plan
 from pycni.plan.steps import SANDBOX
 from pycni.sdk.ipam import Allocation
 from pycni.sdk.planned import PlannedPlugin, own_part
-from pycni.sdk.sandbox import open_sandbox
+from pycni.sdk.sandbox import evict, open_sandbox, supersede_if_gone
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError
 from pycni.spec.result import FAMILIES, Interface, Result, merge
+from pycni.steps import executor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import ClassVar
 
-    from pycni.kernel.context import Kernel
     from pycni.sdk.request import Request
     from pycni.spec.config import NetConf
+    from pycni.steps.context import Kernel
 
 
 class InterfacePlugin(PlannedPlugin):
@@ -31,6 +31,7 @@ class InterfacePlugin(PlannedPlugin):
     """
 
     needs_ipam: ClassVar[bool] = False
+    makes_link: ClassVar[bool] = True
 
     def add(self, request: Request) -> Result:
         config = self.resolve(self.config.decode(request.document))
@@ -41,6 +42,7 @@ class InterfacePlugin(PlannedPlugin):
         if not inherited.ips:
             self._require_ipam(request)
         with open_sandbox(request) as kernel, executor.Transaction(kernel) as interface:
+            supersede_if_gone(kernel, request.ifname)
             made = Plan()
             allocation = Allocation(request)
             if allocation.needs_link():
@@ -48,6 +50,7 @@ class InterfacePlugin(PlannedPlugin):
                 interface.apply(made)
                 allocation.fresh = bool(made.steps)
             with allocation as addresses, executor.Transaction(kernel) as transaction:
+                evict(kernel, addresses)
                 known = addresses if request.ipam_type else inherited
                 network = override_dns(request, config, self.complete(config, known))
                 if made.steps:

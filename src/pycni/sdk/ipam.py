@@ -5,6 +5,7 @@ from __future__ import annotations
 from pycni.sdk.delegate import delegate, find_delegate
 from pycni.spec.errors import ADDRESS_UNAVAILABLE, CNIError
 from pycni.spec.result import Result
+from pycni.steps.executor import translate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,6 +72,17 @@ def delegate_ipam(request: Request, command: str = "DEL") -> None:
     """Have the address plugin do an operation too, if the configuration names one."""
     if request.ipam_type:
         delegate(request, request.ipam_type, command)
+
+
+def have_ipam(request: Request, command: str) -> list[CNIError]:
+    """Have the address plugin do its part, whatever else failed. Returns what failed."""
+    try:
+        delegate_ipam(request, command)
+    except CNIError as error:
+        return [error]
+    except OSError as error:
+        return [translate(error)]
+    return []
 
 
 def needs_link(request: Request) -> bool:

@@ -1,6 +1,11 @@
 """A plugin's log: one line an event, on stderr or in the file that the configuration names.
 
-    "logFile": "/var/log/cni/web.log", "logLevel": "debug"
+    "logFile": "web.log", "logLevel": "debug"
+
+The file is a plain name in /var/log/pycni, or the path of one right in a directory that the host's
+administrator allows (`pycni.sdk.allowed_paths`); any other is refused, and a DEL or GC goes on
+without it. Nothing but a plain file is opened, and no link is followed: root writes here what a
+configuration may have chosen.
 
 Either key switches it on, for any plugin made with the SDK: each call is told when it ends, as
 `info`, or as `error` with what went wrong. A plugin adds its own by `request.log.debug(...)`.
@@ -8,8 +13,9 @@ Without the keys nothing of this is loaded by a call. A line:
 
     2026-01-31T12:00:00.123456Z info bridge ADD net=web id=3f9a if=eth0 done ms=1.2
 
-and after the interface `trace=...`, what the runtime gave as TRACEPARENT. Values with blanks are
-quoted. A log that cannot be written is no reason for a call to fail: its lines go to stderr then.
+and after the interface `trace=...`, what the runtime gave as TRACEPARENT. What is not plain is
+quoted, so that neither a terminal nor a shell that gets to see the line acts on it. A log that
+cannot be written is no reason for a call to fail: its lines go to stderr then.
 """
 
 from __future__ import annotations
@@ -17,8 +23,13 @@ from __future__ import annotations
 import posix
 import time
 
+from pycni.sdk import allowed_paths
+from pycni.spec.errors import INVALID_CONFIG, CNIError
+from pycni.spec.fields import Fault, describe, faults_error
+from pycni.spec.names import is_name
 from pycni.spec.record import Record
 from pycni.spec.versions import quote
+from pycni.state.append import append_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +42,11 @@ if TYPE_CHECKING:
 
 LEVELS = ("error", "warning", "info", "debug")
 DEFAULT = "info"
+KEY = "logFile"
+
+_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.,:/@%+-")
+# Characters that a shell acts on within double quotes too.
+_ACTIVE = (("$", "\\x24"), ("`", "\\x60"))
 
 
 class Log(Record):
@@ -63,12 +79,13 @@ class Log(Record):
     def _write(self, level: int, event: str, values: dict[str, object]) -> None:
         if level > self.level:
             return
-        words = [_now(), LEVELS[level], self.subject, event]
+        text = event if _PLAIN.issuperset(event.replace(" ", "")) else _quoted(event)
+        words = [_now(), LEVELS[level], self.subject, text]
         words += [f"{key}={_value(value)}" for key, value in values.items()]
-        line = (" ".join(words).replace("\n", " ") + "\n").encode("utf-8", "replace")
+        line = (" ".join(words) + "\n").encode("utf-8", "replace")
         if self.path:
             try:
-                self._append(line)
+                append_file(self.path, line, 0o640)
                 return
             except OSError as error:
                 line = f"pycni: cannot log to {self.path}: {error.strerror}\n".encode() + line
@@ -77,25 +94,25 @@ class Log(Record):
         except OSError:
             pass  # nobody listens
 
-    def _append(self, line: bytes) -> None:
-        """One write at the end of the file, which those of other processes do not mix with."""
-        flags = posix.O_WRONLY | posix.O_APPEND | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NONBLOCK
-        descriptor = posix.open(self.path, flags, 0o640)
-        try:
-            posix.write(descriptor, line)
-        finally:
-            posix.close(descriptor)
-
 
 def log_of(request: Request, plugin_type: str = "") -> Log:
-    """The log of a request, one that writes nothing if its configuration has none."""
+    """The log of a request, one that writes nothing if its configuration has none.
+
+    Raises CNIError (code 7) for a file that is not allowed; a DEL or GC logs on stderr instead.
+    """
     document = request.document
-    path, level = document.get("logFile"), document.get("logLevel")
-    if not path and not level:
+    given, level = document.get(KEY), document.get("logLevel")
+    if not given and not level:
         return Log()
     if level not in LEVELS:
         level = DEFAULT
-    words = [plugin_type or str(document.get("type", "?")), request.command]
+    try:
+        path = _path(given, request) if given else ""
+    except CNIError:
+        if request.command not in ("DEL", "GC"):
+            raise
+        path = ""
+    words = [_value(plugin_type or document.get("type", "?")), request.command]
     for key, value in (
         ("net", document.get("name")),
         ("id", request.container_id),
@@ -104,11 +121,24 @@ def log_of(request: Request, plugin_type: str = "") -> Log:
     ):
         if value:
             words.append(f"{key}={_value(value)}")
-    return Log(
-        LEVELS.index(level),
-        path if isinstance(path, str) and "\0" not in path else "",
-        request.stderr,
-        " ".join(words),
+    return Log(LEVELS.index(level), path, request.stderr, " ".join(words))
+
+
+def _path(given: Any, request: Request) -> str:
+    """The file of a log. Raises CNIError (code 7)."""
+    if not isinstance(given, str):
+        raise faults_error([Fault(KEY, f"{describe(given)} is not valid", "expected a string")])
+    folder, slash, name = given.rpartition("/")
+    added = allowed_paths.directories(KEY, request.environ)
+    allowed = (*added, *allowed_paths.DEFAULTS[KEY])
+    if is_name(name) and (not slash or folder in allowed):
+        return f"{folder if slash else allowed[0]}/{name}"
+    raise allowed_paths.PathNotAllowed(
+        INVALID_CONFIG,
+        f"{KEY}: {quote(given)} is not where a configuration may have a log",
+        f"expected a name of letters, digits, '_', '.' and '-' for a file in {allowed[0]}, or the "
+        f"path of one right in {' or '.join(allowed)}; "
+        + allowed_paths.way_out(KEY, "DIRECTORY", request.environ),
     )
 
 
@@ -117,6 +147,8 @@ def logged(
 ) -> Result | None:
     """Do an operation, and tell the log how it ended. Called by `dispatch`."""
     log = log_of(request, plugin.type)
+    if not log.path and request.document.get(KEY):
+        log.warning("file refused", logFile=request.document[KEY])
     log.debug("begins", version=request.document.get("cniVersion", ""))
     start = time.monotonic()
     try:
@@ -143,5 +175,11 @@ def _now() -> str:
 
 def _value(value: object) -> str:
     text = str(value)
-    plain = text.isprintable() and text and not any(sign in text for sign in ' "=')
-    return text if plain else quote(text)
+    return text if text and _PLAIN.issuperset(text) else _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    quoted = quote(text)
+    for sign, escaped in _ACTIVE:
+        quoted = quoted.replace(sign, escaped)
+    return quoted

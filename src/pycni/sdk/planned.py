@@ -7,14 +7,16 @@ left behind that outlive an interface, repair makes again what is missing of it.
 
 from __future__ import annotations
 
-from pycni.kernel import executor
-from pycni.kernel.context import Kernel
 from pycni.plan.plan import Plan
-from pycni.sdk.ipam import delegate_ipam, needs_link
+from pycni.sdk.ipam import delegate_ipam, have_ipam, needs_link
 from pycni.sdk.plugin import Plugin
-from pycni.sdk.sandbox import find_sandbox, open_sandbox
+from pycni.sdk.sandbox import find_sandbox, open_sandbox, plugin_type, without_others
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError, join_errors
+from pycni.spec.owner import Owners
 from pycni.spec.result import Result
+from pycni.state.attachments import remove_files
+from pycni.steps import executor, ownership
+from pycni.steps.context import Kernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,10 +34,12 @@ class PlannedPlugin(Plugin):
     """Base of plugins that declare a plan.
 
     kinds: the kinds of steps in its plans that can outlive the attachment's interface, for GC;
+    makes_link: whether it makes that interface, and so comes last when an attachment is removed;
     unchained: what to say where a previous result is needed and missing.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ()
+    makes_link: ClassVar[bool] = False
     unchained: ClassVar[str] = "Required prevResult missing"
 
     def plan(self, request: Request, config: Any, network: Result) -> Plan:
@@ -69,7 +73,12 @@ class PlannedPlugin(Plugin):
     def ready(self, config: Any, kernel: Kernel) -> None:
         """Raise a CNIError (code 50) if an ADD could not be served now."""
 
+    def as_checked(self, request: Request) -> Request:
+        """The request to compare with the kernel, for CHECK and repair."""
+        return request
+
     def check(self, request: Request) -> None:
+        request = self.as_checked(request)
         config = self.resolve(self.config.decode(request.document))
         previous = require_prev_result(request, self.unchained)
         delegate_ipam(request, "CHECK")
@@ -102,33 +111,71 @@ class PlannedPlugin(Plugin):
         faults: list[Fault] = []
         # Faults of what asks for something are no reason to leak what was made.
         config = self.config.read(request.document, "", faults)
-        plan = self.plan(
-            request.replace(args=""), config, self.complete(config, known_part(request))
-        )
-        # Addresses are released when no rule speaks of them any more, so that nobody gets one too
-        # early; but while the interface is there, if releasing takes that.
-        if needs_link(request):
-            interface, rest = plan.split()
-        else:
-            interface, rest = Plan(), plan
         with find_sandbox(request) as kernel:
-            failures = executor.remove(rest, kernel)
-            failures += _have_ipam(request, "DEL")
+            known = without_others(kernel, request.owner, known_part(request))
+            plan = self.plan(request.replace(args=""), config, self.complete(config, known))
+            # Addresses are released last, when nothing names them any more; but while the interface
+            # is there, if releasing takes that. What could not be removed keeps them reserved.
+            interface, rest = plan.split() if needs_link(request) else (Plan(), plan)
+            failures = ownership.problems(kernel)
+            left = self._left_over(kernel, plan, request.ifname)
+            failures += executor.remove(rest, kernel)
+            identity = None if kernel.claim is None else kernel.claim.identity
+            if left:
+                if identity is None:
+                    addresses = tuple(str(entry.address.address) for entry in known.ips)
+                else:
+                    addresses = identity.addresses
+                noted = dict.fromkeys(left, addresses)
+                owner = request.owner
+                owners = Owners(owner.network, (owner.attachment,), addresses=noted)
+                failures += executor.collect(left, kernel, owners)
+            if self.makes_link:
+                failures += remove_files(identity, plugin_type(request))
+            is_released = not failures
+            if is_released:
+                failures += have_ipam(request, "DEL")
             failures += executor.remove(interface, kernel)
+            if not failures:
+                ownership.forget(kernel, with_interface=self.makes_link)
+            else:
+                try:
+                    ownership.note_failed_delete(kernel)
+                except CNIError as error:
+                    failures.append(error)
         if failures:
-            raise join_errors(failures)
+            raise join_errors(failures) if is_released else _not_released(failures, request)
+
+    def _left_over(self, kernel: Kernel, plan: Plan, ifname: str) -> tuple[str, ...]:
+        """The kinds of steps that this DEL has to sweep by owner, since its plan has none of them.
+
+        The configuration may have been another at ADD: of a plugin's own kinds, those that are
+        noted. With the interface, whatever is noted goes: a later plugin that made it has been
+        dropped from the list, or has failed. Where nothing is noted but there is a result, or the
+        interface, all that the plugin can make is looked for, and with the interface what others
+        can.
+        """
+        claim = kernel.claim
+        identity = None if claim is None else claim.identity
+        if identity is not None:
+            kinds = identity.kinds
+            if not self.makes_link:
+                kinds = tuple(kind for kind in kinds if kind in self.kinds)
+        elif claim is None:
+            kinds = ()
+        elif self.makes_link and (claim.previous() or kernel.own(ifname)) is not None:
+            kinds = executor.MARKED_KINDS
+        elif claim.previous() is not None:
+            kinds = self.kinds
+        else:
+            kinds = ()
+        planned = {step.kind for step in plan.steps}
+        return tuple(kind for kind in kinds if kind not in planned)
 
     def gc(self, request: Request, keep: frozenset[Attachment]) -> None:
-        failures: list[CNIError] = []
-        early = needs_link(request)
-        if early:
-            failures += _have_ipam(request, "GC")
-        with Kernel(None) as kernel:
-            failures += executor.collect(self.kinds, kernel, request.network, keep)
-        if not early:
-            failures += _have_ipam(request, "GC")
-        if failures:
-            raise join_errors(failures)
+        from pycni.sdk.collection import collect
+
+        collect(self, request, keep)
 
     def status(self, request: Request) -> None:
         config = self.config.decode(request.document)
@@ -211,12 +258,9 @@ def check_interfaces(kernel: Kernel, plan: Plan, previous: Result) -> list[str]:
     return differences
 
 
-def _have_ipam(request: Request, command: str) -> list[CNIError]:
-    """Have the address plugin do its part, whatever else failed. Returns what failed."""
-    try:
-        delegate_ipam(request, command)
-    except CNIError as error:
-        return [error]
-    except OSError as error:
-        return [executor.translate(error)]
-    return []
+def _not_released(failures: list[CNIError], request: Request) -> CNIError:
+    error = join_errors(failures)
+    if request.ipam_type:
+        hint = "its addresses stay reserved until DEL has removed that"
+        error.details = f"{error.details}; {hint}" if error.details else hint
+    return error

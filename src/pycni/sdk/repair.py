@@ -7,9 +7,7 @@ load this when they are called. No address is allocated, released or changed.
 
 from __future__ import annotations
 
-from pycni.kernel import executor, mends
-from pycni.kernel.repair import is_absent, repair
-from pycni.plan.difference import FAILED, MENDED, Difference, Part, described
+from pycni.plan.difference import AGAIN, FAILED, MENDED, Difference, Part, described
 from pycni.plan.plan import Plan
 from pycni.plan.steps import HOST, SANDBOX, VethPair
 from pycni.sdk.ipam import delegate_ipam
@@ -17,18 +15,18 @@ from pycni.sdk.planned import require_prev_result
 from pycni.sdk.sandbox import open_sandbox
 from pycni.spec import versions
 from pycni.spec.errors import CHECK_FAILED, CNIError
+from pycni.steps import executor, ownership
+from pycni.steps.repair import is_absent, repair, require_own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pycni.kernel.context import Kernel
     from pycni.sdk.planned import PlannedPlugin
     from pycni.sdk.plugin import Plugin
     from pycni.sdk.request import Request
     from pycni.spec.result import Result
-
-AGAIN = "delete the attachment and add it again"
+    from pycni.steps.context import Kernel
 
 
 def repair_planned(
@@ -40,23 +38,22 @@ def repair_planned(
     namespace is another container's by now.
     """
     request = request.replace(command="CHECK")
-    if versions.at_least(request.version, versions.SINCE["CHECK"]):
-        try:
-            delegate_ipam(request, "CHECK")
-        except CNIError as error:
-            raise CNIError(
-                error.code,
-                str(error),
-                f"its address may be another container's by now, so nothing is put back: {AGAIN}",
-            ) from error
     previous = require_prev_result(request, plugin.unchained)
-    plan = _plan(plugin, request, previous)
     with open_sandbox(request) as kernel:
-        _require_living(plan, kernel, request, remake)
+        _require_current(kernel, previous)
+        _require_address(request)
+        plan = _plan(plugin, request, previous)
+        if plugin.makes_link:
+            _require_living(plan, kernel, request, remake)
+        elif kernel.own(request.ifname) is None:
+            raise _missing(request, f"nothing is put back for what is not there: {AGAIN}")
         try:
-            return repair(plan, kernel, _macs(request, previous), dry_run=dry_run)
+            found = repair(plan, kernel, _macs(request, previous), dry_run=dry_run)
+            if not (dry_run or any(is_absent(step, kernel) for step in plan.steps)):
+                _note_again(kernel, plan)
         except OSError as error:
             raise executor.translate(error) from error
+        return found
 
 
 def inspect_planned(plugin: PlannedPlugin, request: Request) -> list[Part]:
@@ -71,9 +68,20 @@ def inspect_planned(plugin: PlannedPlugin, request: Request) -> list[Part]:
 
 
 def _plan(plugin: PlannedPlugin, request: Request, previous: Result) -> Plan:
+    request = plugin.as_checked(request)
     config = plugin.resolve(plugin.config.decode(request.document))
     network = plugin.complete(config, plugin.concern(request, previous))
     return plugin.plan(request, config, network)
+
+
+def _note_again(kernel: Kernel, plan: Plan) -> None:
+    """Note an interface that was made again: it has other indexes. Raises CNIError, OSError.
+
+    Where none is noted, none was made, and what the reference made stays the reference's.
+    """
+    identity = None if kernel.claim is None else kernel.claim.identity
+    if identity is not None and identity.has_made_links:
+        ownership.note(kernel, plan, executor.lasting(plan.steps))
 
 
 def check_only(
@@ -114,18 +122,61 @@ def _macs(request: Request, previous: Result) -> dict[tuple[str, str], str]:
     return macs
 
 
+def _require_address(request: Request) -> None:
+    """Raise a CNIError if the address plugin does not know the address as the attachment's."""
+    if not versions.at_least(request.version, versions.SINCE["CHECK"]):
+        return
+    try:
+        delegate_ipam(request, "CHECK")
+    except CNIError as error:
+        raise CNIError(
+            error.code,
+            str(error),
+            f"its address may be another container's by now, so nothing is put back: {AGAIN}",
+        ) from error
+
+
+def _require_current(kernel: Kernel, previous: Result) -> None:
+    """Raise a CNIError if the attachment is on its way out, or is not that of the result any more.
+
+    The runtime may have read the result before the container was detached and attached again.
+    """
+    identity = None if kernel.claim is None else kernel.claim.identity
+    if identity is None:
+        return
+    if identity.detaching:
+        raise CNIError(
+            CHECK_FAILED,
+            "its DEL has begun, and has failed",
+            "nothing is put back; complete it: delete the attachment",
+        )
+    listed = {str(entry.address.address) for entry in previous.ips}
+    if previous.ips and not listed.issuperset(identity.addresses):
+        raise CNIError(
+            CHECK_FAILED,
+            f"it has been attached again since, with {', '.join(identity.addresses)}",
+            f"the result lists {', '.join(sorted(listed))}; nothing is put back",
+        )
+
+
 def _require_living(plan: Plan, kernel: Kernel, request: Request, remake: bool) -> None:
     """Raise a CNIError unless the sandbox is still the attachment's."""
     for step in plan.steps:
         if isinstance(step, VethPair):
             # Without directories nobody has looked whose the runtime's plugins are.
-            mends.require_own(step, kernel, marked=not request.path)
+            require_own(step, kernel, marked=not request.path)
         if not is_absent(step, kernel):
             continue
-        if not remake:
+        if kernel.claim is None or kernel.claim.identity is None:
+            why = f"{request.netns} may be another container's by now, nothing tells; {AGAIN}"
+        elif not remake:
             why = "it may be on its way out, so nothing is put back; `pycni repair` does, if asked"
         elif request.netns.startswith("/proc/"):
             why = f"{request.netns} may be another container's by now; {AGAIN}"
         else:
             continue
-        raise CNIError(CHECK_FAILED, f"interface {request.ifname} is missing in the sandbox", why)
+        raise _missing(request, why)
+
+
+def _missing(request: Request, why: str) -> CNIError:
+    return CNIError(CHECK_FAILED, f"interface {request.ifname} is missing in the sandbox", why)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pycni.spec import versions
 from pycni.spec.errors import DECODING_FAILURE, INVALID_CONFIG, CNIError
 from pycni.spec.fields import Anything, Config, Flag, ListOf, MapOf, Object, Text, field
-from pycni.spec.jsontext import JSONError, loads, lookup
+from pycni.spec.jsontext import JSONError, has_key, loads, lookup
 from pycni.spec.names import is_name
 
 TYPE_CHECKING = False
@@ -59,7 +59,9 @@ class NetConf(Config):
     prev_result: Any = field(
         "prevResult", Anything(), None, doc="the result of the plugin before, from the runtime"
     )
-    log_file: str = field("logFile", Text(), "", doc="file to log calls to, instead of stderr")
+    log_file: str = field(
+        "logFile", Text(), "", doc="file in the log directory to log calls to, instead of stderr"
+    )
     log_level: str = field(
         "logLevel", Text(), "", doc='what to log: "error", "warning", "info" or "debug"'
     )
@@ -130,10 +132,20 @@ def config_version(document: Mapping[str, Any]) -> str:
 
 
 def valid_attachments(document: Mapping[str, Any]) -> frozenset[Attachment] | None:
-    """What GC must keep; None where the runtime did not say, which is not the same as nothing."""
-    listed = lookup(document, VALID_ATTACHMENTS)
-    if listed is None:
-        listed = lookup(document, LEGACY_ATTACHMENTS)
-    if listed is None:
+    """What GC must keep; None where the runtime did not say, which is not the same as nothing.
+
+    A key whose value is null says nothing is to be kept: libcni sends an empty list so.
+    """
+    keys = [key for key in (VALID_ATTACHMENTS, LEGACY_ATTACHMENTS) if has_key(document, key)]
+    if not keys:
         return None
-    return frozenset(NetConf.decode({VALID_ATTACHMENTS: listed}).valid_attachments or ())
+    listed: Any = next((found for key in keys if (found := lookup(document, key)) is not None), [])
+    found = NetConf.decode({VALID_ATTACHMENTS: listed}).valid_attachments or ()
+    for item in found:
+        if not item.container_id or not item.ifname:
+            raise CNIError(
+                INVALID_CONFIG,
+                f"{VALID_ATTACHMENTS}: an attachment without containerID or ifname",
+                f'"{item.container_id}" by "{item.ifname}" is none; nothing has been removed',
+            )
+    return frozenset(found)

@@ -31,6 +31,9 @@ ALREADY_EXISTS = 101
 CHECK_FAILED = 102
 ADDRESS_UNAVAILABLE = 103
 
+# The way out of all that is refused to who has too few rights.
+NEEDS_ROOT = "the plugin needs the rights of root (CAP_NET_ADMIN, CAP_SYS_ADMIN) on this host"
+
 
 class CNIError(Exception):
     """What a plugin answers in place of a result.
@@ -73,8 +76,8 @@ def join_errors(errors: list[CNIError]) -> CNIError:
     """
     if len(errors) == 1:
         return errors[0]
+    # One way out is often that of all.
+    details = dict.fromkeys(error.details for error in errors if error.details)
     return CNIError(
-        errors[0].code,
-        "; ".join(error.message for error in errors),
-        "; ".join(error.details for error in errors if error.details),
+        errors[0].code, "; ".join(error.message for error in errors), "; ".join(details)
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 from pycni.spec import ip
 from pycni.spec.errors import CNIError, invalid_config
 from pycni.spec.record import Record
+from pycni.spec.versions import quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -237,6 +238,10 @@ class MapOf(Kind):
             if len(faults) >= MAX_FAULTS:
                 faults.append(_unread(_join(path, key)))
                 break
+            if "\0" in key:  # as in a value
+                problem = f"a NUL character in the key {quote(key)} is not valid"
+                faults.append(Fault(path, problem, f"expected {self.expected}"))
+                continue
             decoded[key] = self.item.decode(item, _join(path, key), faults)
         return decoded
 

@@ -13,12 +13,13 @@ from _json import encode_basestring, make_scanner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from typing import Any, NoReturn
 
 MAX_SIZE = 16 * 1024 * 1024  # bytes; a configuration with its prevResult is a few kilobytes
 MAX_DEPTH = 200  # objects and lists in each other; well within the interpreter's stack
 _INFINITY = float("inf")
+_SAFE_DIGITS = 308  # an integer of so many is within a float64
 _SPACE = " \t\n\r"
 _EXACT = 1 << 53  # above it, an integer that went through a float64 is no longer itself
 
@@ -52,7 +53,8 @@ def _parse_float(text: str) -> float:
 
 
 def _parse_int(text: str) -> int:
-    _parse_float(text)
+    if len(text) > _SAFE_DIGITS:
+        _parse_float(text)
     return int(text)
 
 
@@ -93,6 +95,9 @@ class _Context:
     parse_constant = staticmethod(_refuse_constant)
 
 
+_scan = make_scanner(_Context)  # type: ignore[arg-type]
+
+
 def loads(data: bytes | str) -> Any:
     """Parse one JSON document. Raises JSONError."""
     if len(data) > MAX_SIZE:
@@ -101,14 +106,15 @@ def loads(data: bytes | str) -> Any:
     text = data if isinstance(data, str) else str(data, "utf-8", "replace")
     start = _skip_space(text, 0)
     try:
-        value, end = make_scanner(_Context)(text, start)  # type: ignore[arg-type]
+        value, end = _scan(text, start)
     except (StopIteration, ValueError, RecursionError, SystemError):
         # SystemError: the scanner looks for json's own exception, which is not imported yet.
         raise _explain(text) from None
     end = _skip_space(text, end)
     if end != len(text):
         raise JSONError(f"unexpected {text[end]!r} after the end of the value", text, end)
-    _check_depth(value)
+    if text.count("{") + text.count("[") > MAX_DEPTH:
+        _check_depth(value)
     if "\\ud" in text or "\\uD" in text:
         value = _without_surrogates(value)
     return value
@@ -126,6 +132,12 @@ def lookup(document: Mapping[str, Any], key: str) -> Any:
     return found
 
 
+def has_key(document: Mapping[str, Any], key: str) -> bool:
+    """Whether an object has a key that `lookup` finds, even with the value null."""
+    wanted = key.lower()
+    return key in document or any(name.lower() == wanted for name in document)
+
+
 def _explain(text: str) -> JSONError:
     """What the scanner choked on. Only `json` itself tells, and only failures pay for it."""
     import json
@@ -137,6 +149,9 @@ def _explain(text: str) -> JSONError:
             text, parse_float=_parse_float, parse_int=_parse_int, parse_constant=_refuse_constant
         )
     except json.JSONDecodeError as error:
+        comma = _trailing_comma(text, error.pos)
+        if comma is not None:
+            return JSONError("a comma with nothing behind it", text, comma)
         problem = error.msg[:1].lower() + error.msg[1:].removesuffix(" at")
         return JSONError(problem, text, error.pos)
     except RecursionError:
@@ -144,6 +159,19 @@ def _explain(text: str) -> JSONError:
     except ValueError as error:
         return JSONError(str(error))
     raise AssertionError("json reads what its own scanner refused")
+
+
+def _trailing_comma(text: str, position: int) -> int | None:
+    """Where a comma before a closing bracket is, if a fault at a place is about one.
+
+    Python tells of the bracket, and since 3.13 of the comma.
+    """
+    if text[position : position + 1] in ("}", "]"):
+        position = len(text[:position].rstrip(_SPACE)) - 1
+    if text[position : position + 1] != ",":
+        return None
+    bracket = _skip_space(text, position + 1)
+    return position if text[bracket : bracket + 1] in ("}", "]") else None
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -187,64 +215,15 @@ def dumps(value: Any, *, indent: int = 0, sort_keys: bool = False) -> str:
 
     Raises TypeError or ValueError for what has no JSON form.
     """
-    parts: list[str] = []
-    _write(value, parts.append, " " * indent, "\n", sort_keys)
-    text = "".join(parts)
+    text = _text(value, " " * indent, "\n", sort_keys)
+    for character, escape in _ESCAPES:  # they stand in strings only
+        if character in text:
+            text = text.replace(character, escape)
     try:
         text.encode()
     except UnicodeEncodeError:  # os.environ's form of a byte that is not UTF-8
         return "".join("\\ufffd" if _is_surrogate(character) else character for character in text)
     return text
-
-
-def _write(
-    value: Any, put: Callable[[str], None], indent: str, newline: str, sort_keys: bool
-) -> None:
-    if isinstance(value, str):
-        put(_string(value))
-    elif value is None:
-        put("null")
-    elif isinstance(value, bool):
-        put("true" if value else "false")
-    elif isinstance(value, int | float):
-        put(_number(value))
-    elif isinstance(value, dict):
-        items = sorted(value.items()) if sort_keys else value.items()
-        inner = newline + indent
-        separator = "{"
-        for key, item in items:
-            put(separator)
-            if indent:
-                put(inner)
-            put(_string(key))
-            put(": " if indent else ":")
-            _write(item, put, indent, inner, sort_keys)
-            separator = ","
-        put(_closing("{", "}", separator, newline if indent else ""))
-    elif isinstance(value, list | tuple):
-        inner = newline + indent
-        separator = "["
-        for item in value:
-            put(separator)
-            if indent:
-                put(inner)
-            _write(item, put, indent, inner, sort_keys)
-            separator = ","
-        put(_closing("[", "]", separator, newline if indent else ""))
-    else:
-        raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def _closing(opening: str, closing: str, separator: str, newline: str) -> str:
-    return opening + closing if separator == opening else newline + closing
-
-
-def _string(text: str) -> str:
-    quoted = encode_basestring(text)
-    for character, escape in _ESCAPES:
-        if character in quoted:
-            quoted = quoted.replace(character, escape)
-    return str(quoted)
 
 
 _ESCAPES = (
@@ -254,6 +233,36 @@ _ESCAPES = (
     ("\u2028", "\\u2028"),
     ("\u2029", "\\u2029"),
 )
+
+
+def _text(value: Any, indent: str, newline: str, sort_keys: bool) -> str:
+    if isinstance(value, str):
+        return str(encode_basestring(value))
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return _number(value)
+    inner = newline + indent
+    if isinstance(value, dict):
+        opening, closing = "{", "}"
+        colon = ": " if indent else ":"
+        items = sorted(value.items()) if sort_keys else value.items()
+        texts = [
+            f"{encode_basestring(key)}{colon}{_text(item, indent, inner, sort_keys)}"
+            for key, item in items
+        ]
+    elif isinstance(value, list | tuple):
+        opening, closing = "[", "]"
+        texts = [_text(item, indent, inner, sort_keys) for item in value]
+    else:
+        raise TypeError(f"{type(value).__name__} has no JSON form")
+    if not indent:
+        return f"{opening}{','.join(texts)}{closing}"
+    if not texts:
+        return opening + closing
+    return f"{opening}{inner}{(',' + inner).join(texts)}{newline}{closing}"
 
 
 def _number(value: float) -> str:

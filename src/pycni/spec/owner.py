@@ -18,13 +18,31 @@ if sys.version_info >= (3, 12):
 else:
     from _sha512 import sha512  # type: ignore[import-not-found,unused-ignore]
 
-__all__ = ["MAX_COMMENT", "Owner", "containers_named", "hashed_name", "network_tag", "sha512"]
+__all__ = [
+    "MAX_COMMENT",
+    "Owner",
+    "Owners",
+    "hashed_name",
+    "is_whole",
+    "names_in",
+    "network_tag",
+    "sha512",
+    "tag_of",
+]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
 MAX_COMMENT = 128  # bytes of a comment that nftables keeps
+MAX_IPTABLES_COMMENT = 255  # bytes: XT_MAX_COMMENT_LEN of linux/netfilter/xt_comment.h, less a NUL
+_CUT = "..."  # how the reference's portmap ends a comment that was longer
+_TAG_LENGTH = 33  # two hashes of 16 digits, and what joins them
+
+
+# One operation asks for one owner's many times.
+_last_tag: tuple[tuple[str, str, str], str] = (("", "", ""), "")
+_last_network: tuple[str, str] = ("", "")
 
 
 class Owner(Record):
@@ -41,7 +59,13 @@ class Owner(Record):
     @property
     def tag(self) -> str:
         """Two hashes, the network's and the attachment's, that a comment starts with."""
-        return f"{network_tag(self.network)}-{_hash(f'{self.ifname}:{self.container_id}')}"
+        global _last_tag  # noqa: PLW0603
+        key = self.network, self.container_id, self.ifname
+        known, tag = _last_tag
+        if known != key:
+            tag = f"{network_tag(self.network)}-{_hash(f'{self.ifname}:{self.container_id}')}"
+            _last_tag = key, tag
+        return tag
 
     @property
     def comment(self) -> str:
@@ -52,25 +76,126 @@ class Owner(Record):
 
     @property
     def iptables_comment(self) -> str:
-        """The comment of an iptables rule."""
-        return f"name: {quote(self.network)} id: {quote(self.container_id)}"
+        """The comment of an iptables rule; cut to what iptables keeps."""
+        return self.iptables_comment_after("")
+
+    def iptables_comment_after(self, prefix: str) -> str:
+        """The same with something before it."""
+        return _cut(f"{prefix}name: {quote(self.network)} id: {quote(self.container_id)}")
 
     def chain(self, prefix: str = "CNI-", length: int = 28) -> str:
         """The name of an iptables chain; the interface is not part of it."""
         return hashed_name(prefix, self.network + self.container_id, length)
 
 
-def containers_named(comments: Iterable[str], network: str, prefix: str = "") -> set[str]:
-    """The containers of a network that comments of iptables rules name: `iptables_comment` read.
+def _nobody(_tag: str) -> bool:
+    return False
 
-    prefix: what stands before it in these comments.
+
+class Owners:
+    """Attachments of a network whose leftovers are to be removed: those of `only`, or all but some.
+
+    keep: those that are spared; is_attached: spares more, by their tags; addresses: those that are
+    noted of them, in words, by kinds of steps that are noted as well; noted: gives the containers
+    of whom anything is noted. tag: what the tags of all of them contain, to search by.
     """
-    before, after = f'{prefix}name: {quote(network)} id: "', '"'
-    return {
-        comment[len(before) : -len(after)]
-        for comment in comments
-        if comment.startswith(before) and comment.endswith(after)
-    }
+
+    def __init__(
+        self,
+        network: str,
+        only: Collection[Attachment] | None = None,
+        keep: Collection[Attachment] = (),
+        is_attached: Callable[[str], bool] = _nobody,
+        addresses: Mapping[str, Collection[str]] | None = None,
+        noted: Callable[[], Iterable[str]] = tuple,
+    ) -> None:
+        self.network = network
+        self._noted = noted
+        self._addresses = addresses or {}
+        self.tag = network_tag(network)
+        self._named = keep if only is None else only
+        self._is_listed = only is not None
+        self._is_attached = is_attached
+        self._tags = frozenset(
+            Owner(network, item.container_id, item.ifname).tag for item in self._named
+        )
+        if only is not None and len(self._tags) == 1:
+            (self.tag,) = self._tags
+
+    @property
+    def listed(self) -> list[Owner]:
+        """Those of `only`; none where it is all but some."""
+        if not self._is_listed:
+            return []
+        return [Owner(self.network, item.container_id, item.ifname) for item in self._named]
+
+    def includes(self, comment: str) -> bool:
+        """Whether a comment, or an interface's alias, starts with the tag of one of them."""
+        tag = tag_of(comment)
+        if self._is_listed:
+            return tag in self._tags
+        is_of_network = tag.startswith(f"{self.tag}-")
+        return is_of_network and tag not in self._tags and not self._is_attached(tag)
+
+    def may_include(self, container_id: str, interfaces: int) -> bool:
+        """Whether one of them may be of a container of which so many interfaces left something."""
+        named = sum(item.container_id == container_id for item in self._named)
+        return named > 0 if self._is_listed else interfaces > named or not named
+
+    def addresses(self, kind: str) -> Collection[str]:
+        """The addresses of those of whom a kind of steps is noted."""
+        return self._addresses.get(kind, ())
+
+    def spared(self, container_id: str) -> set[str]:
+        """The interfaces of a container that are spared by name."""
+        if self._is_listed:
+            return set()
+        return {item.ifname for item in self._named if item.container_id == container_id}
+
+    def chains(
+        self,
+        marked: Iterable[tuple[str, str]],
+        chain_of: Callable[[Owner], str],
+        prefix: str = "",
+    ) -> dict[str, str]:
+        """The chains of the network's containers, by container.
+
+        marked: comments of iptables rules, which tell of no interface, each with the container's
+        chain; prefix: what stands before `Owner.iptables_comment`; chain_of: names a container's
+        chain. Where a comment was cut, the chain tells the container, if it is one that is known;
+        one that is not goes by a text that is no container's id.
+        """
+        before, after = f'{prefix}name: {quote(self.network)} id: "', '"'
+        found: dict[str, str] = {}
+        known: dict[str, str] | None = None
+        for comment, chain in marked:
+            if comment.startswith(before) and comment.endswith(after):
+                container = comment[len(before) : -len(after)]
+                found[container] = chain_of(Owner(self.network, container, ""))
+            elif comment.endswith(_CUT) and comment.startswith(before[: -len(_CUT)]) and chain:
+                if known is None:
+                    ids = {*(item.container_id for item in self._named), *self._noted()}
+                    known = {chain_of(Owner(self.network, one, "")): one for one in ids}
+                found[known.get(chain, f"{comment} {chain}")] = chain
+        return dict(sorted(found.items()))
+
+
+def tag_of(comment: str) -> str:
+    """The owner's tag that a comment or alias starts with, "" if it starts with something else."""
+    tag = comment[:_TAG_LENGTH]
+    return tag if len(tag) == _TAG_LENGTH and tag[16] == "-" else ""
+
+
+def names_in(comment: str) -> tuple[str, str, str]:
+    """Network, interface and container in `Owner.comment`, as far as they were not cut."""
+    network, _, rest = comment.partition(", net: ")[2].partition(", if: ")
+    ifname, _, container = rest.partition(", id: ")
+    return network, ifname, container
+
+
+def is_whole(comment: str) -> bool:
+    """Whether nothing of `Owner.comment` was cut, which may be within a character."""
+    return len(comment.encode()) <= MAX_COMMENT - 4
 
 
 def hashed_name(prefix: str, text: str, length: int) -> str:
@@ -83,7 +208,20 @@ def hashed_name(prefix: str, text: str, length: int) -> str:
 
 def network_tag(network: str) -> str:
     """The hash that all comments of one network start with."""
-    return _hash(network)
+    global _last_network  # noqa: PLW0603
+    known, tag = _last_network
+    if known != network:
+        tag = _hash(network)
+        _last_network = network, tag
+    return tag
+
+
+def _cut(comment: str) -> str:
+    """A comment as iptables keeps it: by itself it cuts one that is longer, or refuses it."""
+    data = comment.encode("utf-8", "surrogateescape")
+    if len(data) <= MAX_IPTABLES_COMMENT:
+        return comment
+    return data[: MAX_IPTABLES_COMMENT - len(_CUT)].decode("utf-8", "ignore") + _CUT
 
 
 def _hash(text: str) -> str:

@@ -27,17 +27,19 @@ class Record:
 
     def __init__(self, *values: Any, **named: Any) -> None:
         fields, names, required = _layouts.get(type(self)) or _layout(type(self))
-        if not names.issuperset(named):
+        if named and not names.issuperset(named):
             self._refuse_unknown(named)
         if values:
             given = dict(zip(fields, values))  # noqa: B905 - they are counted
-            given.update(named)
-            if len(given) < len(values) + len(named):
+            if named:
+                given.update(named)
+            if len(given) != len(values) + len(named):
                 self._refuse_values(values, named)
             named = given
-        for name in required:
-            if name not in named:
-                raise TypeError(f"{self._type} needs {name}")
+        if len(named) != len(fields):
+            for name in required:
+                if name not in named:
+                    raise TypeError(f"{self._type} needs {name}")
         self.__dict__ = named
 
     @property

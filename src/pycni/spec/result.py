@@ -23,7 +23,7 @@ from pycni.spec.fields import (
     faults_error,
     field,
 )
-from pycni.spec.ip import IPAddress, IPNetwork
+from pycni.spec.ip import IPAddress, IPNetwork, host_network
 from pycni.spec.jsontext import dumps, lookup
 from pycni.spec.record import Record
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+LINK_SCOPE = 253  # RT_SCOPE_LINK of linux/rtnetlink.h
 FAMILIES = (("0.1.0", "0.2.0"), ("0.3.0", "0.3.1", "0.4.0"), ("1.0.0", "1.1.0"))
 
 
@@ -88,8 +89,8 @@ def merge(previous: Result, own: Result) -> Result:
         for entry in own.ips
     )
     routes = (
-        route.replace(gw=gateway_of(own, route.dst))
-        if route.gw is None and gateway_of(previous, route.dst) is not None
+        route.replace(gw=gateway_of(own, route))
+        if route.gw is None and gateway_of(previous, route) is not None
         else route
         for route in own.routes
     )
@@ -106,11 +107,22 @@ def merge(previous: Result, own: Result) -> Result:
     )
 
 
-def gateway_of(result: Result, dst: IPNetwork) -> IPAddress | None:
-    """The first gateway of the family of a route that names none."""
+def gateway_of(result: Result, route: Route) -> IPAddress | None:
+    """The next hop of a route, None where its destination is itself on the link.
+
+    A route that names none goes by the first gateway of its family, but for one whose scope says
+    that it needs none, and that of the gateway itself. 0.0.0.0 and :: stand for none.
+    """
+    if route.gw is not None:
+        return None if route.gw.is_unspecified else route.gw
+    if route.scope is not None and route.scope >= LINK_SCOPE:
+        return None
     for entry in result.ips:
-        if entry.gateway is not None and entry.gateway.family == dst.family:
-            return entry.gateway
+        gateway = entry.gateway
+        if gateway is not None and gateway.family == route.dst.family:
+            if gateway.is_unspecified or route.dst == host_network(gateway):
+                return None
+            return gateway
     return None
 
 

@@ -34,6 +34,10 @@ class Documents:
     def __init__(self, directory: str) -> None:
         self._directory = directory
 
+    def path(self, name: str) -> str:
+        """Where a document is."""
+        return below(self._directory, name)
+
     def names(self) -> list[str]:
         """The names of what is in the directory; none if there is no directory.
 

@@ -3,8 +3,8 @@
 - `write_file` replaces a file, `create_file` makes one that must not be there yet. At any instant,
   and after a crash at any instant, the name holds the old content, the new content, or (for a new
   file) nothing; never a part.
-- `Lock` is an flock, as the reference takes it. It holds between processes. The threads of one
-  process wait for each other in memory first, where a wait with an end need not be polled.
+- `Lock` is an flock, as the reference takes it. It holds between processes and between threads;
+  how to wait for one that is taken is in `waiting`.
 - A symbolic link as the last component of a path is never followed: a state directory's content
   may have been planted by someone who may write there, and these calls run as root.
 
@@ -17,15 +17,15 @@ import errno
 import fcntl
 import posix
 import time
-from _stat import S_ISDIR, S_ISLNK
-from _thread import allocate_lock
+from _stat import S_ISDIR, S_ISLNK, S_ISREG
 
 from pycni.spec.errors import IO_FAILURE, TRY_AGAIN_LATER, CNIError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import ClassVar, Self
+    from typing import Self
 
+MAX_NAME = 255  # bytes: NAME_MAX of linux/limits.h
 MAX_SIZE = 16 * 1024 * 1024  # bytes that `read_file` takes; our largest are results with configs
 
 # O_NONBLOCK: opening a FIFO that someone left under the name must not hang.
@@ -34,7 +34,9 @@ _WRITE_NEW = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | 
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT, errno.EXDEV)
 _CHUNK = 1 << 16
 _NEW = ".new"  # how temporary names end
-_LONGEST_PAUSE = 0.01  # seconds between two tries for a lock that has a deadline
+
+# Who waits in this process for the locks of files, by device and inode: see `waiting`.
+queues: dict[tuple[int, int], list[int]] = {}
 
 
 def below(directory: str, name: str) -> str:
@@ -42,12 +44,17 @@ def below(directory: str, name: str) -> str:
     return f"{directory}/{name}" if directory and directory[-1] != "/" else directory + name
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a name is no longer than that of a file may be."""
+    return len(name.encode("utf-8", "surrogateescape")) <= MAX_NAME
+
+
 def make_directories(path: str, mode: int = 0o755) -> None:
     """Make a directory and the ones above it, each with `mode` less the umask."""
     try:
         posix.mkdir(path, mode)
     except FileExistsError:
-        if not _is_directory(path):
+        if not is_directory(path):
             raise
     except FileNotFoundError:
         parent = path.rstrip("/").rpartition("/")[0]
@@ -57,7 +64,8 @@ def make_directories(path: str, mode: int = 0o755) -> None:
         make_directories(path, mode)
 
 
-def _is_directory(path: str) -> bool:
+def is_directory(path: str) -> bool:
+    """Whether a path leads to a directory; one that leads nowhere, in whatever way, does not."""
     try:
         return S_ISDIR(posix.stat(path).st_mode)
     except OSError:
@@ -93,10 +101,18 @@ def open_or_make_directory(path: str, mode: int = 0o755) -> int:
 def read_file(
     name: str, dir_fd: int | None = None, limit: int = MAX_SIZE, *, own: bool = False
 ) -> bytes:
-    """The first `limit` bytes of a file; own: only if root or this user made it. Raises OSError."""
+    """The first `limit` bytes of a plain file; own: only if root or this user made it.
+
+    Raises OSError, also for a FIFO, device or the like, which says nothing of what was written.
+    """
     descriptor = posix.open(name, _READ, dir_fd=dir_fd)
     try:
-        if own and posix.fstat(descriptor).st_uid not in (0, posix.geteuid()):
+        found = posix.fstat(descriptor)
+        if S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, posix.strerror(errno.EISDIR), name)
+        if not S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a plain file", name)
+        if own and found.st_uid not in (0, posix.geteuid()):
             raise PermissionError(errno.EPERM, "it belongs to another user", name)
         data = posix.read(descriptor, min(limit, _CHUNK))
         if len(data) < _CHUNK:  # most files end here, and a second read would be a tenth of it all
@@ -166,7 +182,13 @@ def _create_by_name(name: str, data: bytes, mode: int, dir_fd: int, sync: bool) 
 
 
 def _temporary(name: str) -> str:
-    return f"{name}.{posix.getpid()}-{posix.urandom(4).hex()}{_NEW}"
+    """A name beside a file's, however long that is; `writer_of` knows it by its end."""
+    folder, slash, own = name.rpartition("/")
+    end = f".{posix.getpid()}-{posix.urandom(4).hex()}{_NEW}"
+    room = MAX_NAME - len(end)
+    if len(own) * 4 > room:  # bytes of a character at most
+        own = own.encode("utf-8", "surrogateescape")[:room].decode("utf-8", "ignore")
+    return f"{folder}{slash}{own}{end}"
 
 
 def writer_of(name: str) -> int | None:
@@ -189,6 +211,21 @@ def remove_file(name: str, dir_fd: int | None = None) -> bool:
         posix.unlink(name, dir_fd=dir_fd)
     except FileNotFoundError:
         return False
+    except OSError as error:
+        # Of a file system that is read-only the kernel says so before it looks for the file.
+        if error.errno == errno.EROFS and not _exists(name, dir_fd):
+            return False
+        raise
+    return True
+
+
+def _exists(name: str, dir_fd: int | None) -> bool:
+    try:
+        posix.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        pass
     return True
 
 
@@ -196,7 +233,8 @@ class Lock:
     """An exclusive flock on a file, held inside a `with` block and released by any end of it.
 
     name, dir_fd: the file, made with `mode` when missing; timeout: seconds to wait, None for as
-    long as it takes. Raises CNIError: code 11 when the time is over, code 5 when the file cannot be
+    long as it takes; cancel: a descriptor that can be read once nobody wants it any more. Raises
+    CNIError: code 11 when the time is over or it was cancelled, code 5 when the file cannot be
     opened.
     """
 
@@ -207,88 +245,70 @@ class Lock:
         dir_fd: int | None = None,
         mode: int = 0o750,
         timeout: float | None = None,
+        cancel: int | None = None,
         shown_as: str = "",
     ) -> None:
         self._name = name
         self._dir_fd = dir_fd
         self._mode = mode
         self._timeout = timeout
+        self._cancel = cancel
         self._path = shown_as or name
         self._descriptor = -1
+        self._key = (0, 0)
 
     def __enter__(self) -> Self:
         give_up = None if self._timeout is None else time.monotonic() + self._timeout
         while True:
+            self._open()
             try:
-                self._descriptor = posix.open(
-                    self._name,
-                    posix.O_RDONLY
-                    | posix.O_CREAT
-                    | posix.O_NOFOLLOW
-                    | posix.O_CLOEXEC
-                    | posix.O_NONBLOCK,
-                    self._mode,
-                    dir_fd=self._dir_fd,
-                )
+                self._acquire(give_up)
+                if self._still_names():
+                    return self
             except OSError as error:
-                raise CNIError(
-                    IO_FAILURE,
-                    f"cannot open the lock {self._path}: {error.strerror}",
-                    "it must be a plain file that this user may open, or its directory writable",
-                ) from None
-            try:
-                opened = posix.fstat(self._descriptor)
-                turn = _Turn.take((opened.st_dev, opened.st_ino), give_up)
-                if turn is None:
-                    raise self._busy()
-                try:
-                    try:
-                        self._acquire(give_up)
-                    except OSError as error:
-                        raise CNIError(
-                            IO_FAILURE, f"cannot lock {self._path}: {error.strerror}"
-                        ) from None
-                    if self._still_names(opened):
-                        self._turn = turn
-                        return self
-                except BaseException:
-                    turn.end()
-                    raise
-                turn.end()
+                posix.close(self._descriptor)
+                raise CNIError(IO_FAILURE, f"cannot lock {self._path}: {error.strerror}") from None
             except BaseException:
                 posix.close(self._descriptor)
                 raise
-            posix.close(self._descriptor)
+            self.__exit__()
 
     def __exit__(self, *_: object) -> None:
-        posix.close(self._descriptor)
-        self._turn.end()
+        release(self._descriptor, self._key)
+
+    def _open(self) -> None:
+        flags = posix.O_RDONLY | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC
+        try:
+            self._descriptor = posix.open(
+                self._name, flags | posix.O_NONBLOCK, self._mode, dir_fd=self._dir_fd
+            )
+        except OSError as error:
+            raise CNIError(
+                IO_FAILURE,
+                f"cannot open the lock {self._path}: {error.strerror}",
+                "it must be a plain file that this user may open, or its directory writable",
+            ) from None
 
     def _acquire(self, give_up: float | None) -> None:
-        if give_up is None:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        status = posix.fstat(self._descriptor)
+        self._key = (status.st_dev, status.st_ino)
+        if try_lock(self._descriptor, self._key):
             return
-        pause = 0.0005
-        while True:
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() >= give_up:
-                    raise self._busy() from None
-            time.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
+        from pycni.state.waiting import acquire
 
-    def _still_names(self, opened: posix.stat_result) -> bool:
+        if not acquire(self._descriptor, f"the lock {self._path}", give_up, self._cancel):
+            raise self._busy()
+
+    def _still_names(self) -> bool:
         """Whether the name still leads to the locked file: it may have been removed meanwhile."""
         try:
             named = posix.stat(self._name, dir_fd=self._dir_fd, follow_symlinks=False)
         except FileNotFoundError:
             return False
-        return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
+        return (named.st_dev, named.st_ino) == self._key
 
     def _busy(self) -> CNIError:
-        holder = _flock_holder(posix.fstat(self._descriptor))
+        holder = holder_of_lock(posix.fstat(self._descriptor))
         return CNIError(
             TRY_AGAIN_LATER,
             f"the lock {self._path} is held by {holder}",
@@ -296,41 +316,31 @@ class Lock:
         )
 
 
-class _Turn:
-    """One thread's turn at a file, among the threads of this process."""
+def try_lock(descriptor: int, key: tuple[int, int]) -> bool:
+    """Take the flock on an open file, by device and inode, if nobody has it or waits for it here.
 
-    _turns: ClassVar[dict[tuple[int, int], _Turn]] = {}
-    _guard = allocate_lock()  # of the above and of `_users`
-
-    def __init__(self, key: tuple[int, int]) -> None:
-        self._key = key
-        self._lock = allocate_lock()
-        self._users = 0
-
-    @classmethod
-    def take(cls, key: tuple[int, int], give_up: float | None) -> _Turn | None:
-        """Wait for the turn; None once the time (of time.monotonic()) is over."""
-        with cls._guard:
-            turn = cls._turns.setdefault(key, _Turn(key))
-            turn._users += 1
-        timeout = -1.0 if give_up is None else max(0.0, give_up - time.monotonic())
-        if turn._lock.acquire(timeout=timeout):
-            return turn
-        turn._leave()
-        return None
-
-    def end(self) -> None:
-        self._lock.release()
-        self._leave()
-
-    def _leave(self) -> None:
-        with self._guard:
-            self._users -= 1
-            if not self._users:
-                del self._turns[self._key]
+    Raises OSError.
+    """
+    if key in queues:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
-def _flock_holder(locked: posix.stat_result) -> str:
+def release(descriptor: int, key: tuple[int, int]) -> None:
+    """Close a locked file, and let the next in that waits for its lock."""
+    posix.close(descriptor)
+    if key in queues:
+        from pycni.state.waiting import wake
+
+        wake(key)
+
+
+def holder_of_lock(locked: posix.stat_result) -> str:
+    """Who holds the flock on a file, in words."""
     device = f"{posix.major(locked.st_dev):02x}:{posix.minor(locked.st_dev):02x}:{locked.st_ino}"
     try:
         lines = read_file("/proc/locks").decode().splitlines()

@@ -24,6 +24,8 @@ Header and buckets carry checksums: what was damaged on the disk is not believed
 What the rule cannot see is a name made or removed without the lock during our own change. Such a
 removal leaves an address that looks taken, so the store reads the directory before it says that a
 range is full; such a creation is stopped by the file system when the address is reserved.
+Nor does it see a file that another program rewrites in place: no file is believed to be a holder's
+without a look at it, and a holder that seems to have none is looked for in the directory at DEL.
 
 Used by `pycni.state.leases` only, under its lock.
 """
@@ -43,7 +45,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_MAGIC = b"pycniLI2"
+_MAGIC = b"pycniLI3"
 _PAGE = 4096
 _RECORD = 32
 _KEY = 16
@@ -129,7 +131,9 @@ class LeaseIndex:
                 spilled.append((key, value))
         posix.ftruncate(descriptor, 0)
         index = cls(descriptor, boot_id(), buckets, len(records) - len(spilled), settled=False)
-        data = bytes(_PAGE) + b"".join(_page(b"".join(page)) for page in pages)
+        data = bytes(_PAGE) + b"".join(
+            _page(bucket, b"".join(page)) for bucket, page in enumerate(pages)
+        )
         view, offset = memoryview(data), 0
         while offset < len(data):
             offset += posix.pwrite(descriptor, view[offset:], offset)
@@ -170,7 +174,7 @@ class LeaseIndex:
         if self._settled:
             return
         for bucket in self._changed:
-            posix.pwrite(self._file, _page(self._pages[bucket]), _PAGE * (bucket + 1))
+            posix.pwrite(self._file, _page(bucket, self._pages[bucket]), _PAGE * (bucket + 1))
         self._changed.clear()
         # At least two seconds back, for file systems that keep whole seconds only; and unlike any
         # stamp before it.
@@ -296,7 +300,7 @@ class LeaseIndex:
         if len(page) != _PAGE or page[0] > _CAPACITY:
             raise DamagedIndex("a page is damaged")
         records = page[_HEAD : _HEAD + page[0] * _RECORD]
-        if page[_CHECKSUM : 2 * _CHECKSUM] != _checksum(records):
+        if page[_CHECKSUM : 2 * _CHECKSUM] != _checksum_of_page(bucket, records):
             raise DamagedIndex("a page is damaged")
         self._pages[bucket] = records
         return records
@@ -396,10 +400,15 @@ def _matches(records: bytes, prefix: bytes) -> Iterator[int]:
         offset = records.find(prefix, offset + 1)
 
 
-def _page(records: bytes) -> bytes:
+def _page(bucket: int, records: bytes) -> bytes:
     count = bytes((len(records) // _RECORD,)).ljust(_CHECKSUM, b"\0")
-    head = (count + _checksum(records)).ljust(_HEAD, b"\0")
+    head = (count + _checksum_of_page(bucket, records)).ljust(_HEAD, b"\0")
     return (head + records).ljust(_PAGE, b"\0")
+
+
+def _checksum_of_page(bucket: int, records: bytes) -> bytes:
+    """With its place: a sound page in another's place is damage too."""
+    return _checksum(b"%d " % bucket + records)
 
 
 def _checksum(data: bytes) -> bytes:

@@ -13,8 +13,9 @@ reference walks; no network's name begins with a dot.
 
 A lease file appears with its content or not at all. The reference creates and then writes, so a
 crash of it leaves an empty file that blocks an address for ever. Under the lock nobody is between
-the two, so an empty file seen there is such a remnant, and is removed when the directory is read
-(unless the address is in use: then the disk has lost what was in it).
+the two, so an empty file seen there is such a remnant. Who is to give its address removes it, if it
+is a plain file of this user's or root's (and the address not in use: then the disk has lost what
+was in it); all others leave it. Whatever else stands under an address's name keeps that address.
 (To keep an address from being handed out, write any text into a file of its name.) Lease files are
 not synced: containers do not outlive a power failure, and a lease that does is read as a remnant.
 
@@ -24,6 +25,7 @@ Called by the host-local plugin, and by the command line's view of addresses.
 from __future__ import annotations
 
 import posix
+from _stat import S_ISREG
 
 from pycni.spec.config import Attachment
 from pycni.spec.errors import IO_FAILURE, CNIError
@@ -34,10 +36,12 @@ from pycni.state.files import (
     Lock,
     below,
     create_file,
+    is_directory,
     open_directory,
     open_or_make_directory,
     read_file,
     remove_file,
+    writer_of,
 )
 from pycni.state.lease_index import BadIndex, DamagedIndex, LeaseIndex, MemoryIndex, holder_key
 
@@ -46,9 +50,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from typing import Self
 
+DATA_DIR = "/var/lib/cni/networks"  # unless `dataDir` tells otherwise
 LOCK_TIMEOUT = 60.0  # seconds; runtimes give a whole ADD two to four minutes
 _LAST_RESERVED = "last_reserved_ip."
-_MAX_LEASE = 1 << 16  # bytes; container ids have no limit of their own
+_BLANK = b"\0 \t\n\r\v\f"
+_MAX_LEASE = 1 << 18  # bytes; a container id may have as many as a variable (MAX_ARG_STRLEN)
 
 
 class Lease(Record):
@@ -71,7 +77,11 @@ def _silent(_text: str) -> None:
     return None
 
 
-def _unused(_address: IPAddress) -> bool:
+def _not_used(_attachment: Attachment) -> bool:
+    return False
+
+
+def _no(_address: IPAddress) -> bool:
     return False
 
 
@@ -79,10 +89,12 @@ class LeaseStore:
     """The leases of one network, locked for the length of a `with` block.
 
     data_dir, network: the directory is made if `create` is set; without it, a directory that is not
-    there is one without leases, and stays away. timeout: seconds to wait for the lock. note: gets a
-    line of text when something was put right that nobody asked for. in_use: whether an address is
-    in use whatever the files say, asked before an empty one is removed. Raises CNIError: code 5 for
-    what the file system refuses, code 11 when the lock stays taken.
+    there is one without leases, and stays away. timeout: seconds to wait for the lock; cancel: a
+    descriptor that can be read once nobody wants it any more. note: gets a line of text when
+    something was put right that nobody asked for. gives: whether the caller may give an address, so
+    that an empty file of it is in the way; in_use: whether it is in use whatever the files say.
+    Raises CNIError: code 5 for what the file system refuses, code 11 when the lock stays taken or
+    it was cancelled.
     """
 
     def __init__(
@@ -92,8 +104,10 @@ class LeaseStore:
         *,
         create: bool = False,
         timeout: float | None = LOCK_TIMEOUT,
+        cancel: int | None = None,
         note: Callable[[str], None] = _silent,
-        in_use: Callable[[IPAddress], bool] = _unused,
+        gives: Callable[[IPAddress], bool] = _no,
+        in_use: Callable[[IPAddress], bool] = _no,
     ) -> None:
         check_network_name(network)
         self.path = below(data_dir, network)
@@ -101,7 +115,9 @@ class LeaseStore:
         self._network = network
         self._create = create
         self._timeout = timeout
+        self._cancel = cancel
         self._note = note
+        self._gives = gives
         self._in_use = in_use
         self._dir = -1
         self._lock: Lock | None = None
@@ -122,6 +138,7 @@ class LeaseStore:
             "lock",
             dir_fd=self._dir,
             timeout=self._timeout,
+            cancel=self._cancel,
             shown_as=f"{self.path}/lock",
         )
         try:
@@ -155,6 +172,24 @@ class LeaseStore:
     def owned(self, attachment: Attachment) -> list[IPAddress]:
         """The addresses of an attachment; leases of the oldest format only if it has no other."""
         return self._held(_content(attachment)) or self._held(attachment.container_id.encode())
+
+    def find(self, attachment: Attachment, likely: Collection[IPAddress] = ()) -> list[IPAddress]:
+        """`owned`, also where another program has rewritten files in place, which no index sees.
+
+        likely: addresses that it should have. Reads the directory if there is none, or one more
+        than is known.
+        """
+        owned = self.owned(attachment)
+        content = _content(attachment)
+        unknown = [
+            address
+            for address in likely
+            if address not in owned and self._content_of(str(address)) == content
+        ]
+        if owned and not unknown:
+            return owned
+        self.recheck()
+        return self.owned(attachment)
 
     def holder(self, address: IPAddress) -> Lease | None:
         """The lease of an address, None if it is free."""
@@ -207,9 +242,7 @@ class LeaseStore:
         """
         content = _content(attachment)
         self._opened()  # it is judged by the directory as it is before
-        try:
-            create_file(str(address), content, dir_fd=self._dir)
-        except FileExistsError:
+        if not self._create_lease(address, content):
             number = int(address)
             if self.next_free(address.family, number, number) is not None:  # so it is mistaken
                 self.recheck()
@@ -221,12 +254,29 @@ class LeaseStore:
         self._write_last_reserved(address, range_set)
         return True
 
+    def _create_lease(self, address: IPAddress, content: bytes) -> bool:
+        """Make the file of an address; False if it is taken."""
+        while True:
+            try:
+                create_file(str(address), content, dir_fd=self._dir)
+            except FileExistsError:
+                if self._content_of(str(address)) != b"" or not self._clear(address):
+                    return False
+            else:
+                return True
+
     def release(
-        self, attachment: Attachment, addresses: Collection[IPAddress] | None = None
+        self,
+        attachment: Attachment,
+        addresses: Collection[IPAddress] | None = None,
+        likely: Collection[IPAddress] = (),
     ) -> list[IPAddress]:
-        """Free the addresses of an attachment, or those of them that are given; return them."""
+        """Free the addresses of an attachment, or those of them that are given; return them.
+
+        likely: as for `find`.
+        """
         released, errors = [], []
-        for address in self.owned(attachment):
+        for address in self.find(attachment, likely):
             if addresses is not None and address not in addresses:
                 continue
             content = self._content_of(str(address)) or b""
@@ -244,8 +294,14 @@ class LeaseStore:
             raise errors[0]
         return released
 
-    def collect(self, keep: Collection[Attachment]) -> list[Lease]:
+    def collect(
+        self,
+        keep: Collection[Attachment],
+        is_used: Callable[[Attachment], bool] = _not_used,
+    ) -> list[Lease]:
         """Free every address whose attachment is not to be kept; return the leases that ended.
+
+        is_used: whether something else speaks for keeping an attachment's.
 
         A lease of the oldest format stays with any attachment of its container. What tells of no
         container was written by hand, and stays.
@@ -256,6 +312,8 @@ class LeaseStore:
             if not is_name(lease.container_id) or (
                 lease.attachment in keep if lease.ifname else lease.container_id in containers
             ):
+                continue
+            if lease.ifname and is_used(lease.attachment):
                 continue
             try:
                 remove_file(str(lease.address), self._dir)
@@ -273,8 +331,8 @@ class LeaseStore:
     def _files(self) -> Iterator[tuple[IPAddress, bytes | None]]:
         """Each address that has a file, with its content (None if unreadable); tidies up.
 
-        Names that are no addresses are the lock, the last reserved addresses, and what a crash of
-        ours left: nobody but us is writing while we hold the lock.
+        Names that are no addresses are the lock, the last reserved addresses, what a crash of ours
+        left (nobody but us is writing while we hold the lock), and others' files.
         """
         if self._lock is None:
             return
@@ -282,30 +340,47 @@ class LeaseStore:
             try:
                 address = parse_address(name)
             except ValueError:
-                if name.endswith(".new"):
+                if _is_remnant(name):
                     remove_file(name, self._dir)
                 continue
             if str(address) != name:
                 continue
             content = self._content_of(name)
-            if content is not None and not content.strip(b"\0"):
-                if self._in_use(address):
-                    self._note(
-                        f"{self.path}/{name} is empty, but the address is set in a network "
-                        "namespace of this host: it stays taken; remove the file to free it"
-                    )
-                    yield address, None
-                elif remove_file(name, self._dir):
-                    self._note(
-                        f"removed {self.path}/{name}: an empty file, left by a crash while the "
-                        "address was being reserved"
-                    )
+            if content == b"" and self._clear(address):
                 continue
-            yield address, content
+            yield address, content or None
+
+    def _clear(self, address: IPAddress) -> bool:
+        """Remove the empty file of an address, if a crash has left it in the caller's way."""
+        name = str(address)
+        try:
+            found = posix.stat(name, dir_fd=self._dir, follow_symlinks=False)
+        except FileNotFoundError:
+            return True
+        if (
+            not S_ISREG(found.st_mode)
+            or found.st_nlink != 1
+            or found.st_uid not in (0, posix.geteuid())
+            or not self._gives(address)
+        ):
+            return False
+        if self._in_use(address):
+            self._note(
+                f"{self.path}/{name} is empty, but the address is set in a network namespace of "
+                "this host: it stays taken; remove the file to free it"
+            )
+            return False
+        if remove_file(name, self._dir):
+            self._note(
+                f"removed {self.path}/{name}: an empty file, left by a crash while the address was "
+                "being reserved"
+            )
+        return True
 
     def _content_of(self, name: str) -> bytes | None:
+        """What is in a file, "" for nothing but blanks and NULs; None if it cannot be read."""
         try:
-            return read_file(name, self._dir, _MAX_LEASE).strip()
+            return read_file(name, self._dir, _MAX_LEASE).strip(_BLANK)
         except OSError:
             return None
 
@@ -325,7 +400,10 @@ class LeaseStore:
             noted = self._opened().addresses(holder_key(content))
         except (BadIndex, OSError) as error:
             noted = self._mend(error).addresses(holder_key(content))
-        return [address for address in noted if self._content_of(str(address)) == content]
+        held = [address for address in noted if self._content_of(str(address)) == content]
+        if len(held) < len(noted) and self.recheck():  # it is mistaken
+            return self._held(content)
+        return held
 
     def _write_last_reserved(self, address: IPAddress, range_set: int) -> None:
         """Written in place, which is ten times cheaper: whatever a crash leaves of it is a hint."""
@@ -411,9 +489,22 @@ def networks(data_dir: str) -> list[str]:
     """The names of the networks that have a directory of leases below a data directory."""
     try:
         with posix.scandir(data_dir) as entries:
-            return sorted(item.name for item in entries if is_name(item.name) and item.is_dir())
+            return sorted(
+                item.name for item in entries if is_name(item.name) and is_directory(item.path)
+            )
     except FileNotFoundError:
         return []
+
+
+def _is_remnant(name: str) -> bool:
+    """Whether a name is a temporary one of a lease's file."""
+    if writer_of(name) is None:
+        return False
+    try:
+        parse_address(name.rpartition(".")[0].rpartition(".")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def _content(attachment: Attachment) -> bytes:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from posix import strerror
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycni.kernel.netlink.socket import NetlinkSocket
+
 
 class NetlinkError(OSError):
     """The kernel refused a request.
 
     errno: its error number; text: its explanation ("" if it gave none); what: the request, as
     in: create link "eth0"; offset: of the attribute it complains about, from the start of the
-    message, or None; done: of a batch, the positions of the requests that were carried out (the
-    kernel goes on behind a failure, so later ones may be among them).
+    message, or None; netlink: the socket of routing that was refused, which knows what indexes
+    mean; done: of a batch, the positions of the requests that were carried out (the kernel goes on
+    behind a failure, so later ones may be among them).
     """
 
     def __init__(self, errno: int, text: str, what: str, offset: int | None = None) -> None:
@@ -19,6 +24,7 @@ class NetlinkError(OSError):
         self.text = text
         self.what = what
         self.offset = offset
+        self.netlink: NetlinkSocket | None = None
         self.done: tuple[int, ...] = ()
 
     def __str__(self) -> str:

@@ -7,8 +7,17 @@ be used from any thread in any namespace, by one thread at a time.
 from __future__ import annotations
 
 import errno
+import sys
 import time
-from _socket import AF_NETLINK, MSG_DONTWAIT, MSG_TRUNC, SOCK_CLOEXEC, SOCK_RAW, socket
+from _socket import (
+    AF_NETLINK,
+    MSG_DONTWAIT,
+    MSG_TRUNC,
+    SOCK_CLOEXEC,
+    SOCK_RAW,
+    SOL_SOCKET,
+    socket,
+)
 
 from pycni.kernel.netlink.codec import MalformedMessage, Message, Request, outcome, pack, unpack
 from pycni.kernel.netlink.constants import (
@@ -37,6 +46,8 @@ if TYPE_CHECKING:
 # acknowledgement takes under 1 KiB of it, a link's description 4.
 BATCH = 32
 BUFFER = 64 * 1024  # twice what the kernel fills at a time in a dump
+
+_SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 
 DUMP_ATTEMPTS = 40
 LONGEST_PAUSE = 0.05
@@ -83,6 +94,15 @@ class NetlinkSocket:
     def fileno(self) -> int:
         """The descriptor, for select and poll; -1 once closed."""
         return self._socket.fileno()
+
+    @property
+    def netns_cookie(self) -> int:
+        """The number that the kernel gave the socket's network namespace; 0 before Linux 5.14."""
+        try:
+            cookie = self._socket.getsockopt(SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        except OSError:
+            return 0
+        return int.from_bytes(cookie, sys.byteorder)
 
     def request(self, request: Request) -> list[Message]:
         """Have one request carried out; return what the kernel answers besides the acknowledgement.
@@ -183,6 +203,7 @@ class NetlinkSocket:
                         done.append(position)
         if failures:
             error = failures[0][1]
+            error.netlink = self
             error.done = tuple(done)
             raise error
         return answers

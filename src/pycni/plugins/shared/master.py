@@ -6,7 +6,7 @@ from pycni.spec.errors import UNAVAILABLE, CNIError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pycni.kernel.context import Kernel
+    from pycni.steps.context import Kernel
 
 
 def require_master(kernel: Kernel, name: str) -> None:
@@ -14,7 +14,7 @@ def require_master(kernel: Kernel, name: str) -> None:
 
     name: "" for the interface that the default route leaves by.
     """
-    from pycni.kernel.steps.sub_link import find_master
+    from pycni.steps.sub_link import find_master
 
     try:
         find_master(kernel.host, name)

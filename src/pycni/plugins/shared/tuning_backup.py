@@ -1,19 +1,22 @@
 """The file in which tuning notes, for its DEL, what an attachment had before its ADD.
 
-`<dataDir>/<containerID>_<ifName>.json`, in the reference's form, with the sysctls and the network's
-name besides. Used by tuning.
+`<dataDir>/<containerID>_<ifName>.json`, in the reference's form; besides it has the sysctls, whose
+it is, and what is in force, for a list may have several tunings. Used by tuning.
 """
 
 from __future__ import annotations
 
 from pycni.plan.steps import SANDBOX, LinkSettings, Sysctl
-from pycni.spec.errors import invalid_config
-from pycni.spec.fields import Config, Flag, Integer, MACAddress, MapOf, Text, field
+from pycni.spec.errors import CNIError, invalid_config
+from pycni.spec.fields import Config, Flag, Integer, MACAddress, MapOf, Object, Text, field
 from pycni.spec.jsontext import dumps
+from pycni.spec.owner import Owner
 from pycni.spec.versions import quote
+from pycni.state.files import is_file_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any, Self
 
     from pycni.plan.plan import Plan
@@ -22,8 +25,10 @@ if TYPE_CHECKING:
     from pycni.spec.fields import Fault
     from pycni.state.documents import Documents
 
-_TRIED = "pycni.tried"
+# How many ADDs have noted something, and how many DELs have failed: a list may have more tunings.
+_ADDED, _TRIED = "pycni.added", "pycni.tried"
 MAX_MTU = (1 << 31) - 1
+ATTRIBUTES = ("mac", "promisc", "mtu", "allmulti", "txqlen")
 
 
 class Settings(Config):
@@ -44,9 +49,21 @@ class Settings(Config):
 
 
 class Saved(Settings):
-    """What a backup file holds: what was there before ADD. The network is for GC."""
+    """What a backup file holds: what was there before ADD, and whose it is.
+
+    applied: what the attachment's tunings have set since, the last one's values.
+    """
 
     network: str = field("network", Text(), "", doc="the network's name")
+    container_id: str = field("containerID", Text(), "", doc="the container's id")
+    ifname: str = field("ifname", Text(), "", doc="the interface's name")
+    applied: Settings = field("applied", Object(Settings), Settings(), doc="what is in force")
+
+    def is_of(self, owner: Owner, name: str) -> bool:
+        """Whether the file of this name is the attachment's; the reference's does not say so."""
+        if not self.container_id:
+            return name == file_name(owner.container_id, owner.ifname)
+        return owner == Owner(self.network or owner.network, self.container_id, self.ifname)
 
 
 class Backup:
@@ -58,9 +75,13 @@ class Backup:
     def __init__(self, documents: Documents, request: Request) -> None:
         self._documents = documents
         self._request = request
-        self._name = file_name(request.container_id, request.ifname)
+        self._name = _name_of(documents, request)
         self._before: dict[str, Any] | None = None
         self._written = False
+
+    @property
+    def path(self) -> str:
+        return self._documents.path(self._name)
 
     def __enter__(self) -> Self:
         return self
@@ -76,29 +97,54 @@ class Backup:
     def save(self, plan: Plan, present: Plan) -> None:
         """Note the present values of what a plan will set.
 
-        What an earlier ADD noted stays where its setting is in force: what there was before it
-        counts.
+        Where what was set before is in force still, what is noted of it stays: what there was
+        before the first tuning of the attachment counts.
         """
         if not plan.steps:
             return
         values = _values(present)
         self._before = self._documents.read(self._name)
-        earlier, wanted = _saved(self._before), _values(plan)
-        for name in ("mac", "promisc", "mtu", "allmulti", "txqlen"):
-            noted = getattr(earlier, name)
-            if noted is not None and values.get(name) in (None, wanted.get(name)):
+        earlier, wanted = saved_in(self._before), _values(plan)
+        applied = earlier.applied
+        for name in ATTRIBUTES:
+            noted, in_force = getattr(earlier, name), getattr(applied, name)
+            if noted is not None and values.get(name) in (None, wanted.get(name), in_force):
                 values[name] = noted
+        sysctls = applied.sysctl or {}
         for key, noted in (earlier.sysctl or {}).items():
-            if values["sysctl"].get(key) in (None, wanted["sysctl"].get(key)):
+            in_force = sysctls.get(key)
+            if values["sysctl"].get(key) in (None, wanted["sysctl"].get(key), in_force):
                 values["sysctl"][key] = noted
         values["sysctl"] = values["sysctl"] or None
-        saved = Saved(**values, network=self._request.network)
+        given = {name: wanted.get(name) for name in ATTRIBUTES if wanted.get(name) is not None}
+        now = applied.replace(**given, sysctl={**sysctls, **wanted["sysctl"]} or None)
+        owner = self._request.owner
+        saved = Saved(
+            **values,
+            network=owner.network,
+            container_id=owner.container_id,
+            ifname=owner.ifname,
+            applied=now,
+        )
         self._written = True
-        self._documents.write(self._name, dumps(saved.to_json(), indent=1))
+        document = saved.to_json()
+        if self._before is not None:
+            document[_ADDED] = max(_count(self._before, _ADDED), 1) + 1
+        self._documents.write(self._name, dumps(document, indent=1))
+
+    def hold(self, present: Plan) -> None:
+        """Note in which form the kernel shows what has been set, for CHECK to compare with."""
+        held = _values(present)["sysctl"]
+        document = self._documents.read(self._name)
+        applied = saved_in(document).applied
+        shown = {**(applied.sysctl or {}), **held}
+        if document is not None and shown != (applied.sysctl or {}):
+            now = applied.replace(sysctl=shown).to_json()
+            self._documents.write(self._name, dumps({**document, "applied": now}, indent=1))
 
     def restoration(self, asked: Settings) -> list[Step]:
         """The steps that put everything back; one each, so that they fail alone."""
-        saved = _saved(self._documents.read(self._name))
+        saved = saved_in(self._documents.read(self._name))
         ifname = self._request.ifname
         steps: list[Step] = [
             Sysctl(SANDBOX, key, value, required=True)
@@ -127,12 +173,18 @@ class Backup:
         if not own:
             return own
         ifname = self._request.ifname
-        wanted = {sysctl_key(key, ifname): value for key, value in (asked.sysctl or {}).items()}
+        wanted = {}
+        for key, value in (asked.sysctl or {}).items():
+            try:
+                wanted[sysctl_key(key, ifname)] = value
+            except CNIError:
+                continue  # no ADD has set it
+        wanted |= saved.applied.sysctl or {}
         for name in self._documents.names():
-            if name == self._name or not name.startswith(f"{self._request.container_id}_"):
+            document = self._documents.read(name) or {} if name != self._name else {}
+            if _container_of(document, name) != self._request.container_id:
                 continue
-            document = self._documents.read(name) or {}
-            theirs = _saved(document).sysctl or {}
+            theirs = saved_in(document).sysctl or {}
             above = [key for key in own if key in theirs and theirs[key] == wanted.get(key)]
             if above:
                 document["sysctl"] = {**theirs, **{key: own.pop(key) for key in above}}
@@ -140,18 +192,29 @@ class Backup:
         return own
 
     def keep_once(self) -> bool:
-        """Keep what is noted for another DEL; False if one has failed before.
+        """Keep what is noted for another DEL; False if one of each tuning has failed before.
 
         What passes in a moment is then put right, and what does not holds nobody up for good.
         """
         document = self._documents.read(self._name) or {}
-        if document.get(_TRIED):
+        tried = _count(document, _TRIED) + 1
+        if tried > max(_count(document, _ADDED), 1):
             return False
-        self._documents.write(self._name, dumps({**document, _TRIED: True}, indent=1))
+        self._documents.write(self._name, dumps({**document, _TRIED: tried}, indent=1))
         return True
 
     def remove(self) -> None:
         self._documents.remove(self._name)
+
+
+def _count(document: Mapping[str, Any], key: str) -> int:
+    value = document.get(key)
+    return value if isinstance(value, int) else 0
+
+
+def in_force(documents: Documents, request: Request) -> Settings:
+    """What the attachment's tunings have set, as far as is noted."""
+    return saved_in(documents.read(_name_of(documents, request))).applied
 
 
 def sysctl_key(key: str, ifname: str) -> str:
@@ -183,6 +246,26 @@ def file_name(container_id: str, ifname: str) -> str:
     return f"{container_id}_{ifname}.json"
 
 
+def _name_of(documents: Documents, request: Request) -> str:
+    """The file of an attachment: another one's may have its name, made of other parts."""
+    name = file_name(request.container_id, request.ifname)
+    if not is_file_name(name):
+        return file_name(request.owner.tag, request.ifname)
+    document = documents.read(name)
+    if document is not None and saved_in(document).is_of(request.owner, name):
+        return name
+    second = file_name(request.owner.tag, request.ifname)
+    return name if document is None and documents.read(second) is None else second
+
+
+def _container_of(document: dict[str, Any], name: str) -> str:
+    """Whose a file is; by its name where it does not say."""
+    if not document:
+        return ""
+    container: str = saved_in(document).container_id
+    return container or name.removesuffix(".json").rpartition("_")[0]
+
+
 def _values(plan: Plan) -> dict[str, Any]:
     """What a plan sets, as the keys of `Settings`."""
     values: dict[str, Any] = {"sysctl": {}}
@@ -200,6 +283,7 @@ def _values(plan: Plan) -> dict[str, Any]:
     return values
 
 
-def _saved(document: dict[str, Any] | None) -> Saved:
+def saved_in(document: dict[str, Any] | None) -> Saved:
+    """A backup file's document; what cannot be read of it counts as not noted."""
     faults: list[Fault] = []
     return Saved.read(document or {}, "", faults)

@@ -1,0 +1,170 @@
+"""Who may work at the same time: one operation per attachment, and GC of a network alone.
+
+The specification asks both of runtimes. Within this process operations on one container wait for
+each other in memory; between processes those on one attachment do, by a lock on a part of one file
+below the cache's directory: a byte for each attachment, a stretch for each network.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import threading
+import time
+
+from pycni.spec.errors import IO_FAILURE, TRY_AGAIN_LATER, CNIError
+from pycni.spec.owner import Owner, network_tag
+from pycni.state.files import below, make_directories
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycni.runtime.call import Cancellation
+
+FILE = "pycni.lock"
+TIMEOUT = 120.0  # seconds; runtimes give a whole ADD two to four minutes
+_LONGEST_PAUSE = 0.02  # seconds between two tries
+_STRETCH = 1 << 32  # bytes that stand for one network
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
+
+
+class Turns:
+    """Turns among the threads of this process: one operation per container, and GC alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._busy: set[str] = set()
+        self._collecting = False
+        self._waiting = 0
+
+    def container(self, container_id: str) -> Turn:
+        """A context manager: no other operation on this container, and no GC, meanwhile."""
+        return Turn(self, container_id)
+
+    def everything(self) -> Turn:
+        """A context manager: no operation at all meanwhile."""
+        return Turn(self, None)
+
+    def take(self, container_id: str | None) -> None:
+        with self._changed:
+            if container_id is None:
+                # Who waits to collect goes before those who would attach.
+                self._waiting += 1
+                try:
+                    self._changed.wait_for(lambda: not self._busy and not self._collecting)
+                    self._collecting = True
+                finally:
+                    self._waiting -= 1
+                return
+            self._changed.wait_for(
+                lambda: not (self._collecting or self._waiting or container_id in self._busy)
+            )
+            self._busy.add(container_id)
+
+    def give_back(self, container_id: str | None) -> None:
+        with self._changed:
+            if container_id is None:
+                self._collecting = False
+            else:
+                self._busy.discard(container_id)
+            self._changed.notify_all()
+
+
+class Turn:
+    """A turn that is held during a `with` block."""
+
+    def __init__(self, turns: Turns, container_id: str | None) -> None:
+        self._turns = turns
+        self._container_id = container_id
+
+    def __enter__(self) -> None:
+        self._turns.take(self._container_id)
+
+    def __exit__(self, *_: object) -> None:
+        self._turns.give_back(self._container_id)
+
+
+class ProcessLock:
+    """A lock against other processes during a `with` block; also against threads of this one.
+
+    root: the cache's directory; owner: the attachment's, with neither container nor interface for
+    all of its network. Where the file cannot be had, nobody else can note anything there either,
+    and the block goes on without. Raises CNIError: code 11 when the time is over, code 5 on a file
+    system without locks; Canceled.
+    """
+
+    def __init__(self, root: str, owner: Owner, cancel: Cancellation | None = None) -> None:
+        self._root = root
+        self._owner = owner
+        self._cancel = cancel
+        self._descriptor = -1
+
+    def __enter__(self) -> None:
+        try:
+            self._descriptor = self._open()
+        except OSError:
+            return
+        try:
+            self._acquire(self._span())
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _open(self) -> int:
+        path = below(self._root, FILE)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            return os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            make_directories(self._root, 0o700)
+            return os.open(path, flags, 0o600)
+
+    def _span(self) -> bytes:
+        """The part of the file that stands for what is locked."""
+        start = int(network_tag(self._owner.network)[:7], 16) * _STRETCH
+        length = _STRETCH
+        if self._owner.container_id:
+            start += int(self._owner.tag[17:25], 16)
+            length = 1
+        return _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+
+    def _acquire(self, span: bytes) -> None:
+        give_up = time.monotonic() + TIMEOUT
+        pause = 0.0005
+        while True:
+            try:
+                fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, span)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):  # POSIX allows either
+                    raise self._failure(error) from None
+                if time.monotonic() >= give_up:
+                    raise self._busy() from None
+            if self._cancel is not None:
+                self._cancel.check()
+            time.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _failure(self, error: OSError) -> CNIError:
+        return CNIError(
+            IO_FAILURE,
+            f"cannot lock {below(self._root, FILE)}: {error.strerror}",
+            "the runtime's cache must be on a file system that has locks",
+        )
+
+    def _busy(self) -> CNIError:
+        owner = self._owner
+        what = f"network {owner.network}"
+        if owner.container_id:
+            what = f"the attachment of {owner.container_id} to {owner.network} by {owner.ifname}"
+        return CNIError(
+            TRY_AGAIN_LATER,
+            f"another process has been at work on {what} for {TIMEOUT:g} s",
+            f"it holds a lock on {below(self._root, FILE)}; if it hangs, end it, and try again",
+        )

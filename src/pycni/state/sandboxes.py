@@ -1,0 +1,48 @@
+"""One at a time in a network namespace: for steps that look for something free there, then take it.
+
+The lock is an flock on a file of root's own, /run/pycni/sandboxes/<device>-<inode>, not on the
+namespace itself as the reference has it: that one any process in the container can take, and every
+user of the host who finds the namespace's file, and keep. Called through `AttachmentLock`.
+"""
+
+from __future__ import annotations
+
+from pycni.spec.errors import IO_FAILURE, CNIError
+from pycni.state.attachments import LOCK_TIMEOUT
+from pycni.state.files import Lock, make_directories, remove_file
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
+DIRECTORY = "/run/pycni/sandboxes"
+
+
+class SandboxLock:
+    """Held inside a `with` block, against other processes and other threads of this one.
+
+    device, inode: the kernel's numbers of the namespace; cancel: a descriptor that can be read once
+    nobody wants it any more. Raises CNIError: code 11 when it stays taken or was cancelled, code 5
+    for what the file system refuses.
+    """
+
+    def __init__(self, device: int, inode: int, cancel: int | None = None) -> None:
+        self._path = f"{DIRECTORY}/{device}-{inode}"
+        self._lock = Lock(self._path, mode=0o600, timeout=LOCK_TIMEOUT, cancel=cancel)
+
+    def __enter__(self) -> Self:
+        try:
+            make_directories(DIRECTORY, 0o700)
+        except OSError as error:
+            raise CNIError(
+                IO_FAILURE, f"cannot make {DIRECTORY}: {error.strerror}", "locks are kept there"
+            ) from None
+        self._lock.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            remove_file(self._path)  # while it is locked: who waits for it looks for the name again
+        except OSError:
+            pass  # an empty file more
+        self._lock.__exit__()

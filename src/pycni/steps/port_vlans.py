@@ -1,0 +1,40 @@
+"""VLAN membership of bridge ports, for the steps that plug something into a bridge."""
+
+from __future__ import annotations
+
+from pycni.kernel import link as links
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycni.kernel.link import Link
+    from pycni.plan.steps import VLANs
+    from pycni.steps.context import Site
+
+NATIVE = 1  # the untagged VLAN of a trunk that names none, as bridges have it
+
+
+def assign(site: Site, port: Link, vlans: VLANs) -> None:
+    """Make a port a member of these VLANs. Raises NetlinkError."""
+    requests = []
+    if not vlans.keep_default:
+        requests += [
+            links.vlan_delete(port, entry.first, entry.last)
+            for entry in links.vlans(site.netlink, port)
+        ]
+    requests += [links.vlan_add(port, first, last) for first, last in vlans.trunk]
+    requests.append(links.vlan_add(port, vlans.pvid or NATIVE, pvid=True, untagged=True))
+    site.request(*requests)
+
+
+def differences(site: Site, port: Link, vlans: VLANs) -> list[str]:
+    """How a port's membership differs from these VLANs: what is missing."""
+    present = links.vlans(site.netlink, port)
+    missing = []
+    pvid = vlans.pvid or NATIVE
+    if not any(entry.pvid and entry.untagged and entry.first == pvid for entry in present):
+        missing.append(f"host interface {port.name} has not VLAN {pvid} as its untagged one")
+    members = {vid for entry in present for vid in range(entry.first, entry.last + 1)}
+    for first, last in vlans.trunk:
+        if not members.issuperset(range(first, last + 1)):
+            missing.append(f"host interface {port.name} lacks VLANs of {first}-{last}")
+    return missing

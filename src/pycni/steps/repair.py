@@ -1,0 +1,226 @@
+"""The executor's verb `repair`: make again what is missing of a plan, and leave the rest alone.
+
+A step that CHECK finds no fault with is not touched. Others are made again, most of them by what
+an ADD does, which keeps what is there; a kind has a `repair` of its own where an ADD would find
+itself in the way. What is made is not taken back when a later step fails: each is good to have by
+itself. Called by `pycni.sdk.repair`; no plugin loads it for anything else.
+"""
+
+from __future__ import annotations
+
+import time
+
+from pycni.kernel import link as links
+from pycni.plan.difference import FAILED, MENDED, Difference
+from pycni.plan.steps import HOST, SANDBOX, VethPair
+from pycni.spec.errors import CHECK_FAILED, CNIError
+from pycni.spec.owner import tag_of
+from pycni.steps import ownership
+from pycni.steps.executor import handler, translate
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pycni.plan.plan import Plan
+    from pycni.plan.steps import Step
+    from pycni.steps.context import Kernel
+
+    # The MAC addresses that interfaces had, by (HOST or SANDBOX, name).
+    Macs = Mapping[tuple[str, str], str]
+
+# What is of no lasting effect on a sound interface, and of use to one that has changed.
+_AGAIN = ("sysctl", "port_running", "settled", "announced")
+_PATIENCE = 3.0  # seconds
+_SHARED = ("bridge", "vlan_gateway")
+
+
+def repair(plan: Plan, kernel: Kernel, macs: Macs, *, dry_run: bool = False) -> list[Difference]:
+    """Make again what is missing of a plan; tell what was missing and what became of it.
+
+    macs: what an interface that has to be made again is given. dry_run: look only.
+    """
+    found: list[Difference] = []
+    changed = False
+    for step in plan.steps:
+        absent = is_absent(step, kernel)
+        what = [_absence(step)] if absent else _look(step, kernel)
+        if dry_run:
+            found += map(Difference, what)
+            if absent:
+                return found  # the rest can only be told when it is there
+            found += map(Difference, _wrong_macs(step, kernel, macs))
+            continue
+        if what:
+            mended = _mend(step, kernel, what)
+            found += mended
+            made = any(item.state == MENDED for item in mended)
+            changed |= made and (step.follows_link or step.makes_link or step.kind in _SHARED)
+            if absent and not made:
+                return found
+        elif changed and step.kind in _AGAIN:
+            found += _mend(step, kernel, [])
+        found += _restore_macs(step, kernel, macs, made=bool(what))
+    if changed:
+        _await_carrier(plan, kernel)
+    return found
+
+
+def _await_carrier(plan: Plan, kernel: Kernel) -> None:
+    """Wait until a pair that is up carries traffic: after some ups and downs that takes a while."""
+    deadline = time.monotonic() + _PATIENCE
+    for step in plan.steps:
+        if not isinstance(step, VethPair):
+            continue
+        inner = kernel.site(SANDBOX).find(step.name)
+        outer = ownership.peer_on_host(kernel, inner)
+        if inner is None or outer is None or not (inner.is_up and outer.is_up):
+            continue
+        try:
+            links.wait_running(kernel.host.netlink, outer.index, deadline)
+            links.wait_running(kernel.site(SANDBOX).netlink, inner.index, deadline)
+        except OSError:
+            continue  # it is up, and what is missing is not ours to give
+
+
+def require_own(step: VethPair, kernel: Kernel, *, marked: bool) -> None:
+    """Raise a CNIError if the sandbox's interface was made for another attachment.
+
+    marked: or by another project's plugin, which does not mark it.
+    """
+    path = kernel.site(SANDBOX).path
+    outer = ownership.peer_on_host(kernel, kernel.site(SANDBOX).find(step.name))
+    if outer is None:
+        return
+    tag = tag_of(outer.alias)
+    if tag not in ("", step.owner.tag):
+        raise CNIError(
+            CHECK_FAILED,
+            f"{step.name} of {path} belongs to another attachment",
+            f"{outer.name} is marked {outer.alias}: the namespace is not that of "
+            f"{step.owner.container_id} any more",
+        )
+    if not tag and kernel.own(step.name) is None:
+        raise CNIError(
+            CHECK_FAILED,
+            f"{step.name} of {path} is not the interface that prevResult lists",
+            f"the namespace is not that of {step.owner.container_id} any more",
+        )
+    if marked and not tag:
+        raise CNIError(
+            CHECK_FAILED,
+            f"{step.name} of {path} was made by a plugin that is not pycni's",
+            "whose DEL would leave what pycni puts back: name the directory that the runtime takes "
+            "its plugins from, such as --plugin-dir /opt/cni/bin",
+        )
+
+
+def is_absent(step: Step, kernel: Kernel) -> bool:
+    """Whether a step makes the attachment's interface, and that is not there."""
+    return step.makes_link and kernel.site(SANDBOX).find(_name(step)) is None
+
+
+def _absence(step: Step) -> str:
+    return f"interface {_name(step)} is missing in the sandbox"
+
+
+def _name(step: Step) -> str:
+    """The name of the interface that a step makes."""
+    name: str = getattr(step, "name", "")
+    return name
+
+
+def _look(step: Step, kernel: Kernel) -> list[str]:
+    try:
+        found: list[str] = handler(step.kind).check(step, kernel)
+        more = getattr(handler(step.kind), "repairable", None)
+        if more is not None:
+            found += more(step, kernel)
+    except (OSError, CNIError) as error:
+        return [str(error)]
+    return found
+
+
+def _mend(step: Step, kernel: Kernel, what: list[str]) -> list[Difference]:
+    """Make a step again; what it lacked, and what became of that."""
+    reason = ""
+    try:
+        _again(step)(step, kernel)
+    except OSError as error:
+        reason = _explained(translate(error))
+    except CNIError as error:
+        reason = _explained(error)
+    if reason and not what:
+        return [Difference(f"{step.kind} could not be done again", FAILED, reason)]
+    left = _look(step, kernel) if what else []
+    reason = reason or "it was made again, and is still so; delete the attachment and add it again"
+    return [
+        *(Difference(text, MENDED) for text in what if text not in left),
+        *(Difference(text, FAILED, reason) for text in left),
+    ]
+
+
+def _again(step: Step) -> Callable[[Step, Kernel], object]:
+    """What makes a step again: `repair` of its kind, for most the same as `apply`."""
+    kind = handler(step.kind)
+    again: Callable[[Step, Kernel], object] = getattr(kind, "repair", None) or kind.apply
+    return again
+
+
+def _explained(error: CNIError) -> str:
+    return "; ".join(part for part in (error.message, error.details) if part)
+
+
+# --- MAC addresses ---------------------------------------------------------------------------
+
+
+def _names(step: Step) -> list[tuple[str, str]]:
+    """The interfaces that a step makes."""
+    if step.kind in _SHARED:
+        return [(HOST, _name(step))]
+    if not step.makes_link:
+        return []
+    names = [(SANDBOX, _name(step))]
+    if isinstance(step, VethPair):
+        names.append((HOST, step.host_name))
+    return names
+
+
+def _differing(step: Step, kernel: Kernel, macs: Macs) -> list[tuple[str, links.Link, str]]:
+    found = []
+    for where, name in _names(step):
+        mac = macs.get((where, name), "")
+        link = kernel.site(where).find(name) if mac else None
+        if link is not None and link.mac != mac:
+            found.append((where, link, mac))
+    return found
+
+
+def _wrong_macs(step: Step, kernel: Kernel, macs: Macs) -> list[str]:
+    return [
+        f"interface {link.name} has the MAC address {link.mac}, prevResult has {mac}"
+        for _, link, mac in _differing(step, kernel, macs)
+    ]
+
+
+def _restore_macs(step: Step, kernel: Kernel, macs: Macs, *, made: bool) -> list[Difference]:
+    """Give interfaces the MAC address back that neighbours know."""
+    found = []
+    for where, link, mac in _differing(step, kernel, macs):
+        what = f"interface {link.name} has the MAC address {link.mac}, prevResult has {mac}"
+        if step.kind in _SHARED and not made:
+            reason = (
+                "others were attached since and know it so; delete the attachment and add it again"
+            )
+            found.append(Difference(what, FAILED, reason))
+            continue
+        site = kernel.site(where)
+        try:
+            site.request(links.update(link, mac=mac))
+        except OSError as error:
+            found.append(Difference(what, FAILED, _explained(translate(error))))
+            continue
+        site.forget(link.name)
+        if not made:
+            found.append(Difference(what, MENDED))
+    return found

@@ -1,0 +1,165 @@
+"""An interface on top of another (`plan.steps.SubLink`): macvlan, ipvlan, vlan; and dummy.
+
+Nothing of it is outside the sandbox, and it goes when the sandbox goes.
+"""
+
+from __future__ import annotations
+
+from pycni.kernel import link as links
+from pycni.kernel import route as routes
+from pycni.kernel.netlink.errors import NetlinkError
+from pycni.plan.steps import SANDBOX
+from pycni.spec.errors import ALREADY_EXISTS, CHECK_FAILED, INVALID_CONFIG, CNIError
+from pycni.spec.owner import hashed_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycni.kernel.link import Link, NewLink
+    from pycni.plan.steps import SubLink
+    from pycni.steps.context import Kernel, Site
+    from pycni.steps.executor import Undo
+
+
+def apply(step: SubLink, kernel: Kernel) -> Undo:
+    sandbox = kernel.site(SANDBOX)
+    require_free(step.name, sandbox)
+    made = sandbox.remember(_create(step, kernel, sandbox))
+    return lambda: sandbox.discard(made)
+
+
+def check(step: SubLink, kernel: Kernel) -> list[str]:
+    found = kernel.site(SANDBOX).find(step.name)
+    if found is None:
+        return []  # told where the interfaces of the result are checked
+    if found.kind != step.type:
+        return [f"interface {step.name} is not of type {step.type}"]
+    differences = []
+    if step.master:
+        master = kernel.site(step.master_in).find(step.master)
+        if master is None:
+            differences.append(f"master {step.master} of interface {step.name} is missing")
+        elif found.link != master.index:
+            differences.append(f"interface {step.name} is not on top of {step.master}")
+    mode = found.macvlan_mode or found.ipvlan_mode
+    if step.mode and mode != step.mode:
+        differences.append(f"{step.type} {step.name} is in mode {mode}, not {step.mode}")
+    if step.type == "vlan" and found.vlan_id != step.vlan_id:
+        differences.append(f"vlan {step.name} has the id {found.vlan_id}, not {step.vlan_id}")
+    # Of the others tuning may have changed it since; the reference checks it here only, too.
+    if step.type == "vlan" and step.mtu and found.mtu != step.mtu:
+        differences.append(f"interface {step.name} has the MTU {found.mtu}, not {step.mtu}")
+    return differences
+
+
+def repair(step: SubLink, kernel: Kernel) -> None:
+    from pycni.plan.difference import AGAIN
+
+    if kernel.site(SANDBOX).find(step.name) is not None:
+        raise CNIError(CHECK_FAILED, f"what a {step.type} is made with lasts for its life", AGAIN)
+    apply(step, kernel)
+
+
+def remove(step: SubLink, kernel: Kernel) -> None:
+    for name in (step.name, _temporary(step)):
+        found = kernel.own(name)
+        if found is not None and found.kind == step.type and kernel.sandbox is not None:
+            kernel.sandbox.discard(found)
+
+
+def require_free(name: str, sandbox: Site) -> None:
+    """Raise a CNIError if the sandbox has an interface of this name."""
+    if sandbox.find(name) is not None:
+        raise CNIError(
+            ALREADY_EXISTS,
+            f'container interface name ("{name}") already exists',
+            taken_hint(sandbox, name),
+        )
+
+
+def taken_hint(sandbox: Site, name: str) -> str:
+    """The way out where the sandbox has an interface of a name already."""
+    if name == "lo":
+        return "lo is the loopback of every namespace: name the interface otherwise, such as eth0"
+    return (
+        f"the sandbox {sandbox.path} has an interface {name}; delete the earlier attachment first"
+    )
+
+
+def find_master(site: Site, name: str) -> Link:
+    """The interface to put another on, by default the one that the default route leaves by.
+
+    Raises CNIError.
+    """
+    if not name:
+        index = routes.default_device(site.netlink)
+        if not index:
+            raise CNIError(
+                INVALID_CONFIG,
+                "no default route interface found",
+                'without "master" the interface of the default route is taken, and there is none',
+            )
+        return site.link(index)
+    found = site.find(name)
+    if found is None:
+        where = f"in the sandbox {site.path}" if site.path else "on the host"
+        raise CNIError(
+            INVALID_CONFIG,
+            f'failed to lookup master "{name}": Link not found',
+            f'there is no interface {name} {where}; see "master" and "linkInContainer"',
+        )
+    return found
+
+
+def _create(step: SubLink, kernel: Kernel, sandbox: Site) -> Link:
+    if step.type == "dummy":
+        dummy = links.dummy(step.name, mac=step.mac or None, mtu=step.mtu)
+        return links.create(sandbox.netlink, dummy)
+    home = kernel.site(step.master_in)
+    master = find_master(home, step.master)
+    if not 0 <= step.mtu <= master.mtu:
+        raise CNIError(
+            INVALID_CONFIG,
+            f"invalid MTU {step.mtu}, must be [0, master MTU({master.mtu})]",
+            f"what {master.name} cannot carry, an interface on it cannot; 0 stands for its MTU",
+        )
+    if step.type == "vlan" and not master.is_up:
+        raise CNIError(
+            INVALID_CONFIG,
+            f'master "{master.name}" is down',
+            "a vlan cannot be set up while the interface below it is down; set that up first",
+        )
+    try:
+        if home is sandbox:
+            return links.create(sandbox.netlink, _request(step, step.name, master))
+        # Kernels before 6.15 refuse a name that the host has too, although it is for the sandbox.
+        request = _request(step, _temporary(step), master, sandbox.namespace.fd)
+        made = links.create(home.netlink, request, inside=sandbox.netlink)
+    except NetlinkError as error:
+        error.what = f'create {step.type} "{step.name}" on "{master.name}"'
+        raise
+    try:
+        sandbox.request(links.update(made, name=step.name))
+    except BaseException:
+        sandbox.discard(made)
+        raise
+    return made.replace(name=step.name)
+
+
+def _request(step: SubLink, name: str, master: Link, netns: int | None = None) -> NewLink:
+    if step.type == "macvlan":
+        return links.macvlan(
+            name,
+            master.index,
+            step.mode,
+            mac=step.mac or None,
+            mtu=step.mtu,
+            broadcast_queue=step.broadcast_queue or None,
+            netns=netns,
+        )
+    if step.type == "ipvlan":
+        return links.ipvlan(name, master.index, step.mode, mtu=step.mtu, netns=netns)
+    return links.vlan(name, master.index, step.vlan_id, mtu=step.mtu, netns=netns)
+
+
+def _temporary(step: SubLink) -> str:
+    return hashed_name("tmp", step.name, 15)

@@ -1,0 +1,220 @@
+"""A veth pair between sandbox and host (`plan.steps.VethPair`), made in one request."""
+
+from __future__ import annotations
+
+import errno
+
+from pycni.kernel import link as links
+from pycni.kernel.netlink.errors import NetlinkError
+from pycni.spec.errors import ALREADY_EXISTS, CHECK_FAILED, CNIError
+from pycni.steps import ownership
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycni.kernel.link import Link
+    from pycni.plan.steps import BridgePort, VethPair
+    from pycni.spec.ip import IPAddress
+    from pycni.spec.owner import Owners
+    from pycni.steps.context import Kernel, Site
+    from pycni.steps.executor import Undo
+
+
+def apply(step: VethPair, kernel: Kernel) -> Undo:
+    host = kernel.host
+    made = host.remember(_create(step, kernel))
+    if step.mac:  # else the kernel has chosen one
+        inner = links.Link(index=made.link, name=step.name, kind="veth", mac=step.mac)
+        kernel.site("sandbox").remember(inner)
+    try:
+        _set_up_host_end(step, made, host)
+    except BaseException:
+        host.discard(made)
+        raise
+    return lambda: host.discard(made)
+
+
+def check(step: VethPair, kernel: Kernel) -> list[str]:
+    inner = kernel.site("sandbox").find(step.name)
+    if inner is None:
+        return [f"interface {step.name} is missing in the sandbox"]
+    if inner.kind != "veth":
+        return [f"interface {step.name} is not of type veth"]
+    outer = ownership.peer_on_host(kernel, inner)
+    if outer is None:
+        return [f"the host end of {step.name} is missing"]
+    differences = []
+    if not outer.is_up:
+        differences.append(f"host interface {outer.name} is down")
+    if step.mac and inner.mac != step.mac:
+        differences.append(f"interface {step.name} has the MAC address {inner.mac}, not {step.mac}")
+    if step.port is not None:
+        differences += _check_port(step.port, outer, kernel)
+    return differences
+
+
+def repair(step: VethPair, kernel: Kernel) -> None:
+    from pycni.plan.difference import AGAIN
+
+    host, sandbox = kernel.host, kernel.site("sandbox")
+    inner = sandbox.find(step.name)
+    if inner is None:
+        apply(step, kernel)
+        return
+    outer = ownership.peer_on_host(kernel, inner)
+    if outer is None:
+        raise CNIError(
+            CHECK_FAILED, f"{step.name} is not the end of a pair with the host any more", AGAIN
+        )
+    if step.mac and inner.mac != step.mac:
+        sandbox.request(links.update(inner, mac=step.mac))
+    port = step.port
+    if port is None:
+        host.request(links.update(outer, up=True))
+        return
+    master = host.link(port.bridge).index
+    if outer.master != master:
+        from pycni.steps.bridge import plug_in
+
+        plug_in(host, port.bridge, links.update(outer, master=master))
+    from pycni.steps import no_ipv6
+
+    no_ipv6.switch_off(host, outer.name)
+    host.request(links.update(outer, up=True, hairpin=port.hairpin, isolated=port.isolated))
+    if port.vlans:
+        from pycni.steps import port_vlans
+
+        if port_vlans.differences(host, outer, port.vlans):
+            port_vlans.assign(host, outer, port.vlans)
+
+
+def remove(step: VethPair, kernel: Kernel) -> None:
+    """Delete the pair by its host end, which no container can hide; by the other one without."""
+    outer = ownership.own_host_end(kernel, step.host_name)
+    if outer is not None:
+        others = _other_addresses(kernel, outer) if step.port is not None else []
+        kernel.host.discard(outer)
+        if others:
+            _forget_neighbours(others, outer.master, kernel.host)
+        return
+    inner = kernel.own(step.name)
+    if inner is not None and inner.kind and kernel.sandbox is not None:  # lo, say, has none
+        kernel.sandbox.discard(inner)
+
+
+def _other_addresses(kernel: Kernel, outer: Link) -> list[IPAddress]:
+    """The addresses of the container's other interfaces.
+
+    It may have answered for them on this one: to Linux, addresses are the host's.
+    """
+    from pycni.kernel import address as addresses
+    from pycni.kernel.netlink.constants import RT_SCOPE_UNIVERSE
+
+    if outer.link_netnsid is None or outer.link_netnsid < 0:
+        return []
+    try:
+        found = addresses.dump(kernel.host.netlink, netns_id=outer.link_netnsid)
+    except NetlinkError:
+        return []  # the namespace has gone meanwhile
+    return [
+        one.network.address
+        for one in found
+        if one.index != outer.link and one.scope == RT_SCOPE_UNIVERSE
+    ]
+
+
+def _forget_neighbours(others: list[IPAddress], bridge: int, host: Site) -> None:
+    """Have the host ask again who has these addresses: it would wait for seconds otherwise."""
+    from pycni.kernel import neighbour
+
+    for address in others:
+        try:
+            host.request(neighbour.delete(neighbour.Neighbour(bridge, address)))
+        except NetlinkError:
+            continue  # there is none
+
+
+def collect(kernel: Kernel, owners: Owners) -> None:
+    """Delete host ends that are marked as theirs."""
+    stale = [
+        found
+        for found in links.dump(kernel.host.netlink)
+        if found.kind == "veth" and owners.includes(found.alias)
+    ]
+    links.delete_together(kernel.host.netlink, stale)
+
+
+def _create(step: VethPair, kernel: Kernel) -> Link:
+    host = kernel.host
+    sandbox = kernel.site("sandbox")
+    request = links.veth(
+        step.host_name,
+        step.name,
+        peer_netns=sandbox.namespace.fd,
+        mac=links.port_mac() if step.port else None,
+        peer_mac=step.mac or None,
+        mtu=step.mtu,
+        master=host.index(step.port.bridge) if step.port else 0,
+    )
+    try:
+        return links.create(host.netlink, request)
+    except NetlinkError as error:
+        if error.errno == errno.EXFULL and step.port:
+            from pycni.steps.bridge import no_port_left
+
+            raise no_port_left(step.port.bridge) from None
+        if error.errno != errno.EEXIST:
+            raise
+    if sandbox.find(step.name) is not None:
+        from pycni.steps.sub_link import taken_hint
+
+        raise CNIError(
+            ALREADY_EXISTS,
+            f'container veth name ("{step.name}") peer provided ("{step.host_name}") '
+            "already exists",
+            taken_hint(sandbox, step.name),
+        )
+    # The name is ours alone, so this is the host end of an attachment that was cut short.
+    remove(step, kernel)
+    return links.create(host.netlink, request)
+
+
+def _set_up_host_end(step: VethPair, made: Link, host: Site) -> None:
+    alias, port = step.owner.comment, step.port
+    if port is None:
+        from pycni.steps import router_advertisements
+
+        router_advertisements.refuse(host, made.name)
+        host.request(links.update(made, up=True, alias=alias))
+        return
+    bridge = host.known(port.bridge)
+    if bridge.bridge_id != bridge.mac or made.mac < bridge.mac:
+        host.forget(bridge.name)  # it may have taken over its new port's address
+    from pycni.steps import no_ipv6
+
+    no_ipv6.switch_off(host, made.name)
+    host.request(
+        links.update(made, up=True, alias=alias, hairpin=port.hairpin, isolated=port.isolated)
+    )
+    if port.vlans:
+        from pycni.steps import port_vlans
+
+        port_vlans.assign(host, made, port.vlans)
+
+
+def _check_port(port: BridgePort, outer: Link, kernel: Kernel) -> list[str]:
+    bridge = kernel.host.find(port.bridge)
+    if bridge is None or outer.master != bridge.index:
+        return [f"host interface {outer.name} is not plugged into bridge {port.bridge}"]
+    differences = []
+    for what, wanted, actual in (
+        ("hairpin mode", port.hairpin, outer.hairpin),
+        ("isolation", port.isolated, outer.isolated),
+    ):
+        if wanted != bool(actual):
+            state = "on" if actual else "off"
+            differences.append(f"{what} of host interface {outer.name} is {state}")
+    if port.vlans:
+        from pycni.steps import port_vlans
+
+        differences += port_vlans.differences(kernel.host, outer, port.vlans)
+    return differences

@@ -1,0 +1,619 @@
+"""Which flows that the kernel tracks are forgotten: those that lead elsewhere than they should.
+
+By what real clients get. The names: containers `a`, `b`; `client` asks the host from outside, `far`
+is asked by containers.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import inside, run_in
+from harness.frames import sctp_init
+from harness.lan import Lan, connection, port, received, tracked, udp
+from harness.machines import FAR, HOST, LOCAL, SECOND, Machines
+from pycni.kernel.netlink import socket as netlink_socket
+from pycni.plan.steps import Firewall, Masquerade, PortMap, PortMapping
+from pycni.runtime import PluginError
+from pycni.spec.ip import parse_address, parse_network
+from pycni.spec.owner import Owner, Owners
+from pycni.steps import firewall, masquerade, port_map
+from pycni.steps.context import Kernel
+
+both_families = pytest.mark.parametrize("version", [4, 6])
+
+CONDITIONAL = {"conditionsV4": ["ip", "ttl", "1-255"], "conditionsV6": ["ip6", "hoplimit", "1-255"]}
+OUTSIDE = {4: "198.51.100.1", 6: "2001:db8:f::1"}  # the host's address as far sees it
+
+
+@pytest.fixture
+def lan(machines: Machines, tmp_path: Path) -> Lan:
+    return Lan(machines, tmp_path)
+
+
+class Session:
+    """A UDP session: `opener` has written to `other` at an address, and has got an answer."""
+
+    def __init__(self, opener: socket.socket, other: socket.socket, address: str, port: int):
+        self.opener, self.other = opener, other
+        opener.connect((address, port))
+        opener.send(b"hello")
+        found = received(other)
+        assert found is not None, "the first packet did not arrive"
+        self.peer = found[1:]
+        other.sendto(b"welcome", self.peer)
+        assert received(opener) is not None, "the answer did not arrive"
+
+    def goes_on(self) -> bool:
+        """Whether both directions still arrive; that of the answers first, as in a broadcast."""
+        self.other.sendto(b"news", self.peer)
+        if received(self.opener, 0.5) is None:
+            return False
+        self.opener.send(b"more")
+        return received(self.other, 0.5) == ("more", *self.peer)
+
+
+def published(lan: Lan, version: int, container: str = "a") -> Session:
+    """A session of the client with port 443 of a container by port 8443 of the host."""
+    return Session(
+        udp(lan.machines.client, version, 40000),
+        udp(lan.sandbox(container), version, 443),
+        HOST[version],
+        8443,
+    )
+
+
+def refuse(lan: Lan, container: str, *ports: dict[str, object]) -> None:
+    with pytest.raises(PluginError) as refused:
+        lan.add(container, *ports)
+    assert refused.value.code == 101
+
+
+# --- what lives goes on --------------------------------------------------------------------------
+
+
+@both_families
+def test_a_refused_add_forgets_nothing(lan: Lan, version: int) -> None:
+    lan.add("a", port(8443, 443, "udp"))
+    session = published(lan, version)
+    before = tracked(version)
+    refuse(lan, "b", port(8443, 443, "udp"))
+    assert tracked(version) == before
+    assert session.goes_on()
+
+
+@both_families
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+def test_a_repair_keeps_what_is_on_its_way(lan: Lan, version: int, backend: str) -> None:
+    network = lan.network(portmap={"backend": backend})
+    lan.add("a", port(8443, 443, "udp"))
+    session = published(lan, version)
+    before = tracked(version)
+    assert all(report.is_sound for report in network.repair())
+    assert tracked(version) == before
+    run_in(None, ["nft", "flush ruleset"])
+    assert not any(report.is_sound for report in network.repair())
+    assert tracked(version) == before
+    assert session.goes_on()
+
+
+@both_families
+def test_another_mapping_keeps_what_is_on_its_way(lan: Lan, version: int) -> None:
+    """To another address of the host, another container, or an ADD repeated."""
+    lan.add("a", port(8443, 443, "udp", hostIP=HOST[version]))
+    session = published(lan, version)
+    lan.add("b", port(8443, 443, "udp", hostIP=SECOND[version]), port(8444, 443, "udp"))
+    assert session.goes_on()
+    lan.network().delete("b")
+    assert session.goes_on()
+
+
+@both_families
+def test_flows_to_external_hosts_go_on(lan: Lan, version: int) -> None:
+    """Of a container, of the host, and of a client that the host routes for: same port number."""
+    machines = lan.machines
+    lan.add("a")
+    server = udp(machines.far, version, 443)
+    sessions = [
+        Session(udp(where, version, 5000 + number), server, FAR[version], 443)
+        for number, where in enumerate((lan.sandbox("a"), None, machines.client))
+    ]
+
+    def must_go_on() -> None:
+        assert [session.goes_on() for session in sessions] == [True] * 3
+
+    lan.add("b", port(443, 443, "udp"))
+    must_go_on()
+    refuse(lan, "c", port(443, 443, "udp"))
+    must_go_on()
+    run_in(None, ["nft", "delete map inet pycni port-map-nonesuch"], check=False)
+    run_in(None, ["nft", "flush map inet pycni port-map4; flush map inet pycni port-map6"])
+    assert not all(report.is_sound for report in lan.network().repair())
+    must_go_on()
+    lan.network().delete("b")
+    must_go_on()
+    lan.add("b", port(443, 443, "udp"))
+    lan.network().gc([("a", "eth0")], force=True)
+    must_go_on()
+
+
+# --- what leads elsewhere does not ---------------------------------------------------------------
+
+
+@both_families
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+def test_flows_follow_their_port(lan: Lan, version: int, backend: str) -> None:
+    """A client that sends all the time reaches the present holder of the port."""
+    network = lan.network(portmap={"backend": backend})
+    client = udp(lan.machines.client, version, 40000)
+    on_host = udp(None, version, 8443, HOST[version])
+    listeners = {"host": on_host}
+    for container in ("a", "b"):
+        listeners[container] = udp(lan.sandbox(container), version, 443)
+
+    def reached() -> str:
+        client.sendto(b"hello", (HOST[version], 8443))
+        return next((who for who, where in listeners.items() if received(where, 0.2)), "")
+
+    assert reached() == "host"
+    lan.add("a", port(8443, 443, "udp"))
+    assert reached() == "a"
+    network.delete("a")
+    assert reached() == "host"
+    lan.add("b", port(8443, 443, "udp"))
+    assert reached() == "b"
+    network.gc([], force=True)
+    assert reached() == "host"
+
+
+def test_localhost_is_an_address_of_the_host(lan: Lan) -> None:
+    client = udp(None, 4, 40000)
+    on_host = udp(None, 4, 8443, "127.0.0.1")
+    client.sendto(b"hello", (LOCAL[4], 8443))
+    assert received(on_host)
+    lan.add("a", port(8443, 443, "udp"))
+    in_container = udp(lan.sandbox("a"), 4, 443)
+    client.sendto(b"hello", (LOCAL[4], 8443))
+    assert received(in_container)
+    lan.network().delete("a")
+    client.sendto(b"hello", (LOCAL[4], 8443))
+    assert received(on_host)
+
+
+def test_addresses_that_are_the_host_s_own_keep_their_flows(lan: Lan) -> None:
+    """What is for all addresses is not for ::1."""
+    on_host = udp(None, 6, 8443, LOCAL[6])
+    lan.add("other", port(9000, 80))
+    session = Session(udp(None, 6, 40000), on_host, LOCAL[6], 8443)
+    before = tracked(6)
+    assert before
+    lan.add("a", port(8443, 443, "udp"))
+    assert tracked(6) == before
+    assert session.goes_on()
+
+
+@both_families
+@pytest.mark.parametrize("damage", ["delete table inet pycni", "flush table inet pycni"])
+def test_a_repair_takes_along_what_went_astray(lan: Lan, version: int, damage: str) -> None:
+    """What began while the rules were gone, whether the elements are still there or not."""
+    names = ("a", "b")
+    clients = {name: udp(lan.machines.client, version, 40000 + ord(name)) for name in names}
+    for number, name in enumerate(names):
+        lan.add(name, port(8443 + number, 443, "udp"))
+    within = {name: udp(lan.sandbox(name), version, 443) for name in names}
+    on_host = [udp(None, version, 8443 + number, HOST[version]) for number in (0, 1)]
+    run_in(None, ["nft", damage])
+    # Without rules nothing would be tracked.
+    run_in(None, ["nft", "add table inet others"])
+    run_in(None, ["nft", "add chain inet others in { type filter hook input priority 0; }"])
+    run_in(None, ["nft", "add rule inet others in ct state new accept"])
+    for number, name in enumerate(names):
+        clients[name].sendto(b"hello", (HOST[version], 8443 + number))
+        assert received(on_host[number])
+    assert len(tracked(version, "udp")) == 2
+    assert not all(report.is_sound for report in lan.network().repair())
+    for number, name in enumerate(names):
+        clients[name].sendto(b"hello", (HOST[version], 8443 + number))
+        assert received(within[name]), name
+
+
+@both_families
+def test_sctp_follows_its_port(lan: Lan, version: int) -> None:
+    """By hand, since this kernel has no SCTP of its own: an association that is asked for again."""
+    family = {4: socket.AF_INET, 6: socket.AF_INET6}[version]
+    with inside(lan.machines.client):
+        client = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_SCTP)
+    with inside(lan.sandbox("a")):
+        server = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_SCTP)
+    server.settimeout(2)
+    run_in(None, ["nft", "add table inet others"])
+    run_in(None, ["nft", "add chain inet others in { type filter hook input priority 0; }"])
+    run_in(None, ["nft", "add rule inet others in ct state new accept"])
+    with client, server:
+        client.sendto(sctp_init(36422), (HOST[version], 0))
+        client.sendto(sctp_init(36422), (FAR[version], 0))
+        assert len(tracked(version, "sctp")) == 2
+        elsewhere = tracked(version, f"dst={FAR[version]}")
+        lan.add("a", port(36422, 80, "sctp"))
+        client.sendto(sctp_init(36422), (HOST[version], 0))
+        data = server.recv(200)[20 if version == 4 else 0 :]
+        assert struct.unpack(">HH", data[:4]) == (40000, 80)
+        assert tracked(version, f"dst={FAR[version]}") == elsewhere != set()
+        lan.network().delete("a")
+        assert tracked(version, "sctp") == elsewhere
+
+
+@both_families
+@pytest.mark.parametrize(
+    "way", ["DEL", "GC", "DEL without the elements", "DEL without elements and result"]
+)
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_nothing_is_translated_any_more(lan: Lan, version: int, way: str, protocol: str) -> None:
+    """An established connection too: the next container with the address would get it."""
+    own = lan.add("a", port(8443, 443, protocol))
+    other = lan.add("b", port(8444, 443, protocol))
+    connections: list[socket.socket] = []
+    for container, number in (("a", 8443), ("b", 8444)):
+        if protocol == "udp":
+            udp(lan.machines.client, version, 40000).sendto(b"hello", (HOST[version], number))
+        else:
+            connections += connection(
+                lan.sandbox(container), lan.machines.client, HOST[version], number, 443
+            )
+    assert tracked(version, protocol, f"src={own[version]}", "dport=8443")
+    kept = tracked(version, protocol, f"src={other[version]}", "dport=8444")
+    assert kept
+    if "without" in way:
+        run_in(None, ["nft", "delete table inet pycni"])
+    if "result" in way:
+        lose_result(lan)
+    if way == "GC":
+        lan.network().gc([("b", "eth0")], force=True)
+    else:
+        ports = [port(8443, 443, protocol)]  # the runtime has them from elsewhere too
+        lan.network().delete("a", capabilities={"portMappings": ports})
+    assert tracked(version, f"src={own[version]}") == set()
+    assert tracked(version, protocol, f"src={other[version]}", "dport=8444") == kept
+
+
+# --- masquerading --------------------------------------------------------------------------------
+
+
+@both_families
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+@pytest.mark.parametrize("damage", ["flush ruleset", "flush table inet pycni"])
+def test_a_repair_masquerades_what_began_without(
+    lan: Lan, version: int, backend: str, damage: str
+) -> None:
+    if backend == "iptables" and damage != "flush ruleset":
+        damage = "flush table ip nat; flush table ip6 nat"
+    network = lan.network(ipMasqBackend=backend)
+    machines, containers = lan.machines, ("a", "b")
+    own = {container: lan.add(container)[version] for container in containers}
+    server, on_host = udp(machines.far, version, 53), udp(None, version, 53, HOST[version])
+    clients = {name: udp(lan.sandbox(name), version, 5000) for name in containers}
+    run_in(None, ["nft", damage])
+    # NAT of others has the kernel settle for each flow at its first packet.
+    run_in(None, ["nft", "add table inet others"])
+    run_in(None, ["nft", "add chain inet others out { type nat hook postrouting priority 101; }"])
+    run_in(None, ["nft", "add rule inet others out oifname nowhere masquerade"])
+    for name, client in clients.items():
+        client.sendto(b"hello", (FAR[version], 53))
+        assert received(server) == ("hello", own[name], 5000)
+        client.sendto(b"hello", (HOST[version], 53))
+        assert received(on_host)
+    near, far = connection(machines.far, lan.sandbox("a"), FAR[version], 80, 80)
+    right = tracked(version, "dport=80") | tracked(version, f"dst={HOST[version]}")
+    assert len(right) == 3
+
+    assert not all(report.is_sound for report in network.repair())
+    for client in clients.values():
+        client.sendto(b"hello", (FAR[version], 53))
+        seen = received(server)
+        assert seen is not None
+        assert seen[1] == OUTSIDE[version]
+    assert tracked(version, "dport=80") | tracked(version, f"dst={HOST[version]}") == right
+    with near, far:
+        near.sendall(b"still here")
+        assert far.recv(20) == b"still here"
+
+
+@both_families
+@pytest.mark.parametrize("way", ["DEL", "GC"])
+@pytest.mark.parametrize(
+    "keys",
+    [{"backend": "nftables"}, {"backend": "iptables"}, CONDITIONAL],
+    ids=["nftables", "iptables", "conditions"],
+)
+def test_an_earlier_holder_takes_no_flows_along(
+    lan: Lan, version: int, keys: dict[str, Any], way: str
+) -> None:
+    """Of who has its address and its port by now; what nothing leads there any more goes."""
+    lan.network(portmap=keys)
+    own = lan.add("a", port(8443, 443, "udp"))[version]
+    session = published(lan, version)
+    before = tracked(version, "dport=8443")
+    owner = Owner("m", "gone", "eth0")
+    mappings = PortMapping("udp", 8443, 443), PortMapping("udp", 8444, 443)
+    with Kernel(None) as kernel:
+        if way == "DEL":
+            step = PortMap(owner, mappings, (parse_network(f"{own}/24"),), "nftables")
+            port_map.remove(step, kernel)
+        else:
+            noted = {"port_map": (own,)}
+            port_map.collect(kernel, Owners("m", (owner.attachment,), addresses=noted))
+        assert tracked(version, "dport=8443") == before
+        assert session.goes_on()
+        lan.network().delete("a")
+        assert tracked(version, "dport=8443") == set()
+
+
+def test_gc_forgets_what_nothing_leads_to_an_address(lan: Lan) -> None:
+    lan.network()
+    own = lan.add("a", port(8443, 443, "udp"), port(8444, 444, "udp"))
+    sessions = [
+        Session(
+            udp(lan.machines.client, 4, 40000 + number),
+            udp(lan.sandbox("a"), 4, 443 + number),
+            HOST[4],
+            8443 + number,
+        )
+        for number in range(2)
+    ]
+    run_in(None, ["nft", "delete element inet pycni port-map4 { udp . 8444 }"])
+    noted = {"port_map": (own[4],)}
+    owners = Owners("m", (Owner("m", "gone", "eth0").attachment,), addresses=noted)
+    with Kernel(None) as kernel:
+        port_map.collect(kernel, owners)
+    assert sessions[0].goes_on()
+    assert not tracked(4, "dport=8444")
+
+
+def lose_result(lan: Lan) -> None:
+    """Container `a`'s entry of the runtime's cache goes."""
+    (found,) = (lan.folder / "cache").glob("**/*-a-eth0")
+    found.unlink()
+
+
+def leave(lan: Lan, way: str, network: str = "n") -> None:
+    """Container `a` leaves. way: DEL or GC, or either where ruleset and result have been lost."""
+    command, _, loss = way.partition(" ")
+    if loss:
+        run_in(None, ["nft", "flush ruleset"])
+        lose_result(lan)
+    if command == "DEL":
+        lan.network(network).delete("a")
+    else:
+        lan.network(network).gc([], force=True)
+
+
+each_way = pytest.mark.parametrize("way", ["DEL", "GC", "DEL after a loss", "GC after a loss"])
+
+
+@both_families
+@each_way
+def test_the_next_holder_of_an_address_gets_no_answers(lan: Lan, version: int, way: str) -> None:
+    lan.alone()
+    lan.network("other", bridge="br1", subnets=("10.31.0.0/24", "fd00:31::/64"))
+    machines = lan.machines
+    own = lan.add("a")
+    lan.add("c", network="other")
+    server = udp(machines.far, version, 53)
+    session = Session(udp(lan.sandbox("a"), version, 5000), server, FAR[version], 53)
+    other = Session(udp(lan.sandbox("c"), version, 5001), server, FAR[version], 53)
+    leave(lan, way)
+    assert lan.add("b") == own
+    successor = udp(lan.sandbox("b"), version, 5000)
+    server.sendto(b"news", session.peer)
+    assert received(successor, 0.3) is None
+    assert other.goes_on()
+
+
+@both_families
+def test_a_lost_del_leaves_the_next_holder_no_answers(lan: Lan, version: int) -> None:
+    """The element is still there, and replaced; what is another's flow stays."""
+    lan.network()
+    own, other = lan.add("a"), lan.add("b")
+    server = udp(lan.machines.far, version, 53)
+    for container in ("a", "b"):
+        Session(udp(lan.sandbox(container), version, 5000), server, FAR[version], 53)
+    kept = tracked(version, f"src={other[version]}")
+    assert tracked(version, f"src={own[version]}")
+    prefix = {4: 24, 6: 64}[version]
+    step = Masquerade(
+        Owner("n", "new", "eth0"), (parse_network(f"{own[version]}/{prefix}"),), "nftables"
+    )
+    with Kernel(None) as kernel:
+        masquerade.apply(step, kernel)
+    assert tracked(version, f"src={own[version]}") == set()
+    assert tracked(version, f"src={other[version]}") == kept != set()
+
+
+# --- what a firewall lets through ----------------------------------------------------------------
+
+
+def drop(backend: str) -> None:
+    """Have the chain decide that a backend's rules are for."""
+    if backend == "nftables":
+        run_in(None, ["nft", "add chain inet pycni firewall-forward { policy drop; }"])
+    for program in () if backend == "nftables" else ("iptables", "ip6tables"):
+        run_in(None, [program, "-P", "FORWARD", "DROP"])
+
+
+def let_in(backend: str, *, allowed: bool) -> None:
+    """What comes from far, as the administrator has it."""
+    if backend == "nftables":
+        run_in(None, ["nft", "flush chain inet pycni firewall-admin"])
+        if allowed:
+            run_in(None, ["nft", "add rule inet pycni firewall-admin iifname far accept"])
+    else:
+        for program in ("iptables", "ip6tables"):
+            change = "-I" if allowed else "-D"
+            run_in(None, [program, change, "FORWARD", "-i", "far", "-j", "ACCEPT"])
+
+
+@both_families
+@each_way
+@pytest.mark.parametrize("masquerades", [True, False], ids=["masqueraded", "routed"])
+@pytest.mark.parametrize("backend", ["nftables", "iptables", ""])
+def test_the_firewall_lets_nothing_of_an_earlier_holder_in(
+    lan: Lan, version: int, way: str, masquerades: bool, backend: str
+) -> None:
+    """Neither answers nor what a stranger goes on sending that was allowed to."""
+    keys: dict[str, Any] = {"ipMasq": masquerades, "firewall": {"backend": backend}}
+    lan.alone(**keys)
+    lan.network("other", bridge="br1", subnets=("10.31.0.0/24", "fd00:31::/64"), **keys)
+    far = lan.machines.far
+    own = lan.add("a")
+    lan.add("c", network="other")
+    drop(backend)
+    let_in(backend, allowed=True)
+    server = udp(far, version, 53)
+    asked = Session(udp(lan.sandbox("a"), version, 5000), server, FAR[version], 53)
+    visited = Session(
+        udp(far, version, 6000), udp(lan.sandbox("a"), version, 7000), own[version], 7000
+    )
+    other = Session(udp(lan.sandbox("c"), version, 5001), server, FAR[version], 53)
+    let_in(backend, allowed=False)
+    assert asked.goes_on()
+    assert visited.goes_on()
+    leave(lan, way)
+    assert lan.add("b") == own
+    if way.endswith("loss"):
+        drop(backend)
+        lan.network("other").repair()
+    successors = [udp(lan.sandbox("b"), version, number) for number in (5000, 7000)]
+    server.sendto(b"news", asked.peer)
+    visited.opener.send(b"more")
+    assert [received(one, 0.3) for one in successors] == [None, None]
+    assert other.goes_on()
+
+
+@both_families
+def test_flows_of_an_address_that_another_still_has_go_on(lan: Lan, version: int) -> None:
+    network = lan.network(firewall={"backend": "nftables"}, ipMasq=False)
+    own = lan.add("a")
+    drop("nftables")
+    server = udp(lan.machines.far, version, 53)
+    session = Session(udp(lan.sandbox("a"), version, 5000), server, FAR[version], 53)
+    before = tracked(version, f"src={own[version]}")
+    assert before
+    owner = Owner("n", "a", "eth0")
+    other = Firewall(Owner("m", "b", "eth0"), (parse_address(own[version]),), "nftables")
+    with Kernel(None, is_attached=lambda _, tag: tag == owner.tag) as kernel:
+        for leave in (firewall.remove, lambda *_: firewall.collect(kernel, Owners("m"))):
+            firewall.apply(other, kernel)
+            leave(other, kernel)
+            assert tracked(version, f"src={own[version]}") == before
+    assert session.goes_on()
+    network.delete("a")
+    assert tracked(version, f"src={own[version]}") == set()
+
+
+@both_families
+@pytest.mark.parametrize("held", ["iptables", "the reference"])
+@pytest.mark.parametrize("way", ["DEL", "GC", "undo"])
+def test_masqueraded_flows_of_an_address_that_another_still_has_go_on(
+    lan: Lan, version: int, held: str, way: str
+) -> None:
+    """Whose masquerading is in other tables than that of who leaves; unless it is gone as well."""
+    if held == "iptables":
+        lan.network(ipMasqBackend="iptables")
+    else:
+        lan.network(ipMasq=False)
+    own = lan.add("a")[version]
+    if held != "iptables":
+        ip, subnet = {4: ("ip", "10.30.0.0/24"), 6: ("ip6", "fd00:30::/64")}[version]
+        comment = Owner("n", "a", "eth0").comment
+        text = f"""
+        table inet cni_plugins_masquerade {{
+          chain masq_checks {{
+            {ip} saddr == {own} {ip} daddr != {subnet} masquerade comment "{comment}"
+          }}
+          chain postrouting {{ type nat hook postrouting priority srcnat; goto masq_checks; }}
+        }}
+        """
+        run_in(None, ["nft", text])
+    server = udp(lan.machines.far, version, 53)
+    session = Session(udp(lan.sandbox("a"), version, 5000), server, FAR[version], 53)
+    assert session.peer[0] == OUTSIDE[version]
+    before = tracked(version, f"src={own}")
+    prefix = {4: 24, 6: 64}[version]
+    step = Masquerade(Owner("m", "b", "eth0"), (parse_network(f"{own}/{prefix}"),), "nftables")
+    with Kernel(None) as kernel:
+
+        def leave() -> None:
+            undo = masquerade.apply(step, kernel)
+            assert undo is not None
+            if way == "DEL":
+                masquerade.remove(step, kernel)
+            elif way == "GC":
+                masquerade.collect(kernel, Owners("m"))
+            else:
+                undo()
+
+        leave()
+        assert tracked(version, f"src={own}") == before
+        assert session.goes_on()
+        run_in(lan.sandbox("a"), ["ip", "link", "delete", "eth0"])
+        leave()
+        assert tracked(version, f"src={own}") == set()
+
+
+@both_families
+def test_an_address_taken_over_has_no_flows(lan: Lan, version: int) -> None:
+    """Its earlier holder went without DEL."""
+    lan.network(firewall={"backend": "nftables"}, ipMasq=False)
+    own, other = lan.add("a"), lan.add("b")
+    server = udp(lan.machines.far, version, 53)
+    for container in ("a", "b"):
+        Session(udp(lan.sandbox(container), version, 5000), server, FAR[version], 53)
+    kept = tracked(version, f"src={other[version]}")
+    step = Firewall(Owner("n", "new", "eth0"), (parse_address(own[version]),), "nftables")
+    with Kernel(None) as kernel:
+        firewall.apply(step, kernel)
+    assert tracked(version, f"src={own[version]}") == set()
+    assert tracked(version, f"src={other[version]}") == kept != set()
+
+
+@pytest.mark.parametrize("backend", ["nftables", "iptables", ""])
+@pytest.mark.parametrize("way", ["DEL", "GC"])
+def test_flows_are_looked_for_once(
+    lan: Lan, monkeypatch: pytest.MonkeyPatch, backend: str, way: str
+) -> None:
+    """By masquerading and firewall together; where nothing is tracked, one question does."""
+    network = lan.network(firewall={"backend": backend})
+    lan.network("other", bridge="br1", subnets=("10.31.0.0/24", "fd00:31::/64"))
+    lan.add("c", network="other")
+    asked: list[str] = []
+    monkeypatch.setattr(netlink_socket, "before_send", lambda request: asked.append(request.what))
+
+    def leave() -> list[str]:
+        lan.add("a")
+        if not is_busy:
+            run_in(None, ["conntrack", "-F"])
+        asked.clear()
+        if way == "DEL":
+            network.delete("a")
+        else:
+            network.gc([], force=True)
+        return [what for what in asked if "flows" in what]
+
+    is_busy = False
+    assert leave() == ["read how many flows are tracked"]
+    is_busy = True
+    for version in (4, 6):
+        server = udp(lan.machines.far, version, 53)
+        Session(udp(lan.sandbox("c"), version, 5001), server, FAR[version], 53)
+    assert sorted(leave()) == [
+        "forget IPv4 flows source 10.30.0.3",
+        "forget IPv4 flows target 10.30.0.3",
+        "list tracked flows",
+        "read how many flows are tracked",
+        "read how many flows are tracked",
+    ]
