@@ -637,7 +637,10 @@ def test_hairpin_returns_frames(attach: Attach, on: bool) -> None:
         assert wire.receives(b"come back", 2.0 if on else 0.3) is on
     one.check()
     run_in(None, ["bridge", "link", "set", "dev", veths()[0], "hairpin", "off" if on else "on"])
-    assert "hairpin" in one.drift()
+    if on:
+        assert "hairpin" in one.drift()
+    else:
+        one.check()  # a later plugin's addition is no drift
 
 
 @pytest.mark.parametrize("on", [False, True])

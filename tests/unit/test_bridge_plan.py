@@ -29,6 +29,7 @@ from pycni.plan.steps import (
 )
 from pycni.plugins.bridge import BridgeConfig, plugin
 from pycni.sdk.interface import override_dns
+from pycni.sdk.mac import mac_of_owner
 from pycni.sdk.request import Request
 from pycni.spec.config import DNS
 from pycni.spec.errors import CNIError
@@ -53,8 +54,10 @@ def network(*addresses: str, gateways: tuple[str, ...] = ()) -> Result:
     return Result(ips=tuple(found))
 
 
-def plan(config: dict[str, Any], addresses: Result | None = None, args: str = "") -> Plan:
-    asked = request(config, args=args)
+def plan(
+    config: dict[str, Any], addresses: Result | None = None, args: str = "", command: str = "ADD"
+) -> Plan:
+    asked = request(config, command, args)
     decoded = BridgeConfig.decode(asked.document)
     return plugin.plan(asked, decoded, plugin.complete(decoded, addresses or Result()))
 
@@ -80,10 +83,10 @@ def fault(config: dict[str, Any]) -> CNIError:
 
 def test_least_there_is() -> None:
     found = plan({})
-    outer = only(found, VethPair).host_name
+    outer, owner = only(found, VethPair).host_name, request({}).owner
     assert found.steps == (
         Bridge("br0"),
-        VethPair(request({}).owner, "eth0", outer, port=BridgePort("br0")),
+        VethPair(owner, "eth0", outer, mac=mac_of_owner(owner), port=BridgePort("br0")),
         LinkUp(SANDBOX, "eth0"),
         PortRunning(outer),
     )
@@ -299,9 +302,23 @@ def test_mac_address_goes_with_the_address_and_need_not_be_told() -> None:
     found = plan({"ipam": IPAM}, network("10.1.0.2/24"))
     assert only(found, VethPair).mac == "0a:58:0a:01:00:02"
     assert "announced" not in [step.kind for step in found.steps]
-    # What ADD made is CHECK's to find, whoever made it.
-    previous = network("10.1.0.2/24").replace(interfaces=(Interface(name="eth0", sandbox="/n"),))
-    assert only(plan({"ipam": IPAM}, previous), VethPair).mac == ""
+
+
+@pytest.mark.parametrize("mac", ["0a:58:0a:01:00:02", "02:00:00:00:00:07", ""])
+@pytest.mark.parametrize("command", ["CHECK", "DEL"])
+def test_mac_address_after_add_is_the_one_that_the_result_tells(command: str, mac: str) -> None:
+    listed = Interface(name="eth0", sandbox="/n", mac=mac)
+    previous = network("10.1.0.2/24").replace(interfaces=(listed,))
+    found = plan({"ipam": IPAM, "macspoofchk": True}, previous, command=command)
+    assert (only(found, VethPair).mac, only(found, SpoofGuard).mac) == (mac, mac)
+
+
+@pytest.mark.parametrize("addresses", [Result(), network("fd00::2/64")])
+def test_mac_address_without_an_ipv4_address_is_the_attachment_s_own(addresses: Result) -> None:
+    mac = mac_of_owner(request({}).owner)
+    assert only(plan({"ipam": IPAM}, addresses), VethPair).mac == mac
+    other = request({}).replace(container_id="two").owner
+    assert mac_of_owner(other) != mac
 
 
 def test_disabled_interface_stays_down_and_is_not_waited_for() -> None:
@@ -330,7 +347,7 @@ def test_spoof_guard_is_there_before_the_interface_is_up() -> None:
     kinds = [step.kind for step in found.steps]
     assert kinds.index("spoof_guard") < kinds.index("link_up")
     guard = only(found, SpoofGuard)
-    assert (guard.link, guard.mac) == ("eth0", "0a:58:0a:01:00:02")
+    assert guard.mac == "0a:58:0a:01:00:02"
     assert guard.host_link == only(found, VethPair).host_name
 
 
@@ -359,7 +376,8 @@ def test_spoof_guard_is_there_before_the_interface_is_up() -> None:
     ],
 )
 def test_mac_by_three_ways(config: dict[str, Any], args: str, mac: str) -> None:
-    assert only(plan(config, args=args), VethPair).mac == mac
+    expected = mac or mac_of_owner(request({}).owner)
+    assert only(plan(config, args=args), VethPair).mac == expected
 
 
 @pytest.mark.parametrize(

@@ -188,16 +188,6 @@ BRIDGE = {
             "plugins[0].mode",
             "changes that of the master",
         ),
-        (
-            [{**BRIDGE, "macspoofchk": True}, {"type": "tuning", "mac": "02:00:00:00:00:01"}],
-            "plugins[1].mac",
-            "macspoofchk",
-        ),
-        (
-            [{**BRIDGE, "macspoofchk": True}, {"type": "tuning", "capabilities": {"mac": True}}],
-            "plugins[1].capabilities",
-            "macspoofchk",
-        ),
     ],
 )
 def test_keys_that_do_not_go_together(

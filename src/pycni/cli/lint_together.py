@@ -67,26 +67,6 @@ def plugin_faults(own: Mapping[str, Any], path: str) -> Iterator[Fault]:
         yield from _gateways(lookup(own, "ipam"), _at(path, "ipam"))
 
 
-def list_faults(plugins: Sequence[Any]) -> Iterator[Fault]:
-    """What is wrong between the plugins of a list."""
-    guarded = False
-    for index, plugin in enumerate(plugins):
-        if not isinstance(plugin, dict):
-            continue
-        kind = lookup(plugin, "type")
-        if kind == "bridge":
-            guarded = lookup(plugin, "macspoofchk") is True
-        capabilities = lookup(plugin, "capabilities")
-        declared = capabilities if isinstance(capabilities, dict) else {}
-        if kind == "tuning" and guarded and _asks_for_mac(plugin, declared):
-            by_key = isinstance(lookup(plugin, "mac"), str)
-            yield Fault(
-                f"plugins[{index}].{'mac' if by_key else 'capabilities'}",
-                "the bridge drops what comes from another MAC address than it gave: macspoofchk",
-                'have bridge set it, by "capabilities": {"mac": true}, or drop "macspoofchk"',
-            )
-
-
 def faults_between(paths: Iterable[str]) -> list[FaultInFile]:
     """What is wrong between files, for those that are in one directory and can be used."""
     folders: dict[str, list[NetworkConfig]] = {}

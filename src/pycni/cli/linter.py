@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from pycni.cli.lint_together import list_faults, plugin_faults
+from pycni.cli.lint_together import plugin_faults
 from pycni.plugins import NAMES, load
 from pycni.runtime.config import (
     LIST_KEYS,
@@ -146,7 +146,6 @@ def _lint_list(document: Mapping[str, Any], others: Collection[str]) -> Iterator
         if isinstance(plugin, dict):
             whole, path = {**plugin, **inherited}, f"plugins[{index}]"
             yield from _lint_plugin(whole, plugin, path, index, others)
-    yield from list_faults(plugins)
 
 
 def _lint_single(document: Mapping[str, Any], others: Collection[str]) -> Iterator[Fault]:

@@ -19,7 +19,14 @@ from typing import Any
 
 from pycni.dhcp.message import Option, Reply
 from pycni.dhcp.wire import Identity
-from pycni.state.files import make_directories, read_file, remove_file, write_file, writer_of
+from pycni.state.files import (
+    boot_id,
+    make_directories,
+    read_file,
+    remove_file,
+    write_file,
+    writer_of,
+)
 
 LOG = logging.getLogger(__name__)
 
@@ -116,14 +123,14 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         document = asdict(self)
         document["options"] = {str(code): value.hex() for code, value in self.options.items()}
-        return {"format": _FORMAT, "boot": _boot(), **document}
+        return {"format": _FORMAT, "boot": boot_id(), **document}
 
     @classmethod
     def from_json(cls, document: Any) -> Record:
         """Raises ValueError, TypeError, KeyError for what is none."""
         if document.pop("format") != _FORMAT:
             raise ValueError("of another format")
-        if document.pop("boot") != _boot():
+        if document.pop("boot") != boot_id():
             raise ValueError("from before this machine was started")
         lease = document["lease"]
         lease["routers"] = tuple(lease["routers"])
@@ -201,7 +208,3 @@ def _dns(ack: Reply) -> dict[str, Any]:
         "search": list(ack.domains(Option.DOMAIN_SEARCH)),
     }
     return {key: value for key, value in found.items() if value}
-
-
-def _boot() -> str:
-    return read_file("/proc/sys/kernel/random/boot_id").decode().strip()

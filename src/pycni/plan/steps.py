@@ -251,15 +251,25 @@ class Masquerade(Step):
 class SpoofGuard(Step):
     """Frames that enter the bridge from this host link carry this MAC address, or are dropped.
 
-    mac: "" stands for the address that the sandbox's interface has.
+    mac: "" for whichever was noted at ADD: no ADD leaves it out.
     """
 
     kind: ClassVar[str] = "spoof_guard"
 
     owner: Owner
     host_link: str
-    link: str
     mac: str = ""
+
+
+class AllowedMAC(Step):
+    """An earlier plugin's spoof guard of one of these host links, if there is one, lets it in."""
+
+    kind: ClassVar[str] = "allowed_mac"
+    follows_link: ClassVar[bool] = True
+
+    owner: Owner
+    host_links: tuple[str, ...]
+    mac: str
 
 
 class LinkSettings(Step):

@@ -29,7 +29,7 @@ from pycni.plan.steps import (
 )
 from pycni.sdk.addressing import announce, configure, own_addresses, settle, with_gateway
 from pycni.sdk.interface import InterfacePlugin
-from pycni.sdk.mac import MACConf, mac_of, requested_mac
+from pycni.sdk.mac import MACConf, mac_of, mac_of_owner, requested_mac
 from pycni.sdk.pair import host_end
 from pycni.spec.errors import UNAVAILABLE, CNIError, invalid_config
 from pycni.spec.fields import Config, Flag, Integer, ListOf, Object, Text, field
@@ -205,7 +205,7 @@ class BridgePlugin(InterfacePlugin):
     def plan(self, request: Request, config: BridgeConfig, network: Result) -> Plan:
         owner, ifname = request.owner, request.ifname
         outer = host_end(request, network, config.bridge, config.gateway_link)
-        mac = requested_mac(config, request.args) or _lasting_mac(network)
+        mac = _mac(request, config, network)
         port = BridgePort(config.bridge, config.hairpin_mode, config.port_isolation, config.vlans)
         gateways = tuple(
             IPNetwork(entry.gateway, entry.address.prefix)
@@ -234,7 +234,7 @@ class BridgePlugin(InterfacePlugin):
             steps.append(GatewayAddress(config.gateway_link, gateways, config.force_address))
         steps.append(VethPair(owner, ifname, outer, config.mtu, mac, port))
         if config.macspoofchk:
-            steps.append(SpoofGuard(owner, outer, ifname, mac))
+            steps.append(SpoofGuard(owner, outer, mac))
         if config.ipam_type:
             # In a network without IPv6 whose router this host is, nobody has a use for link-local
             # addresses, and each would be told to every port of the bridge.
@@ -307,15 +307,22 @@ def trunk_ranges(items: tuple[TrunkItem, ...]) -> tuple[tuple[int, int], ...]:
     return tuple(merged)
 
 
-def _lasting_mac(network: Result) -> str:
-    """A MAC address that goes with the container's IPv4 address, "" if its interface has one.
+def _mac(request: Request, config: BridgeConfig, network: Result) -> str:
+    """The container's MAC address: a container, which can change it, is never asked.
 
-    Whoever is given that address next has the same MAC address, so neighbours that remember it are
-    not mistaken, and need not be told: telling costs a frame to every port of the bridge.
+    It is the one that the result tells, which a later plugin may have set; at ADD, if none is asked
+    for, one that goes with the IPv4 address. Whoever is given that address next has the same MAC
+    address, so neighbours that remember it are not mistaken, and need not be told: telling costs a
+    frame to every port of the bridge. "" if nothing tells, which is after ADD only.
     """
-    if network.interfaces:
-        return ""
-    return next((mac_of(entry.address) for entry in network.ips if entry.address.is_ipv4), "")
+    told = [item.mac for item in network.interfaces if item.sandbox and item.name == request.ifname]
+    asked = requested_mac(config, request.args)
+    if request.command != "ADD":
+        return next(iter(told), "") or asked
+    if asked or told:
+        return asked or mac_of_owner(request.owner)
+    lasting = (mac_of(entry.address) for entry in network.ips if entry.address.is_ipv4)
+    return next(lasting, "") or mac_of_owner(request.owner)
 
 
 def _goes_with_address(mac: str, network: Result) -> bool:

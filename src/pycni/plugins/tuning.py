@@ -9,7 +9,7 @@ import errno
 
 from pycni.kernel.netlink.constants import MIN_IPV6_MTU
 from pycni.plan.plan import Plan
-from pycni.plan.steps import SANDBOX, LinkSettings, Sysctl
+from pycni.plan.steps import SANDBOX, AllowedMAC, LinkSettings, Sysctl
 from pycni.plugins.shared.tuning_backup import (
     ATTRIBUTES,
     Backup,
@@ -119,6 +119,9 @@ class Tuning(ChainedPlugin):
             allmulti=wanted.allmulti,
             txqlen=wanted.txqlen,
         )
+        if link.mac:
+            outer = tuple(item.name for item in network.interfaces if not item.sandbox)
+            steps.append(AllowedMAC(request.owner, outer, link.mac))
         if link != LinkSettings(SANDBOX, request.ifname):
             steps.append(link)
         return Plan(tuple(steps))

@@ -6,12 +6,15 @@ from pycni.spec.args import known_args
 from pycni.spec.config import NetConf
 from pycni.spec.errors import invalid_config
 from pycni.spec.fields import Config, MACAddress, Object, field, normal_mac
+from pycni.spec.owner import hashed_name
+from pycni.state.files import boot_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from pycni.spec.ip import IPNetwork
+    from pycni.spec.owner import Owner
 
 
 class _MAC(Config):
@@ -29,6 +32,15 @@ class MACConf(NetConf):
     runtime_config: _MAC = field(
         "runtimeConfig", Object(_MAC), _MAC(), doc='what the runtime gives, for capability "mac"'
     )
+
+
+def mac_of_owner(owner: Owner) -> str:
+    """A MAC address of an attachment's own, the same each time it is asked for until the next boot.
+
+    Containers of two hosts may have one name, and meet on one network.
+    """
+    digits = hashed_name("", f"{boot_id()}/{owner.tag}", 10)
+    return bytes.fromhex(f"0e{digits}").hex(":")
 
 
 def mac_of(network: IPNetwork) -> str:

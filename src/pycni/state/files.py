@@ -98,6 +98,11 @@ def open_or_make_directory(path: str, mode: int = 0o755) -> int:
         return open_directory(path)
 
 
+def boot_id() -> str:
+    """What tells this host's running from any other host's, and from its own before a reboot."""
+    return read_file("/proc/sys/kernel/random/boot_id").decode().strip()
+
+
 def read_file(
     name: str, dir_fd: int | None = None, limit: int = MAX_SIZE, *, own: bool = False
 ) -> bytes:

@@ -33,6 +33,8 @@ CHAIN = "spoof-guard-prerouting"
 REFERENCE_TABLE = "nat"
 REFERENCE_CHAIN = "PREROUTING"
 
+MAC_LENGTH = 6  # bytes
+
 _RULE = f"iifname @{PORTS} iifname . ether saddr != @{ALLOWED} drop"
 _RULE_COMMENT = "forged addresses"
 _SET_UP = f"""\
@@ -49,7 +51,7 @@ def apply(step: SpoofGuard, kernel: Kernel) -> Callable[[], object] | None:
     """Let only frames with the port's address in; what an earlier port of that name left goes."""
     netfilter = kernel.host.netfilter
     port = _port_key(step.host_link)
-    pair = _pair_key(step.host_link, step.mac or _mac(step, kernel))
+    pair = _pair_key(step.host_link, step.mac)
     comment = step.owner.comment
     changed = set_up = False
 
@@ -87,6 +89,19 @@ def apply(step: SpoofGuard, kernel: Kernel) -> Callable[[], object] | None:
     return undo if changed else None
 
 
+def watching(owner: Owner, host_links: tuple[str, ...], kernel: Kernel) -> SpoofGuard | None:
+    """The owner's guard of one of these links, with the address that it lets in."""
+    from pycni.plan.steps import SpoofGuard
+
+    netfilter = kernel.host.netfilter
+    for name in host_links:
+        port = _port_key(name)
+        if _present(netfilter, PORTS, port, owner):
+            for pair in _pairs_of(netfilter, port):
+                return SpoofGuard(owner, name, pair[len(port) :][:MAC_LENGTH].hex(":"))
+    return None
+
+
 def _discard(netfilter: NetfilterSocket) -> None:
     """Take away the rule, the sets and the table, unless others use them."""
     nfnetlink.discard(
@@ -101,7 +116,7 @@ def _discard(netfilter: NetfilterSocket) -> None:
 def check(step: SpoofGuard, kernel: Kernel) -> list[str]:
     """What would let forged frames in, or keep rightful ones out."""
     netfilter = kernel.host.netfilter
-    port, mac = _port_key(step.host_link), step.mac or _mac(step, kernel)
+    port = _port_key(step.host_link)
     if not _present(netfilter, PORTS, port, step.owner) and _reference_made(step, netfilter):
         return []
     differences = []
@@ -111,9 +126,10 @@ def check(step: SpoofGuard, kernel: Kernel) -> list[str]:
         differences.append(
             f"nftables: {step.host_link} is not in set bridge {TABLE} {PORTS}: nothing is dropped"
         )
-    if not _present(netfilter, ALLOWED, _pair_key(step.host_link, mac), step.owner):
+    pair = _pair_key(step.host_link, step.mac)
+    if step.mac and not _present(netfilter, ALLOWED, pair, step.owner):
         differences.append(
-            f"nftables: {step.host_link} with {mac} is not in set bridge {TABLE} {ALLOWED}"
+            f"nftables: {step.host_link} with {step.mac} is not in set bridge {TABLE} {ALLOWED}"
         )
     return differences
 
@@ -138,11 +154,6 @@ def collect(kernel: Kernel, owners: Owners) -> None:
             if owners.includes(item.comment)
         ]
     )
-
-
-def _mac(step: SpoofGuard, kernel: Kernel) -> str:
-    """The address that the sandbox's interface has."""
-    return kernel.site("sandbox").link(step.link).mac
 
 
 def _port_key(host_link: str) -> bytes:
@@ -178,12 +189,12 @@ def _pairs_of(netfilter: NetfilterSocket, port: bytes) -> list[bytes]:
 
 
 def _own(step: SpoofGuard, netfilter: NetfilterSocket, pair: bytes | None) -> list[Request]:
-    """What deletes the owner's elements. Without the pair's key, the set is searched for it."""
+    """What deletes the owner's elements. Without the pair, the set is searched for its own."""
     port, owner = _port_key(step.host_link), step.owner
     requests = [_delete(PORTS, port)] if _present(netfilter, PORTS, port, owner) else []
     if pair is not None and _present(netfilter, ALLOWED, pair, owner):
         requests.append(_delete(ALLOWED, pair))
-    elif requests or pair is None:
+    else:
         requests += (
             _delete(ALLOWED, item.key)
             for item in nfnetlink.elements(netfilter, NFPROTO_BRIDGE, TABLE, ALLOWED, owner.tag)

@@ -23,7 +23,7 @@ def apply(step: VethPair, kernel: Kernel) -> Undo:
     host = kernel.host
     made = host.remember(_create(step, kernel))
     if step.mac:  # else the kernel has chosen one
-        inner = links.Link(index=made.link, name=step.name, kind="veth", mac=step.mac)
+        inner = links.Link(index=made.link, name=step.name, kind="veth", mac=step.mac, mtu=made.mtu)
         kernel.site("sandbox").remember(inner)
     try:
         _set_up_host_end(step, made, host)
@@ -45,8 +45,6 @@ def check(step: VethPair, kernel: Kernel) -> list[str]:
     differences = []
     if not outer.is_up:
         differences.append(f"host interface {outer.name} is down")
-    if step.mac and inner.mac != step.mac:
-        differences.append(f"interface {step.name} has the MAC address {inner.mac}, not {step.mac}")
     if step.port is not None:
         differences += _check_port(step.port, outer, kernel)
     return differences
@@ -65,8 +63,6 @@ def repair(step: VethPair, kernel: Kernel) -> None:
         raise CNIError(
             CHECK_FAILED, f"{step.name} is not the end of a pair with the host any more", AGAIN
         )
-    if step.mac and inner.mac != step.mac:
-        sandbox.request(links.update(inner, mac=step.mac))
     port = step.port
     if port is None:
         host.request(links.update(outer, up=True))
@@ -79,7 +75,9 @@ def repair(step: VethPair, kernel: Kernel) -> None:
     from pycni.steps import no_ipv6
 
     no_ipv6.switch_off(host, outer.name)
-    host.request(links.update(outer, up=True, hairpin=port.hairpin, isolated=port.isolated))
+    # What a later plugin has switched on stays.
+    hairpin, isolated = port.hairpin or None, port.isolated or None
+    host.request(links.update(outer, up=True, hairpin=hairpin, isolated=isolated))
     if port.vlans:
         from pycni.steps import port_vlans
 
@@ -210,9 +208,8 @@ def _check_port(port: BridgePort, outer: Link, kernel: Kernel) -> list[str]:
         ("hairpin mode", port.hairpin, outer.hairpin),
         ("isolation", port.isolated, outer.isolated),
     ):
-        if wanted != bool(actual):
-            state = "on" if actual else "off"
-            differences.append(f"{what} of host interface {outer.name} is {state}")
+        if wanted and not actual:  # a later plugin may have switched it on
+            differences.append(f"{what} of host interface {outer.name} is off")
     if port.vlans:
         from pycni.steps import port_vlans
 
