@@ -34,11 +34,12 @@ _SYSCTLS = (
 
 # Where pycni notes which attachments there are.
 NOTES = (Path("/run/pycni/attachments"), Path("/run/pycni/addresses"))
+LOCKS = Path("/run/pycni/sandboxes")  # who is killed leaves an empty file there
 
 
 def forget_attachments() -> None:
     """Remove what is noted of attachments: a fresh host has none."""
-    for folder in NOTES:
+    for folder in (*NOTES, LOCKS):
         shutil.rmtree(folder, ignore_errors=True)
 
 

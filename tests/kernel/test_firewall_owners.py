@@ -239,6 +239,25 @@ def test_a_namespace_that_is_gone(node: Node, known: bool) -> None:
     assert rules() == []
 
 
+def test_a_namespace_that_is_gone_beside_another_host_of_this_machine(node: Node) -> None:
+    """A node that is itself a container may give its own containers the same addresses."""
+    other_host, container = node.machines.sandbox(), node.machines.sandbox()
+    pair = f"link add up0 type veth peer name eth0 netns {container.name}".split()
+    run_in(other_host, ["ip", *pair])
+    run_in(container, ["ip", "address", "add", f"{ADDRESS}/24", "dev", "eth0"])
+    a = node.pod("a")
+    a.add(OURS)
+    assert a.sandbox is not None
+    firewall = a._plugin(OURS, "firewall")
+    firewall.config = {**firewall.config, **node.ours}
+    firewall.result = a.result
+    a.sandbox.delete()
+    a.sandbox = None
+    firewall.delete()
+    assert rules() == []
+    a.delete(OURS)
+
+
 @pytest.mark.parametrize("way", ["DEL", "GC"])
 def test_where_sets_and_result_are_lost(node: Node, way: str) -> None:
     """The addresses are noted."""
@@ -343,11 +362,10 @@ def test_a_forged_index_is_no_holder_of_another_s_name(node: Node) -> None:
         (holder,) = census.holders({address}, kernel.host.netlink)[address]
         assert holder.alias.startswith(tag)
         forge(victim, a)
-        found = {one.path: one for one in census.holders({address}, kernel.host.netlink)[address]}
-    assert a.sandbox is not None
+        (found,) = census.holders({address}, kernel.host.netlink)[address]
     assert victim.sandbox is not None
-    assert found[victim.sandbox.path].alias.startswith(tag)
-    assert found[a.sandbox.path].alias == ""
+    assert found.path == victim.sandbox.path
+    assert found.alias.startswith(tag)
 
 
 # --- what it costs -------------------------------------------------------------------------------

@@ -103,6 +103,30 @@ def test_a_repair_keeps_what_is_on_its_way(lan: Lan, version: int, backend: str)
 
 
 @both_families
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+@pytest.mark.parametrize("stays", [True, False])
+def test_the_port_s_second_network_keeps_what_is_on_its_way(
+    lan: Lan, version: int, backend: str, stays: bool
+) -> None:
+    """Also where the first one's rules were lost meanwhile."""
+    lan.network(portmap={"backend": backend})
+    other = lan.network(
+        "m", bridge="br1", subnets=("10.31.0.0/24", "fd00:31::/64"), portmap={"backend": backend}
+    )
+    lan.add("a", port(8443, 443, "udp"))
+    session = published(lan, version)
+    before = tracked(version, "dport=8443")
+    run_in(None, ["nft", "flush ruleset"])
+    lan.add("a", port(8443, 443, "udp"), network="m", ifname="eth1")
+    if not stays:
+        other.delete("a", ifname="eth1")
+    lan.network().repair()
+    assert tracked(version, "dport=8443") == before
+    # While it stays, the container answers by its default route.
+    assert stays or session.goes_on()
+
+
+@both_families
 def test_another_mapping_keeps_what_is_on_its_way(lan: Lan, version: int) -> None:
     """To another address of the host, another container, or an ADD repeated."""
     lan.add("a", port(8443, 443, "udp", hostIP=HOST[version]))

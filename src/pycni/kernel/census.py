@@ -55,8 +55,9 @@ def addresses(paths: Iterable[str] = ()) -> dict[IPAddress, str]:
 def holders(wanted: Collection[IPAddress], host: NetlinkSocket) -> dict[IPAddress, list[Holder]]:
     """The interfaces of the machine that have one of some addresses.
 
-    host: a route netlink socket of the thread's namespace, where veths have their other ends. A
-    container can set any address inside, so this says that one is in use, not by whose leave.
+    host: a route netlink socket of the thread's namespace. A veth counts whose other end is there:
+    those of a host within this one, such as a node in a container, have its addresses. A container
+    can set any address inside, so this says that one is in use, not by whose leave.
     """
     found: dict[IPAddress, list[Holder]] = {}
     for path, space, netlink in _namespaces():
@@ -64,8 +65,10 @@ def holders(wanted: Collection[IPAddress], host: NetlinkSocket) -> dict[IPAddres
             if one.network.address not in wanted:
                 continue
             inner = link.find(netlink, one.index)
-            if inner is not None:
-                outer = None if path == OWN else _other_end(inner, space, host)
+            if inner is None:
+                continue
+            outer = None if path == OWN else _other_end(inner, space, host)
+            if path == OWN or inner.kind != "veth" or outer is not None:
                 holder = Holder(path, inner.name, outer)
                 found.setdefault(one.network.address, []).append(holder)
     return found

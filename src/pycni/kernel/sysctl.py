@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import posix
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _NO_PARTS = frozenset(("", ".", ".."))
 # Most values are short, and for each read the kernel clears a buffer of the size asked for.
 _USUAL = 4096
 _LIMIT = 64 * 1024
-_TRIES = 20
+_PAUSES = (*[0.0] * 10, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # seconds before each try
 _MOST_KEPT = 16  # directories
 _MOST_SEEN = 64  # values, through one procfs
 _SEEN_AT_FIRST = 8  # through /proc: a plugin's process is done before a procfs of its own pays
@@ -85,7 +86,8 @@ def write(key: str, value: str, here: Namespace | None = None) -> str:
             return before
         # Of several who set ip_forward at once, one that has to wait for the kernel's lock puts the
         # old value back first, over that of another as well (devinet_sysctl_forward).
-        for _ in range(_TRIES):
+        for pause in _PAUSES:
+            time.sleep(pause)
             posix.pwrite(fd, data, 0)
             after = _value(fd, unreadable=value)
             if after != before or after.split() == value.split():

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pycni.kernel.nfnetlink import NetfilterSocket
     from pycni.plan.steps import PortMap
     from pycni.spec.ip import IPAddress
+    from pycni.spec.owner import Owner
     from pycni.steps.context import Kernel
 
 # Clients that use these ask again from the same port, and would never get to the container. A
@@ -58,11 +59,34 @@ def forget_misrouted(step: PortMap, kernel: Kernel, *, others: bool = False) -> 
             )
             for flow in wanted
         }
-        found = conntrack.find(netfilter, queries)
         ways = _Ways(step, kernel)
-        conntrack.discard(netfilter, [flow for flow in found if not ways.is_right(flow)])
+        wrong = [flow for flow in conntrack.find(netfilter, queries) if not ways.is_right(flow)]
+        if wrong:
+            sharing = _shared_with(step.owner, kernel)
+            wrong = [flow for flow in wrong if str(flow.target) not in sharing]
+        conntrack.discard(netfilter, wrong)
     except OSError:
         pass  # the ports are mapped, and what is left of earlier flows ends by itself
+
+
+def _hosts(flow: conntrack.Flow) -> tuple[IPAddress | None, ...]:
+    """The addresses of the host that mappings of a flow may be for; None for all."""
+    return (flow.destination, None) if is_for_all(flow.destination) else (flow.destination,)
+
+
+def _shared_with(owner: Owner, kernel: Kernel) -> set[str]:
+    """The addresses of the container's other interfaces with published ports.
+
+    One port may lead to several of them, also where the rules that said so have been lost.
+    """
+    return {
+        address
+        for other in (() if kernel.claim is None else kernel.claim.others())
+        if other.owner.container_id == owner.container_id
+        and other.owner != owner
+        and "port_map" in other.kinds
+        for address in other.addresses
+    }
 
 
 def end(netfilter: NetfilterSocket, led: Collection[Flow]) -> None:
@@ -182,6 +206,8 @@ class _Ways:
             return bool(flow.status & conntrack.SOURCE_TRANSLATED) or not self._masquerades(flow)
         if not flow.status & conntrack.TARGET_TRANSLATED:
             return False
+        if (flow.target, flow.target_port) in self._own_targets(flow):
+            return True  # by an earlier mapping to another interface of the container
         # By another container's conditions it may be right.
         return bool(conditions(self._step, flow.family)) or self._leads(flow)
 
@@ -196,7 +222,7 @@ class _Ways:
 
     def _target(self, flow: conntrack.Flow) -> tuple[IPAddress, int] | None:
         """The container's address and port for a flow. What is for one address comes first."""
-        for address in (flow.destination, *((None,) if is_for_all(flow.destination) else ())):
+        for address in _hosts(flow):
             # A port that the container has in two networks leads to the first one's address.
             asked = Flow(PROTOCOL_NAMES[flow.protocol], flow.port, address, flow.destination)
             found = port_map_nftables.target(self._kernel.host.netfilter, asked)
@@ -205,6 +231,11 @@ class _Ways:
             if found is not None:
                 return found
         return None
+
+    def _own_targets(self, flow: conntrack.Flow) -> list[tuple[IPAddress, int] | None]:
+        """Where the step's own mappings lead a flow."""
+        asked = flow.family, flow.protocol, flow.port
+        return [self._own.get((*asked, host)) for host in _hosts(flow)]
 
     def _masquerades(self, flow: conntrack.Flow) -> bool:
         step = self._step
