@@ -176,6 +176,16 @@ def test_anything_is_read_or_refused_never_worse(options: bytes, sname: bytes, f
         assert Lease.from_ack(reply, MAC, 1000.0).prefix == reply.prefix
 
 
+@pytest.mark.parametrize(
+    ("value", "mtu"),
+    [(b"\x05\x78", 1400), (b"\0\0", 0), (b"\xff\xff", 65535), (b"\5", None), (b"\0\0\5\x78", None)],
+)
+def test_an_mtu(value: bytes, mtu: int | None) -> None:
+    reply = Reply.decode(answer(ACK + option(26, value)))
+    assert (reply.mtu, Lease.from_ack(reply, MAC, 0.0).mtu) == (mtu, mtu)
+    assert Reply.decode(answer(ACK)).mtu is None
+
+
 def granted(**seconds: int) -> Lease:
     codes = {"lease": 51, "renew": 58, "rebind": 59}
     timers = b"".join(

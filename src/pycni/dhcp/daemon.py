@@ -388,6 +388,7 @@ def _describe(keeper: Keeper) -> dict[str, Any]:
         "routers": list(lease.routers),
         "routes": [{"dst": dst, "gw": router} for dst, router in lease.routes],
         "dns": lease.dns,
+        "mtu": lease.mtu,
         "renewIn": None if lease.renew_at is None else round(lease.renew_at - now()),
         "expiresIn": None if lease.expires_at is None else round(lease.expires_at - now()),
     }

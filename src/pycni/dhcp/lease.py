@@ -48,7 +48,7 @@ class Lease:
     """What a server granted: addresses as text, `obtained` and the other times by `now()`.
 
     renew_at, rebind_at, expires_at: None for a lease without an end. routes: destination and
-    router, "" for a router means on the link. dns: as in a result.
+    router, "" for a router means on the link. dns: as in a result. mtu: as the server says, bytes.
     """
 
     address: str
@@ -62,6 +62,7 @@ class Lease:
     routers: tuple[str, ...] = ()
     routes: tuple[tuple[str, str], ...] = ()
     dns: dict[str, Any] = field(default_factory=dict)
+    mtu: int | None = None
 
     @classmethod
     def from_ack(cls, ack: Reply, server_mac: str, asked_at: float) -> Lease:
@@ -93,6 +94,7 @@ class Lease:
             routers=tuple(map(str, ack.routers)),
             routes=tuple((str(route.dst), str(route.router or "")) for route in ack.routes),
             dns=_dns(ack),
+            mtu=ack.mtu,
         )
 
 

@@ -149,6 +149,12 @@ class Reply:
         return self.addresses(Option.ROUTER)
 
     @property
+    def mtu(self) -> int | None:
+        """The MTU for the interface in bytes, any number; None if the server gives none."""
+        value = self.options.get(Option.INTERFACE_MTU, b"")
+        return int.from_bytes(value, "big") if len(value) == 2 else None
+
+    @property
     def routes(self) -> tuple[Route, ...]:
         """Classless routes (121) alone if there are any, else static (33) and the first router."""
         classless = self.options.get(Option.CLASSLESS_STATIC_ROUTE)

@@ -1,14 +1,16 @@
 """dhcp: addresses from a DHCP server on the network that the container's interface is on.
 
 A lease has to be renewed for as long as the container runs, so the plugin only asks a daemon,
-`pycni dhcp daemon` (`pycni.dhcp`), which keeps the leases. The plugin reads the configuration and
-makes the result; it needs the container's interface to be there (`needs_link`).
+`pycni dhcp daemon` (`pycni.dhcp`), which keeps the leases. The plugin reads the configuration,
+makes the result and gives the interface its MTU; so that has to be there (`needs_link`).
 """
 
 from __future__ import annotations
 
 import posix
+from _socket import AF_INET6
 
+from pycni.kernel.netlink.constants import MIN_IPV4_MTU, MIN_IPV6_MTU
 from pycni.plugins.shared.dhcp import SOCKET, NoDaemon, ask
 from pycni.sdk.execute import tell
 from pycni.sdk.plugin import Plugin
@@ -16,6 +18,7 @@ from pycni.spec.config import DNS, NetConf
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError, invalid_config
 from pycni.spec.fields import Config, Fault, Flag, Integer, Kind, ListOf, Object, Text, field
 from pycni.spec.ip import IPAddress, parse_address, parse_network
+from pycni.spec.jsontext import lookup
 from pycni.spec.result import LINK_SCOPE, IPConfig, Result, Route
 
 TYPE_CHECKING = False
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, ClassVar
 
+    from pycni.kernel.link import Link
     from pycni.sdk.request import Request
     from pycni.spec.config import Attachment
 
@@ -181,8 +185,11 @@ class DHCP(Plugin):
             },
             "request": list(wanted),
         }
-        answer = ask(_socket_path(request), question, request.cancel)
-        return make_result(answer["lease"], wanted, ipam.priority)
+        lease = ask(_socket_path(request), question, request.cancel)["lease"]
+        mtu = lease.get("mtu") if OPTIONS["interface-mtu"] in wanted else None
+        if isinstance(mtu, int) and not lookup(request.document, "mtu"):
+            _set_mtu(request, mtu)
+        return make_result(lease, wanted, ipam.priority)
 
     def check(self, request: Request) -> None:
         DHCPConf.decode(request.document)
@@ -231,6 +238,43 @@ def make_result(lease: Mapping[str, Any], wanted: tuple[int, ...], priority: int
     )
     dns = {key: value for key, value in lease["dns"].items() if _DNS.get(key) in wanted}
     return Result(ips=(address,), routes=routes, dns=DNS.decode(dns))
+
+
+def _set_mtu(request: Request, mtu: int) -> None:
+    """Give the interface the MTU that a server says, or tell why it is not used.
+
+    The plugin of the interface tells of it in the result, and puts it back.
+    """
+    from pycni.kernel import address, link, namespace  # few networks ask for it
+
+    try:
+        with namespace.open_path(request.netns) as space, space.netlink() as netlink:
+            found = link.get(netlink, request.ifname)
+            has_ipv6 = bool(address.dump(netlink, found.index, AF_INET6))
+            reason = _why_not(mtu, found, has_ipv6)
+            if not reason:
+                netlink.batch([link.update(found, mtu=mtu)])
+    except OSError as error:
+        reason = str(error)
+    if reason:
+        note = f"dhcp: the server's MTU of {mtu} for {request.ifname} is not used: {reason}\n"
+        tell(request.stderr, note.encode())
+
+
+def _why_not(mtu: int, found: Link, has_ipv6: bool) -> str:
+    """What is wrong with a server's MTU for an interface, "" if nothing is.
+
+    Servers are not to be trusted with more than their own network's IPv4. They may not raise it:
+    what is below the interface carries as much as its plugin gave it, and more is for the
+    configuration to say.
+    """
+    if mtu < MIN_IPV4_MTU:
+        return f"it is {MIN_IPV4_MTU} bytes at least"
+    if mtu > found.mtu:
+        return f'{found.name} carries {found.mtu} bytes; for more, give "mtu"'
+    if has_ipv6 and mtu < MIN_IPV6_MTU:
+        return f"IPv6, which {found.name} has, needs {MIN_IPV6_MTU} bytes"
+    return ""
 
 
 def _attachment(request: Request) -> dict[str, str]:

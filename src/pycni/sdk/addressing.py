@@ -5,7 +5,7 @@ from __future__ import annotations
 from _socket import AF_INET6
 
 from pycni.kernel.netlink.constants import RT_SCOPE_LINK
-from pycni.plan.steps import SANDBOX, Address, LinkUp, Route, Settled, Sysctl
+from pycni.plan.steps import SANDBOX, Address, LinkSettings, LinkUp, Route, Settled, Sysctl
 from pycni.spec.ip import IPAddress, host_network
 from pycni.spec.result import gateway_of
 
@@ -29,10 +29,11 @@ def configure(
     """Addresses, then up, then routes, for the interface `link` in the sandbox.
 
     The addresses come first so that the kernel announces them when the interface comes up
-    (arp_notify, ndisc_notify). dad: have the kernel look for duplicates of IPv6 addresses first,
-    which delays them by a second or two; `settle` waits for it. by_gateway: the gateways alone are
-    on the link, even the rest of an address's own network is reached through them. link_local:
-    whether the interface gets an IPv6 link-local address as well.
+    (arp_notify, ndisc_notify); before them an MTU that the address plugin gave it. dad: have the
+    kernel look for duplicates of IPv6 addresses first, which delays them by a second or two;
+    `settle` waits for it. by_gateway: the gateways alone are on the link, even the rest of an
+    address's own network is reached through them. link_local: whether the interface gets an IPv6
+    link-local address as well.
     """
     steps: list[Step] = []
     if any(entry.address.family == AF_INET6 for entry in network.ips):
@@ -41,6 +42,8 @@ def configure(
             Sysctl(SANDBOX, f"net/ipv6/conf/{link}/disable_ipv6", "0"),
             Sysctl(SANDBOX, f"net/ipv6/conf/{link}/keep_addr_on_down", "1"),
         ]
+    if mtu := mtu_told(network, link):
+        steps.append(LinkSettings(SANDBOX, link, mtu=mtu))
     steps += [Address(SANDBOX, link, entry.address, dad, not by_gateway) for entry in network.ips]
     steps.append(LinkUp(SANDBOX, link, link_local))
     if by_gateway:
@@ -66,6 +69,11 @@ def configure(
         for route, gateway in hops
     ]
     return steps
+
+
+def mtu_told(network: Result, link: str) -> int:
+    """The MTU that an address plugin gave the interface `link` in the sandbox, 0 for none."""
+    return next((item.mtu for item in network.interfaces if item.sandbox and item.name == link), 0)
 
 
 def _scope(route: ResultRoute, gateway: IPAddress | None) -> int | None:

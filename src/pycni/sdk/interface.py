@@ -1,14 +1,16 @@
 """The plugins that make an interface in the sandbox: bridge, ptp, macvlan, and yours.
 
 Addresses come from the address plugin that the configuration names; they are released when anything
-fails. See `pycni.sdk.planned` for what such a plugin declares.
+fails. An MTU that it gives the interface is in the result, and so belongs to the attachment. See
+`pycni.sdk.planned` for what such a plugin declares.
 """
 
 from __future__ import annotations
 
 from pycni.plan.plan import Plan
 from pycni.plan.steps import SANDBOX
-from pycni.sdk.ipam import Allocation
+from pycni.sdk.addressing import mtu_told
+from pycni.sdk.ipam import Allocation, needs_link
 from pycni.sdk.planned import PlannedPlugin, own_part
 from pycni.sdk.sandbox import evict, open_sandbox, supersede_if_gone
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError
@@ -43,18 +45,22 @@ class InterfacePlugin(PlannedPlugin):
             self._require_ipam(request)
         with open_sandbox(request) as kernel, executor.Transaction(kernel) as interface:
             supersede_if_gone(kernel, request.ifname)
-            made = Plan()
+            made, mtu = Plan(), 0
             allocation = Allocation(request)
             if allocation.needs_link():
                 made = self.plan(request, config, Result()).before_addresses()
                 interface.apply(made)
                 allocation.fresh = bool(made.steps)
+                mtu = _mtu(kernel, request)
             with allocation as addresses, executor.Transaction(kernel) as transaction:
                 evict(kernel, addresses)
                 known = addresses if request.ipam_type else inherited
                 network = override_dns(request, config, self.complete(config, known))
                 if made.steps:
-                    there = Interface(name=request.ifname, sandbox=request.netns)
+                    now = _mtu(kernel, request)
+                    there = Interface(
+                        name=request.ifname, mtu=now if now != mtu else 0, sandbox=request.netns
+                    )
                     network = network.replace(interfaces=(there,))
                 plan = self.plan(request, config, network)
                 transaction.apply(plan.without(made))
@@ -80,7 +86,12 @@ class InterfacePlugin(PlannedPlugin):
                 f"Sandbox in prevResult doesn't match configured netns: {request.netns}",
                 f"prevResult lists no interface {request.ifname} in that sandbox",
             )
-        return own_part(request, previous)
+        own = own_part(request, previous)
+        if any(item.mtu for item in own.interfaces) and not needs_link(request):
+            # Then the interface's own plugin tells it, as the reference's do, and tuning may have
+            # changed it since.
+            own = own.replace(interfaces=tuple(item.replace(mtu=0) for item in own.interfaces))
+        return own
 
     def _require_ipam(self, request: Request) -> None:
         """Refuse, before any work, a configuration that cannot do without addresses."""
@@ -101,21 +112,30 @@ class InterfacePlugin(PlannedPlugin):
             )
 
 
+def _mtu(kernel: Kernel, request: Request) -> int:
+    """The MTU of the attachment's interface now, 0 if it is not there."""
+    try:
+        found = kernel.site(SANDBOX).find(request.ifname)
+    except OSError as error:
+        raise executor.translate(error) from error
+    return 0 if found is None else found.mtu
+
+
 def report(kernel: Kernel, request: Request, plan: Plan, network: Result) -> Result:
     """The result of an ADD: the plan's interfaces as the kernel has them, and the addresses."""
     interfaces = []
     container = None
     for index, reported in enumerate(plan.interfaces):
         site = kernel.site(reported.where)
-        mac = ""
+        mac, mtu = "", 0
         if reported.in_kernel:
             try:
                 mac = site.known(reported.name).mac
             except OSError as error:
                 raise executor.translate(error) from error
-        interfaces.append(Interface(name=reported.name, mac=mac, sandbox=site.path))
         if reported.where == SANDBOX and reported.name == request.ifname:
-            container = index
+            container, mtu = index, mtu_told(network, reported.name)
+        interfaces.append(Interface(name=reported.name, mac=mac, mtu=mtu, sandbox=site.path))
     return Result(
         interfaces=tuple(interfaces),
         ips=tuple(entry.replace(interface=container) for entry in network.ips),

@@ -182,6 +182,7 @@ IFA_BROADCAST = 4
 IFA_FLAGS = 8
 IFA_TARGET_NETNSID = 10
 
+MIN_IPV4_MTU = 68  # bytes (RFC 791, section 3.2)
 MIN_IPV6_MTU = 1280  # bytes (RFC 8200, section 5): with less, a link has no IPv6
 IFA_F_NODAD = 0x02
 IFA_F_OPTIMISTIC = 0x04
