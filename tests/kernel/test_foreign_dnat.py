@@ -17,6 +17,7 @@ from harness.lan import Lan, port
 from harness.machines import CLIENT, HOST, Machines, commands
 from pycni.runtime import PluginError
 
+both_backends = pytest.mark.parametrize("backend", ["nftables", "iptables"])
 both_families = pytest.mark.parametrize("version", [4, 6])
 
 SERVICE = {4: "10.96.0.1", 6: "fd00:96::1"}
@@ -233,9 +234,14 @@ def test_rules_go_with_their_subnets(lan: Lan) -> None:
 # --- addresses that are the host's own -----------------------------------------------------------
 
 
-def test_a_port_of_all_addresses_is_none_of_the_host_s_own(lan: Lan) -> None:
+@both_backends
+@pytest.mark.parametrize("asked", [{}, {"hostIP": "::"}], ids=["all", "all of IPv6"])
+def test_a_port_of_all_addresses_is_none_of_the_host_s_own(
+    lan: Lan, backend: str, asked: dict[str, str]
+) -> None:
     """::1 cannot be sent on from, and by a link-local address neighbours mean the host."""
-    lan.add("a", port(8080, 80))
+    lan.network(portmap={"backend": backend})
+    lan.add("a", port(8080, 80, **asked))
     serve(lan, "a")
     commands("address add fe80::1/64 dev out nodad\n")
     lan.machines.stack.enter_context(service(None, "host", 8080))
@@ -244,6 +250,49 @@ def test_a_port_of_all_addresses_is_none_of_the_host_s_own(lan: Lan) -> None:
         client.settimeout(2)
         client.connect(("fe80::1", 8080, 0, socket.if_nametoindex("eth0")))
         assert client.recv(100).startswith(b"host fe80::")
-    assert ask(None, "127.0.0.1", 8080).startswith("a ")
     assert ask(lan.machines.client, HOST[6], 8080).startswith("a ")
-    assert ask(lan.machines.client, HOST[4], 8080).startswith("a ")
+    v4 = "host " if asked else "a "
+    assert ask(None, "127.0.0.1", 8080).startswith(v4)
+    assert ask(lan.machines.client, HOST[4], 8080).startswith(v4)
+
+
+@both_backends
+def test_a_port_of_a_link_local_address(lan: Lan, backend: str) -> None:
+    """Whoever names one gets it: it leads on what comes from an address that routers know."""
+    lan.network(portmap={"backend": backend})
+    commands("address add fe80::1/64 dev out nodad\n")
+    lan.add("a", port(8080, 80, hostIP="fe80::1"), port(8081, 80))
+    serve(lan, "a")
+    assert lan.network().check("a", lan.sandbox("a").path) is None
+    with inside(lan.machines.client), socket.socket(socket.AF_INET6) as client:
+        client.settimeout(2)
+        client.bind((CLIENT[6], 0))
+        client.connect(("fe80::1", 8080, 0, socket.if_nametoindex("eth0")))
+        assert client.recv(100) == f"a {CLIENT[6]}".encode()
+
+
+def test_repair_has_what_is_the_host_s_own_again(lan: Lan) -> None:
+    """CHECK does without, as it is not there where the reference made the rules."""
+    network = lan.network(portmap={"backend": "iptables"})
+    lan.add("a", port(8080, 80))
+    serve(lan, "a")
+    lan.machines.stack.enter_context(service(None, "host", 8080))
+    before = own_rules()
+    for line in before:
+        if line.endswith("-j RETURN"):
+            run_in(None, ["ip6tables", "-t", "nat", "-D", *line.split()[1:]])
+    assert own_rules() != before
+    assert not ask(None, "::1", 8080)
+    network.check("a", lan.sandbox("a").path)
+    (report,) = network.repair()
+    assert report.ok, report.findings
+    assert {finding.plugin for finding in report.findings} == {"portmap"}
+    assert own_rules() == before
+    assert ask(None, "::1", 8080) == "host ::1"
+    assert network.repair()[0].is_sound
+
+
+def own_rules() -> list[str]:
+    """The rules of containers' own chains in ip6tables."""
+    lines = run_in(None, ["ip6tables-save", "-t", "nat"]).stdout.splitlines()
+    return [line for line in lines if line.startswith("-A CNI-DN-")]

@@ -135,6 +135,24 @@ def test_each_interface_has_its_ports(container: Container, version: int) -> Non
     assert set(before) <= set(saved(version))
 
 
+def test_what_is_the_host_s_own_stays_so(container: Container) -> None:
+    """::1 leads to no container, whichever interface goes; both may have the same port."""
+    portmaps = {ifname: container.portmap(ifname, (8080, 80)) for ifname in PORTS}
+    for portmap in portmaps.values():
+        portmap.add()
+    with service(None, "host", 8080):
+        assert ask(None, "::1", 8080) == "host ::1"
+        portmaps["eth0"].delete()
+        assert ask(None, "::1", 8080) == "host ::1"
+        assert container.answers(8080, 6)
+        portmaps["eth0"].add()
+        portmaps["eth1"].delete()
+        assert ask(None, "::1", 8080) == "host ::1"
+        assert container.answers(8080, 6)
+        portmaps["eth0"].delete()
+    assert own_lines(6) == []
+
+
 def test_what_one_lost_comes_back_beside_the_other_s(container: Container) -> None:
     portmaps = {ifname: container.portmap(ifname) for ifname in PORTS}
     for portmap in portmaps.values():

@@ -127,6 +127,38 @@ def test_localhost_is_for_the_host(machines: Machines, backend: str) -> None:
             assert not ask(one.sandbox, "127.0.0.77", 9090)
 
 
+@both_backends
+@pytest.mark.parametrize("kind", WAYS)
+def test_localhost_of_ipv6_is_the_host_s(
+    machines: Machines, tmp_path: Path, kind: str, backend: str
+) -> None:
+    """The kernel takes no answer for ::1 from another link, so it is never mapped."""
+    one = machines.container("one")
+    asked = [mapping(8080, 80), mapping(8080, 80, "udp"), mapping(8081, 81, hostIP="::")]
+    portmap = portmap_for(machines, one, *asked, backend=backend)
+    refused = portmap_for(machines, one, mapping(8082, 80, hostIP="::1"), backend=backend)
+    with way_of(kind, tmp_path, machines.plugins) as way:
+        for each in (portmap, refused):
+            each.plugin = way.plugins / "portmap"
+            each.call = call_plugin if kind == "in process" else run_plugin
+        error = refused.refused()
+        assert (error["code"], error["msg"]) == (
+            7, "host port 8082/tcp cannot be mapped on ::1",
+        )  # fmt: skip
+        portmap.add()
+        portmap.check()
+        for port in (8080, 8081):  # nobody there: told at once, so that clients try 127.0.0.1
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("::1", port), timeout=2)
+        with service(None, "host", 8080, 8081):
+            assert ask(None, "::1", 8080) == ask(None, "::1", 8081) == "host ::1"
+            assert ask(None, "::1", 8080, "udp") == "host ::1"
+            assert ask(None, HOST[6], 8080) == ask(None, HOST[6], 8081) == f"one {HOST[6]}"
+            assert ask(machines.client, HOST[6], 8080, "udp") == f"one {CLIENT[6]}"
+        portmap.delete()
+    assert not [line for line in rules().splitlines() if "8080" in line or "8081" in line]
+
+
 @both_families
 @both_backends
 def test_without_snat(machines: Machines, backend: str, version: int) -> None:
@@ -437,6 +469,9 @@ def test_iptables_rules_are_the_reference_s(machines: Machines) -> None:
     six = [line for line in saved("ip6tables-save") if line.startswith(f"-A {own} ")]
     udp = "-d 2001:db8::1/128 -p udp -m udp --dport 8082"
     assert six == [
+        # Those to the host itself are ours.
+        f"-A {own} -d ::1/128 -p tcp -m tcp --dport 8080 -j RETURN",
+        f"-A {own} -d fe80::/10 -p tcp -m tcp --dport 8080 -j RETURN",
         f"-A {own} -s fd00:15:20::/64 -p tcp -m tcp --dport 8080 {mark}",
         f"-A {own} -p tcp -m tcp --dport 8080 -j DNAT --to-destination [fd00:15:20::2]:80",
         f"-A {own} -s fd00:15:20::/64 {udp} {mark}",

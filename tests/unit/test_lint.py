@@ -203,6 +203,16 @@ def test_keys_that_do_not_go_together(
     assert fault.line > 1
 
 
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+def test_port_of_ipv6_s_localhost(tmp_path: Path, backend: str) -> None:
+    """Where a configuration has ports of its own, which runtimes otherwise give."""
+    ports = [{"hostPort": 8080, "containerPort": 80, "hostIP": "::1"}]
+    portmap = {"type": "portmap", "backend": backend, "runtimeConfig": {"portMappings": ports}}
+    faults = lint_networks(tmp_path, net={**portmap, "capabilities": {"portMappings": True}})
+    (fault,) = (one for one in faults if "hostIP" in str(one["key"]))
+    assert "cannot be mapped on ::1" in str(fault["problem"])
+
+
 def lint_networks(folder: Path, **plugins: dict[str, object]) -> list[dict[str, object]]:
     for name, plugin in plugins.items():
         document = {"cniVersion": "1.0.0", "name": name.partition("_")[0], "plugins": [plugin]}

@@ -29,7 +29,8 @@ _BITWISE = Schema(mask=(4, Schema(value=(1, BYTES))), xor=(5, Schema(value=(1, B
 _COMPARE = Schema(operation=(2, BE32), data=(3, Schema(value=(1, BYTES))))
 _META = Schema(key=(2, BE32))
 _EXTENSION = Schema(name=(1, STRING), revision=(2, BE32), info=(3, BYTES))
-_IMMEDIATE = Schema(data=(2, Schema(value=(1, BYTES), verdict=(2, Schema(chain=(2, STRING))))))
+_VERDICT = Schema(code=(1, BE32), chain=(2, STRING))
+_IMMEDIATE = Schema(data=(2, Schema(value=(1, BYTES), verdict=(2, _VERDICT))))
 
 # NFT_META_L4PROTO, and NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER with the offsets
 # of addresses and of the destination port.
@@ -48,6 +49,8 @@ _ANY_PORT = _RANGE.pack(0, 0xFFFF)
 _CONDITIONS = {"source", "destination", "conditional"}  # fields of a rule
 _PLAIN = ("comment", "multiport")  # matches that are of the container, not of its conditions
 _MULTIPORT = Struct("=BB15H15BB")  # struct xt_multiport_v1
+_RETURN = 0xFFFFFFFB  # NFT_RETURN
+RETURN = "RETURN"
 _TO_DESTINATION = 1  # XT_MULTIPORT_DESTINATION
 # Where the structures of single protocols have the range of destination ports, and what inverts.
 _SINGLE = {"tcp": (4, 11), "udp": (4, 8), "sctp": (0, -1)}
@@ -158,7 +161,11 @@ def parse_expressions(
             said = _IMMEDIATE.decode(data).get("data", {})
             if "value" in said:
                 values.append(said["value"])
-            found["jump"] = said.get("verdict", {}).get("chain", found.get("jump", ""))
+            verdict = said.get("verdict", {})
+            if verdict.get("code") == _RETURN:
+                found["jump"] = RETURN
+            else:
+                found["jump"] = verdict.get("chain", found.get("jump", ""))
         elif name == "nat":
             found.update(_translation(values))
         elif name != "counter":

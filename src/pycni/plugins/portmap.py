@@ -77,7 +77,7 @@ class Mapping(Config):
         if self.host_ip is not None and self.host_ip.is_loopback and not self.host_ip.is_ipv4:
             raise invalid_config(
                 f"host port {self.host_port}/{self.known_protocol} cannot be mapped on ::1",
-                "the kernel does not send on what comes from ::1; "
+                "the kernel takes no answer for ::1 from another link; "
                 'name 127.0.0.1 or another address as "hostIP", or none for all of the host',
             )
 

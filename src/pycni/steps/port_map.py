@@ -109,6 +109,15 @@ def _missing(step: PortMap, kernel: Kernel) -> list[str]:
     return differences
 
 
+def repairable(step: PortMap, kernel: Kernel) -> list[str]:
+    """Rules for the host's own addresses, which the reference does without."""
+    if step.backend != "iptables" or not step.mappings:
+        return []
+    from pycni.steps import port_map_iptables
+
+    return port_map_iptables.lacks_exemptions(step)
+
+
 def remove(step: PortMap, kernel: Kernel) -> None:
     """Remove the owner's mappings, whichever backend, of ours or the reference, made them."""
     from pycni.steps import port_map_iptables

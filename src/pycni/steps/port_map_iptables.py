@@ -2,7 +2,8 @@
 
 PREROUTING and OUTPUT lead what is for the host to CNI-HOSTPORT-DNAT, whose rules lead to a chain
 for each container of a network, named by a hash of both. What must be masqueraded is marked there,
-on its way to POSTROUTING.
+on its way to POSTROUTING. What the reference has not are rules that leave the host its own: ::1 and
+link-local addresses.
 
 The interface is no part of the chain's name, so the interfaces of a container in one network share
 it. A rule is of the interface that has the address it leads to (`pycni.steps.interfaces`), and the
@@ -14,13 +15,20 @@ from __future__ import annotations
 from _socket import AF_INET, AF_INET6
 
 from pycni.kernel import iptables, nat_rules, nfnetlink
+from pycni.kernel.nat_rules import RETURN
 from pycni.kernel.nfnetlink import IP_FAMILIES, NAT
 from pycni.spec.errors import CNIError
 from pycni.steps import port_holders
 from pycni.steps.executor import give_up, undo_all
 from pycni.steps.interfaces import Interfaces, staying
 from pycni.steps.port_holders import DNAT
-from pycni.steps.port_map_layout import Flow, applicable, conditions, host_address
+from pycni.steps.port_map_layout import (
+    NOT_FOR_ALL,
+    Flow,
+    applicable,
+    conditions,
+    host_address,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,8 +122,8 @@ def check(step: PortMap) -> list[str]:
     for network in step.addresses:
         family = network.family
         present = {*iptables.save(family, NAT), *iptables.legacy_lines(family, NAT)}
-        wanted = [*_shared(step)[1], *_own_rules(step, network)]
-        lacking = [rule for rule in wanted if f"-A{rule[2:]}" not in present]
+        own = [rule for rule in _own_rules(step, network) if not _is_exempting(rule)]
+        lacking = [rule for rule in (*_shared(step)[1], *own) if f"-A{rule[2:]}" not in present]
         # How conditions are printed is the program's choice, so the rest of the rule must do.
         entries = [line for line in present if iptables.jump_of(line) == own_chain(step.owner)]
         lacking += [
@@ -128,9 +136,28 @@ def check(step: PortMap) -> list[str]:
                 for line in entries
             )
         ]
-        program = "iptables" if family == AF_INET else "ip6tables"
-        differences += (f"{program}: table {NAT} lacks the rule: {rule}" for rule in lacking)
+        differences += _told(family, lacking)
     return differences
+
+
+def lacks_exemptions(step: PortMap) -> list[str]:
+    """The rules that are missing for the host's own addresses, a sentence each.
+
+    The reference makes none.
+    """
+    differences: list[str] = []
+    for network in step.addresses:
+        exempting = filter(_is_exempting, _own_rules(step, network))
+        if wanted := [*exempting]:
+            family = network.family
+            present = {*iptables.save(family, NAT), *iptables.legacy_lines(family, NAT)}
+            differences += _told(family, [rule for rule in wanted if rule not in present])
+    return differences
+
+
+def _told(family: int, lacking: Iterable[str]) -> list[str]:
+    program = "iptables" if family == AF_INET else "ip6tables"
+    return [f"{program}: table {NAT} lacks the rule: {rule}" for rule in lacking]
 
 
 def made(step: PortMap, netfilter: NetfilterSocket) -> bool:
@@ -163,6 +190,8 @@ def target(
     for rules in (in_nftables, in_legacy):
         for entry in filter(is_asked, rules(DNAT)):
             for rule in filter(is_asked, rules(entry.jump)):
+                if rule.jump == RETURN:
+                    break
                 if rule.target is not None:
                     return rule.target, rule.target_port
     return None
@@ -257,18 +286,21 @@ def _spared(
 
 
 def staying_rules(rules: Sequence[NatRule], spared: Collection[IPAddress]) -> list[NatRule]:
-    """The rules of a container's chain that lead to spared addresses, or mark what goes there."""
+    """The rules of a container's chain that lead to spared addresses, and what goes with those."""
     leading = [rule for rule in rules if rule.target in spared]
     return [
         rule
         for rule in rules
         if rule in leading
-        or (rule.target is None and any(_marks(rule, other) for other in leading))
+        or (rule.target is None and any(_goes_with(rule, other) for other in leading))
     ]
 
 
-def _marks(rule: NatRule, leading: NatRule) -> bool:
-    """Whether a rule marks packets that another one leads to its address."""
+def _goes_with(rule: NatRule, leading: NatRule) -> bool:
+    """Whether a rule marks packets that another one leads to its address, or keeps some from it."""
+    if rule.jump == RETURN:
+        ports = rule.protocol, rule.ports
+        return leading.destination is None and ports == (leading.protocol, leading.ports)
     if rule.traffic != leading.traffic or leading.target is None:
         return False
     source = rule.source
@@ -382,6 +414,8 @@ def _own_rules(step: PortMap, network: IPNetwork) -> list[str]:
         host, protocol = host_address(mapping), mapping.protocol
         match = "" if host is None else f"-d {host}/{host.bits} "
         match += f"-p {protocol} -m {protocol} --dport {mapping.host_port}"
+        if family == AF_INET6 and host is None:
+            rules += [f"{chain} -d {own} {match} -j {RETURN}" for own in NOT_FOR_ALL]
         if step.snat:
             rules += [
                 f"{chain} {_source(source)}{match} -j {step.mark_chain or MARK}"
@@ -389,6 +423,11 @@ def _own_rules(step: PortMap, network: IPNetwork) -> list[str]:
             ]
         rules.append(f"{chain} {match} -j DNAT --to-destination {target}:{mapping.container_port}")
     return rules
+
+
+def _is_exempting(line: str) -> bool:
+    """Whether a rule leaves packets to the host."""
+    return line.endswith(f" -j {RETURN}")
 
 
 def _source(source: str) -> str:

@@ -51,9 +51,11 @@ DECLARATIONS = (
     f"chain {MARKS}",
 )
 
-# What is for all addresses of the host is not for these: packets from ::1 cannot be sent on, and
-# by a link-local address neighbours mean the host itself.
-NOT_ANY6 = "ip6 daddr != { ::1, fe80::/10 }"
+# What is for all addresses of the host is not for these: by a link-local address neighbours mean
+# the host itself, and ::1 can lead nowhere. The kernel takes what is for it from no other link, so
+# no answer gets back, masqueraded or not; what route_localnet is for IPv4 there is not.
+NOT_FOR_ALL = ("::1/128", "fe80::/10")
+NOT_ANY6 = f"ip6 daddr != {{ {', '.join(NOT_FOR_ALL)} }}"
 
 _PORT = "meta l4proto . th dport"
 CHAINS = (
