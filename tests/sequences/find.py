@@ -32,7 +32,7 @@ class Finding:
 def leave_out(mistake: Mistake) -> frozenset[str]:
     """What sequences for a mistake do without."""
     kinds = set(WEIGHTS) - {"Add", "Del", "Mend", "Appear", *mistake.operations}
-    return frozenset(kinds) | _BESIDE | frozenset(mistake.without)
+    return frozenset(kinds) | _BESIDE.difference(mistake.beside) | frozenset(mistake.without)
 
 
 def find(runner: Runner, mistake: Mistake, *, seed: str, most: int, operations: int) -> Finding:

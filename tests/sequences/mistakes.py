@@ -48,13 +48,15 @@ Patches = tuple[tuple[Any, str, Any], ...]
 @dataclass(frozen=True)
 class Mistake:
     """patches: what to put in place of what, by owner and name; operations: the kinds that show it,
-    besides ADD and DEL; settings: of the network, that it takes; without: what hides it."""
+    besides ADD and DEL; settings: of the network, that it takes; without: what hides it; beside:
+    what may be chosen, of that which most do without."""
 
     name: str
     patches: Callable[[], Patches]
     operations: tuple[str, ...] = ()
     settings: tuple[tuple[str, Any], ...] = ()
     without: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     @contextmanager
     def made(self) -> Iterator[None]:
@@ -311,7 +313,13 @@ MISTAKES = (
     Mistake("a detached container stays noted", _stale_entry),
     Mistake("a lock is not taken", _no_lock, ("Together",)),
     Mistake("an index is believed without its namespace", _index_of_elsewhere),
-    Mistake("a namespace is believed by its path", _path_believed, ("Vanish",)),
+    Mistake(
+        "a namespace is believed by its path",
+        _path_believed,
+        ("Vanish", "Appear"),
+        settings=(("tuning", True),),
+        beside=("reuse", "other ids"),
+    ),
     Mistake("a bridge port is isolated", _port_isolated),
     Mistake("a lease is kept", _lease_kept),
     Mistake("a failed ADD is not undone", _undo_skipped),
