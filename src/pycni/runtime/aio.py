@@ -4,35 +4,48 @@
     async with network.attached("web-1", "/run/netns/web-1") as result:
         ...
 
-Each operation runs in a thread of the loop's default executor. When the task that awaits it is
-cancelled, the operation is cancelled too: a plugin's process is killed, what an ADD had done is
-undone, and only then is the cancellation passed on.
+Each operation runs in a thread of its own. When the task that awaits it is cancelled, the operation
+is cancelled too, and no other: a plugin's process is killed, what an ADD had done is undone, and
+only then is the cancellation passed on.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from functools import partial
+from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary
 
-from pycni.runtime.call import Cancellation
+from pycni.runtime.call import checked, with_cancel
 from pycni.runtime.endpoint import IFNAME, Endpoint
 from pycni.runtime.many import WORKERS
+from pycni.runtime.operation import Operation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Mapping
-    from typing import Any, TypeVar, Unpack
+    from typing import Any, Unpack
 
     from pycni.runtime.call import Options
+    from pycni.runtime.config import NetworkConfig
     from pycni.runtime.endpoint import Args
+    from pycni.runtime.errors import ConfigError
+    from pycni.runtime.garbage import Garbage
     from pycni.runtime.many import Outcome
     from pycni.runtime.network import Network
+    from pycni.runtime.repair import Repaired
     from pycni.spec.config import Attachment
     from pycni.spec.result import Result
 
-    T = TypeVar("T")
     Path = str | os.PathLike[str]
+
+T = TypeVar("T")
+
+# At most so many operations of one loop at once; more would only wait for each other.
+_PLACES = 32
+_places: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
 
 class AsyncNetwork:
@@ -40,6 +53,24 @@ class AsyncNetwork:
 
     def __init__(self, network: Network) -> None:
         self.network = network
+
+    def __repr__(self) -> str:
+        return f"<AsyncNetwork of {self.network!r}>"
+
+    @property
+    def name(self) -> str:
+        """The network's name."""
+        return self.network.name
+
+    @property
+    def config(self) -> NetworkConfig:
+        """The network's configuration."""
+        return self.network.config
+
+    @property
+    def skipped(self) -> tuple[ConfigError, ...]:
+        """Files that were in the way of finding the network and could not be used."""
+        return self.network.skipped
 
     async def add(
         self,
@@ -52,7 +83,16 @@ class AsyncNetwork:
         **options: Unpack[Options],
     ) -> Result:
         """Attach a container. Cancelled, it leaves nothing attached."""
-        return await self._add(Endpoint(container_id, netns, ifname, args, capabilities), options)
+        endpoint = Endpoint(container_id, netns, ifname, args, capabilities)
+        return await self.add_endpoint(endpoint, **options)
+
+    async def add_endpoint(self, endpoint: Endpoint, **options: Unpack[Options]) -> Result:
+        """`add`, with its arguments in one object."""
+
+        def undo(_: Result) -> None:
+            self.network.delete_endpoint(endpoint)
+
+        return await _run(partial(self.network.add_endpoint, endpoint), options, undo)
 
     async def delete(
         self,
@@ -65,7 +105,12 @@ class AsyncNetwork:
         **options: Unpack[Options],
     ) -> None:
         """Detach a container."""
-        await self._delete(Endpoint(container_id, netns, ifname, args, capabilities), options)
+        endpoint = Endpoint(container_id, netns, ifname, args, capabilities)
+        await self.delete_endpoint(endpoint, **options)
+
+    async def delete_endpoint(self, endpoint: Endpoint, **options: Unpack[Options]) -> None:
+        """`delete`, with its arguments in one object."""
+        await _run(partial(self.network.delete_endpoint, endpoint), options)
 
     async def check(
         self,
@@ -78,8 +123,23 @@ class AsyncNetwork:
         **options: Unpack[Options],
     ) -> None:
         """Check that a container is still attached as ADD left it."""
-        check = partial(self.network.check, args=args, capabilities=capabilities)
-        await _run(check, options, container_id, netns, ifname)
+        check = partial(
+            self.network.check, container_id, netns, ifname, args=args, capabilities=capabilities
+        )
+        await _run(check, options)
+
+    async def repair(
+        self,
+        container_id: str = "",
+        ifname: str = "",
+        *,
+        dry_run: bool = False,
+        remake: bool = True,
+        **options: Unpack[Options],
+    ) -> list[Repaired]:
+        """Put back what others took from the network's attachments."""
+        repair = partial(self.network.repair, container_id, ifname, dry_run=dry_run, remake=remake)
+        return await _run(repair, options)
 
     def attached(
         self,
@@ -103,14 +163,12 @@ class AsyncNetwork:
         **options: Unpack[Options],
     ) -> list[Outcome]:
         """Attach many containers at once. Cancelled, it leaves none of them attached."""
-        endpoints = list(endpoints)
 
         def undo(outcomes: list[Outcome]) -> None:
-            done = [outcome.endpoint for outcome in outcomes if outcome.ok]
-            self.network.delete_many(done)
+            self.network.delete_many([outcome.endpoint for outcome in outcomes if outcome.ok])
 
-        add = partial(self.network.add_many, endpoints, workers=workers)
-        return await _run(add, options, undo=undo)
+        add = partial(self.network.add_many, list(endpoints), workers=workers)
+        return await _run(add, options, undo)
 
     async def delete_many(
         self,
@@ -123,6 +181,14 @@ class AsyncNetwork:
         delete = partial(self.network.delete_many, list(endpoints), workers=workers)
         return await _run(delete, options)
 
+    async def attachments(self) -> list[Endpoint]:
+        """What is attached to this network, as the cache has it."""
+        return await _read(self.network.attachments)
+
+    async def result(self, container_id: str, ifname: str = IFNAME) -> Result | None:
+        """What ADD returned for an attachment, from the cache; None if it is not attached."""
+        return await _read(partial(self.network.result, container_id, ifname))
+
     async def gc(
         self,
         keep: Iterable[Attachment | Endpoint | tuple[str, str]] | None,
@@ -134,19 +200,24 @@ class AsyncNetwork:
         """Remove what is left of attachments that are not alive any more."""
         return await _run(partial(self.network.gc, keep, dry_run=dry_run, force=force), options)
 
+    async def garbage(
+        self, keep: Iterable[Attachment | Endpoint | tuple[str, str]] | None
+    ) -> Garbage:
+        """What `gc` would find, with what is alive and in no list."""
+        return await _read(partial(self.network.garbage, keep))
+
     async def status(self, **options: Unpack[Options]) -> tuple[str, ...]:
         """Ask each plugin whether it could serve an ADD now; the types of those that could not be
         asked."""
         return await _run(self.network.status, options)
 
-    async def _add(self, endpoint: Endpoint, options: Options) -> Result:
-        def undo(_: Result) -> None:
-            self.network.delete_endpoint(endpoint)
+    async def versions(self, **options: Unpack[Options]) -> dict[str, tuple[str, ...]]:
+        """The versions of the specification that each plugin speaks, by its type."""
+        return await _run(self.network.versions, options)
 
-        return await _run(self.network.add_endpoint, options, endpoint, undo=undo)
-
-    async def _delete(self, endpoint: Endpoint, options: Options) -> None:
-        await _run(self.network.delete_endpoint, options, endpoint)
+    async def validate(self, **options: Unpack[Options]) -> frozenset[str]:
+        """Check that all plugins are there and speak the network's version."""
+        return await _run(self.network.validate, options)
 
 
 class AsyncAttached:
@@ -158,45 +229,74 @@ class AsyncAttached:
         self._options = options
 
     async def __aenter__(self) -> Result:
-        return await self._network._add(self._endpoint, self._options)
+        return await self._network.add_endpoint(self._endpoint, **self._options)
 
     async def __aexit__(self, *_: object) -> None:
-        # Cancelled or not, this must be done.
-        deleting = asyncio.ensure_future(self._network._delete(self._endpoint, self._options))
+        # Cancelled or not, this must be done, and to its end.
+        options = with_cancel(self._options, None)
+        deleting = asyncio.ensure_future(self._network.delete_endpoint(self._endpoint, **options))
         try:
             await asyncio.shield(deleting)
         except asyncio.CancelledError:
-            await _finish(deleting)
+            await _insist(deleting)
             raise
 
 
 async def _run(
-    operation: Callable[..., T],
-    options: Options,
-    *arguments: Any,
-    undo: Callable[[T], None] | None = None,
+    work: Callable[..., T], options: Options, undo: Callable[[T], object] | None = None
 ) -> T:
-    """Run an operation in a thread; if the task is cancelled, stop it, undo it, then tell."""
-    cancel = options.get("cancel") or Cancellation()
-    call = partial(operation, *arguments, **{**options, "cancel": cancel})
-    loop = asyncio.get_running_loop()
-    running = loop.run_in_executor(None, call)
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        cancel.cancel()
-        await _finish(running)
-        if undo is not None and not running.cancelled() and running.exception() is None:
-            await _finish(loop.run_in_executor(None, partial(undo, running.result())))
-        raise
-
-
-async def _finish(running: asyncio.Future[Any]) -> None:
-    """Wait until a thread is done, however often the task is cancelled meanwhile."""
-    while not running.done():
+    """Await an operation; if the task is cancelled, stop it, undo it, then tell."""
+    options = checked(options)
+    own = options.get("timeout")  # the operation's business, which has a thread for that
+    async with _place():
+        awaited = _Awaited(
+            lambda given: work(**{**given, "timeout": own}), {**options, "timeout": None}
+        )
         try:
-            await asyncio.wait([running])
+            return await awaited.result()
         except asyncio.CancelledError:
-            continue
-    if not running.cancelled():
-        running.exception()  # looked at, or asyncio complains; the cancellation tells enough
+            awaited.operation.cancel()
+            await _insist(awaited.over)
+            if awaited.operation.error is None and undo is not None:
+                back = _Awaited(lambda _: undo(awaited.operation.value), {})
+                await _insist(back.over)
+            raise
+
+
+async def _read(work: Callable[[], T]) -> T:
+    return await _run(lambda **_: work(), {})
+
+
+class _Awaited(Generic[T]):
+    """An operation with a future that is done when it is over."""
+
+    def __init__(self, work: Callable[[Options], T], options: Options) -> None:
+        loop = asyncio.get_running_loop()
+        self.over: asyncio.Future[None] = loop.create_future()
+
+        def tell() -> None:
+            with suppress(RuntimeError):  # the loop has ended without it
+                loop.call_soon_threadsafe(self.over.set_result, None)
+
+        self.operation = Operation(work, options, tell)
+        self.operation.start()
+
+    async def result(self) -> T:
+        """What it returns or raises."""
+        await asyncio.shield(self.over)
+        if self.operation.error is not None:
+            raise self.operation.error
+        return self.operation.value
+
+
+async def _insist(future: asyncio.Future[Any]) -> None:
+    """Wait until something is done, however often the task is cancelled meanwhile."""
+    while not future.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([future])
+    if not future.cancelled():
+        future.exception()  # looked at, or asyncio complains; the cancellation tells enough
+
+
+def _place() -> asyncio.Semaphore:
+    return _places.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_PLACES))

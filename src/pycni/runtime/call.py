@@ -3,56 +3,127 @@
 from __future__ import annotations
 
 import os
+from _thread import RLock
+from math import inf, isnan
 from typing import TypedDict
 
-from pycni.runtime.errors import Canceled
+from pycni.runtime.errors import Canceled, TimedOut
+from pycni.spec.errors import IO_FAILURE, CNIError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 
 class Cancellation:
     """Tell operations to stop: give it to them as `cancel`, and call `cancel()` from any thread.
 
     A plugin's process is killed, and no further plugin is called; what an ADD had done is undone. A
-    plugin that runs in this process is let finish, which is a matter of milliseconds.
+    plugin that runs in this process stops at its next step. One may be given to many operations,
+    which all stop then; parent: one that stops this one too.
     """
 
-    def __init__(self) -> None:
-        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    canceled = False
+
+    def __init__(self, parent: Cancellation | None = None) -> None:
+        self._guard = RLock()  # of the descriptor; a signal's handler may cancel what is cancelled
+        self._descriptor = -1
+        self._seconds: float | None = None  # that were too few
+        self._listeners: set[Callable[[], object]] = set()
+        self._parent = parent
+        if parent is not None:
+            parent.listen(self._follow)
 
     def cancel(self) -> None:
         """Stop; more than once is fine."""
         self.canceled = True  # before anyone is woken to look at it
-        os.eventfd_write(self._event, 1)
+        with self._guard:
+            if self._descriptor >= 0:
+                os.eventfd_write(self._descriptor, 1)
+        for listener in tuple(self._listeners):
+            listener()
 
-    canceled = False
+    def expire(self, seconds: float) -> None:
+        """Stop, since the time that an operation had is over."""
+        self._seconds = seconds
+        self.cancel()
+
+    def check(self, failure: str = "") -> None:
+        """Raise Canceled, or TimedOut, if it is to stop; failure: what came of it, in words."""
+        if self.canceled:
+            raise Canceled if self._seconds is None else TimedOut(self._seconds, failure)
 
     def fileno(self) -> int:
-        """A descriptor that can be read once `cancel` was called."""
-        return self._event
+        """A descriptor that can be read once `cancel` was called. Raises CNIError without any."""
+        with self._guard:
+            if self._descriptor < 0:
+                try:
+                    flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
+                    self._descriptor = os.eventfd(int(self.canceled), flags)
+                except OSError as error:
+                    raise CNIError(
+                        IO_FAILURE,
+                        f"no descriptor to be told by when to stop: {error.strerror}",
+                        "the program has too many files open: see RLIMIT_NOFILE",
+                    ) from None
+            return self._descriptor
 
-    def check(self) -> None:
-        """Raise Canceled if `cancel` was called."""
+    def listen(self, listener: Callable[[], object]) -> None:
+        """Have something called when it is to stop; at once if it is by now."""
+        self._listeners.add(listener)
         if self.canceled:
-            raise Canceled
+            listener()
+
+    def unlisten(self, listener: Callable[[], object]) -> None:
+        """Have it called no more."""
+        self._listeners.discard(listener)
+
+    def unlink(self) -> None:
+        """Follow the parent no more."""
+        if self._parent is not None:
+            self._parent.unlisten(self._follow)
+
+    def _follow(self) -> None:
+        assert self._parent is not None
+        self._seconds = self._parent._seconds
+        self.cancel()
 
     def __del__(self) -> None:
-        os.close(self._event)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
 
 class Options(TypedDict, total=False):
     """Keyword arguments of every operation.
 
-    timeout: seconds that each plugin's process may take before it is killed; cancel: see
-    `Cancellation`; trace: the W3C trace context (`traceparent`, `tracestate`, `baggage`), which
-    plugins get as environment variables.
+    timeout: seconds until it is cancelled, and then takes back what it has done, as for `cancel`;
+    of several attachments, for each of them. cancel: see `Cancellation`; trace: the W3C trace
+    context (`traceparent`, `tracestate`, `baggage`), which plugins get as environment variables.
     """
 
     timeout: float | None
     cancel: Cancellation | None
     trace: Mapping[str, str] | None
+
+
+def checked(options: Options) -> Options:
+    """The same, if they are options. Raises TypeError, ValueError."""
+    unknown = options.keys() - Options.__annotations__.keys()
+    if unknown:
+        raise TypeError(
+            f"unexpected keyword argument {', '.join(sorted(unknown))}: an operation takes "
+            f"{', '.join(Options.__annotations__)}"
+        )
+    cancel, timeout = options.get("cancel"), options.get("timeout")
+    if not (cancel is None or isinstance(cancel, Cancellation)):
+        raise TypeError(f"cancel must be a Cancellation, not {type(cancel).__name__}")
+    if timeout is None:
+        return options
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout must be a number of seconds, not {type(timeout).__name__}")
+    if isnan(timeout) or timeout < 0:
+        raise ValueError(f"timeout must be 0 seconds or more, not {timeout}")
+    return {**options, "timeout": None if timeout == inf else timeout}
 
 
 def with_cancel(options: Options, cancel: Cancellation | None) -> Options:

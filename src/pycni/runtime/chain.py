@@ -7,9 +7,8 @@ by `pycni.runtime.network`, which has checked names and taken turns.
 
 from __future__ import annotations
 
-from pycni.runtime import attached
+from pycni.runtime import attached, operation
 from pycni.runtime import config as configs
-from pycni.runtime.call import with_cancel
 from pycni.runtime.earlier import Earlier
 from pycni.runtime.endpoint import Endpoint, cni_args, pairs
 from pycni.runtime.errors import Canceled, PluginError, one_error
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from pycni.runtime.engine import Engine, Found
     from pycni.spec.result import Result
     from pycni.state.cache import ResultCache
+
+UNDO_TIMEOUT = 30.0  # seconds that each plugin's process has to take back what it did
 
 _NOT_RELEASED = "{} was not called, so that the addresses stay reserved until that is removed"
 
@@ -163,8 +164,6 @@ class Chain(Record):
 
     def _delete_stale(self, stale: Sequence[Endpoint], options: Options) -> list[CNIError]:
         """Delete many at once, for the kernel lets each wait. Returns what failed."""
-        from concurrent.futures import ThreadPoolExecutor
-
         from pycni.runtime.many import WORKERS
 
         def attempt(endpoints: Sequence[Endpoint]) -> list[CNIError]:
@@ -183,9 +182,8 @@ class Chain(Record):
         containers: dict[str, list[Endpoint]] = {}
         for endpoint in stale:
             containers.setdefault(endpoint.container_id, []).append(endpoint)
-        # The pool's threads start in the network namespace of this one, the host to plugins.
-        with ThreadPoolExecutor(WORKERS, "pycni") as pool:
-            return [error for errors in pool.map(attempt, containers.values()) for error in errors]
+        found = operation.each(attempt, containers.values(), WORKERS)
+        return [error for errors in found for error in errors]
 
     def locked(self, endpoint: Endpoint | None, options: Options) -> ProcessLock:
         """The lock against other processes, on an attachment or (None) on all of the network."""
@@ -250,9 +248,10 @@ class Chain(Record):
         try:
             return self.engine.call(found, request, options)
         except CNIError as error:
+            told = _told(error, plugin, command)
             if cancel is not None:
-                cancel.check()
-            raise _told(error, plugin, command) from error
+                cancel.check(told.message)
+            raise told from error
 
     def find(self, plugin: PluginConfig, command: str) -> Found:
         """The plugin to call. Raises PluginError if there is none."""
@@ -294,7 +293,7 @@ class Chain(Record):
         self, called: int, result: Result | None, endpoint: Endpoint, options: Options
     ) -> list[CNIError]:
         """Take back what the first plugins did, in reverse. Returns what failed."""
-        patient = with_cancel(options, None)
+        patient: Options = {**options, "cancel": None, "timeout": UNDO_TIMEOUT}
         previous = result if self._hands_result_to_delete else None
         errors: list[CNIError] = []
         for plugin in reversed(self.config.plugins[:called]):

@@ -131,6 +131,7 @@ class Engine:
         """The versions of the specification that a plugin speaks. Raises CNIError."""
         if found.plugin is not None:
             return found.plugin.versions
+        cancel = options.get("cancel")
         probe = {"cniVersion": versions.CURRENT}
         # Plugins older than the VERSION operation refuse a call that lacks these.
         request = Request(
@@ -143,6 +144,7 @@ class Engine:
                 process_environ(request),
                 dumps(probe).encode(),
                 timeout=options.get("timeout"),
+                cancel=None if cancel is None else cancel.fileno(),
             )
         except CNIError as error:
             if str(error) == "unknown CNI_COMMAND: VERSION":

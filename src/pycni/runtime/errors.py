@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pycni.spec.errors import INVALID_CONFIG, UNKNOWN, CNIError, join_errors
+from pycni.spec.errors import INVALID_CONFIG, TRY_AGAIN_LATER, UNKNOWN, CNIError, join_errors
 from pycni.spec.fields import Fault
 
 TYPE_CHECKING = False
@@ -78,6 +78,19 @@ class Canceled(CNIError):
 
     def __init__(self) -> None:
         super().__init__(UNKNOWN, "canceled", "the caller gave up before the operation was done")
+
+
+class TimedOut(Canceled):
+    """The operation's `timeout` was over (code 11). What an ADD had done is undone.
+
+    The message is what a plugin's failure led to, where one was killed for it.
+    """
+
+    def __init__(self, seconds: float, failure: str = "") -> None:
+        reason = f"timed out after {seconds:g} s"
+        way_out = "try again, or give it more time"
+        details = f"{reason}; {way_out}" if failure else way_out
+        CNIError.__init__(self, TRY_AGAIN_LATER, failure or reason, details)
 
 
 def one_error(errors: Sequence[CNIError]) -> CNIError:

@@ -13,6 +13,7 @@ import os
 import struct
 import threading
 import time
+from contextvars import ContextVar
 
 from pycni.spec.errors import IO_FAILURE, TRY_AGAIN_LATER, CNIError
 from pycni.spec.owner import Owner, network_tag
@@ -20,69 +21,121 @@ from pycni.state.files import below, make_directories
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextvars import Token
+
     from pycni.runtime.call import Cancellation
 
 FILE = "pycni.lock"
 TIMEOUT = 120.0  # seconds; runtimes give a whole ADD two to four minutes
 _LONGEST_PAUSE = 0.02  # seconds between two tries
 _STRETCH = 1 << 32  # bytes that stand for one network
+_EVERYTHING = ""  # no container has this id
+_held: ContextVar[frozenset[str]] = ContextVar("turns", default=frozenset())
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
 
 
 class Turns:
-    """Turns among the threads of this process: one operation per container, and GC alone."""
+    """Turns among the threads of this process: one operation per container, and GC alone.
+
+    An operation that a plugin begins, within another one, has the turns that this one has.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._busy: set[str] = set()
         self._collecting = False
         self._waiting = 0
+        os.register_at_fork(after_in_child=self._forget)
 
-    def container(self, container_id: str) -> Turn:
+    def container(self, container_id: str, cancel: Cancellation | None = None) -> Turn:
         """A context manager: no other operation on this container, and no GC, meanwhile."""
-        return Turn(self, container_id)
+        return Turn(self, container_id, cancel)
 
-    def everything(self) -> Turn:
+    def everything(self, cancel: Cancellation | None = None) -> Turn:
         """A context manager: no operation at all meanwhile."""
-        return Turn(self, None)
+        return Turn(self, _EVERYTHING, cancel)
 
-    def take(self, container_id: str | None) -> None:
-        with self._changed:
-            if container_id is None:
+    def take(self, what: str, cancel: Cancellation | None) -> None:
+        """Wait for a turn. Raises Canceled."""
+        if cancel is not None:
+            cancel.listen(self._wake)
+        try:
+            with self._changed:
+                if what != _EVERYTHING:
+                    self._wait(cancel, lambda: not (self._is_closed or what in self._busy))
+                    self._busy.add(what)
+                    return
                 # Who waits to collect goes before those who would attach.
                 self._waiting += 1
                 try:
-                    self._changed.wait_for(lambda: not self._busy and not self._collecting)
+                    self._wait(cancel, lambda: not (self._busy or self._collecting))
                     self._collecting = True
                 finally:
                     self._waiting -= 1
-                return
-            self._changed.wait_for(
-                lambda: not (self._collecting or self._waiting or container_id in self._busy)
-            )
-            self._busy.add(container_id)
+                    self._changed.notify_all()
+        finally:
+            if cancel is not None:
+                cancel.unlisten(self._wake)
 
-    def give_back(self, container_id: str | None) -> None:
+    def give_back(self, what: str) -> None:
+        """Let others have a turn."""
         with self._changed:
-            if container_id is None:
+            if what == _EVERYTHING:
                 self._collecting = False
             else:
-                self._busy.discard(container_id)
+                self._busy.discard(what)
             self._changed.notify_all()
+
+    @property
+    def _is_closed(self) -> bool:
+        return self._collecting or self._waiting > 0
+
+    def _wait(self, cancel: Cancellation | None, is_free: Callable[[], bool]) -> None:
+        while not is_free():
+            if cancel is not None:
+                cancel.check()
+            self._changed.wait()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _forget(self) -> None:
+        """In a forked child, which has none of the threads that have turns."""
+        self._changed = threading.Condition()
+        self._busy.clear()
+        self._collecting = False
+        self._waiting = 0
+        _held.set(frozenset())
 
 
 class Turn:
-    """A turn that is held during a `with` block."""
+    """A turn that is held during a `with` block. what: the container, or all of them."""
 
-    def __init__(self, turns: Turns, container_id: str | None) -> None:
+    def __init__(self, turns: Turns, what: str, cancel: Cancellation | None) -> None:
         self._turns = turns
-        self._container_id = container_id
+        self._what = what
+        self._cancel = cancel
+        self._before: Token[frozenset[str]] | None = None
 
     def __enter__(self) -> None:
-        self._turns.take(self._container_id)
+        held = _held.get()
+        if self._what in held or _EVERYTHING in held:
+            return
+        if self._what == _EVERYTHING and held:
+            raise CNIError(
+                TRY_AGAIN_LATER,
+                f"GC within an operation on {', '.join(sorted(held))}, which it would wait for",
+                "collect before or after it",
+            )
+        self._turns.take(self._what, self._cancel)
+        self._before = _held.set(held | {self._what})
 
     def __exit__(self, *_: object) -> None:
-        self._turns.give_back(self._container_id)
+        if self._before is not None:
+            _held.reset(self._before)
+            self._turns.give_back(self._what)
 
 
 class ProcessLock:
@@ -108,13 +161,19 @@ class ProcessLock:
         try:
             self._acquire(self._span())
         except BaseException:
-            self.__exit__()
+            os.close(self._descriptor)
+            self._descriptor = -1
             raise
 
     def __exit__(self, *_: object) -> None:
         if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+            # By itself it ends with the last descriptor, and a child that was forked may have one.
+            unlocked = self._span(fcntl.F_UNLCK)
+            try:
+                fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, unlocked)
+            finally:
+                os.close(self._descriptor)
+                self._descriptor = -1
 
     def _open(self) -> int:
         path = below(self._root, FILE)
@@ -125,14 +184,14 @@ class ProcessLock:
             make_directories(self._root, 0o700)
             return os.open(path, flags, 0o600)
 
-    def _span(self) -> bytes:
-        """The part of the file that stands for what is locked."""
+    def _span(self, kind: int = fcntl.F_WRLCK) -> bytes:
+        """The part of the file that stands for what is locked; kind: of lock."""
         start = int(network_tag(self._owner.network)[:7], 16) * _STRETCH
         length = _STRETCH
         if self._owner.container_id:
             start += int(self._owner.tag[17:25], 16)
             length = 1
-        return _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+        return _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
 
     def _acquire(self, span: bytes) -> None:
         give_up = time.monotonic() + TIMEOUT

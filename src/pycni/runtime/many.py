@@ -5,9 +5,9 @@ Called by `Network.add_many` and `Network.delete_many`.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
-from pycni.runtime.call import Cancellation, with_cancel
+from pycni.runtime import operation
+from pycni.runtime.call import with_cancel
+from pycni.runtime.endpoint import Endpoint
 from pycni.spec.errors import CNIError
 from pycni.spec.record import Record
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from pycni.runtime.call import Options
-    from pycni.runtime.endpoint import Endpoint
     from pycni.runtime.network import Network
     from pycni.spec.result import Result
 
@@ -56,8 +55,10 @@ def add_many(
     def add(endpoint: Endpoint, options: Options) -> Outcome:
         return Outcome(endpoint, network.add_endpoint(endpoint, **options))
 
-    def undo(outcome: Outcome) -> None:
-        network.delete_endpoint(outcome.endpoint, **with_cancel(options, None))
+    def undo(outcomes: list[Outcome]) -> None:
+        done = [outcome.endpoint for outcome in outcomes if outcome.ok]
+        # What cannot be undone the cache still has, for the next delete or gc.
+        delete_many(network, done, workers, with_cancel(options, None))
 
     return _each(add, endpoints, workers, options, undo)
 
@@ -79,37 +80,29 @@ def _each(
     endpoints: Iterable[Endpoint],
     workers: int,
     options: Options,
-    undo: Callable[[Outcome], None] | None = None,
+    undo: Callable[[list[Outcome]], object] | None = None,
 ) -> list[Outcome]:
-    given = options.get("cancel")
-    cancel = given or Cancellation()
-    stoppable = with_cancel(options, cancel)
+    wanted = _checked(endpoints, workers)
+    timeout = options.get("timeout")
 
-    def one(endpoint: Endpoint) -> Outcome:
-        try:
-            return do(endpoint, stoppable)
-        except CNIError as error:
-            return Outcome(endpoint, error=error)
+    def work(options: Options) -> list[Outcome]:
+        def one(endpoint: Endpoint) -> Outcome:
+            try:
+                return do(endpoint, {**options, "timeout": timeout})
+            except CNIError as error:
+                return Outcome(endpoint, error=error)
 
-    # The pool's threads start in the network namespace of this one, which is the host to plugins.
-    with ThreadPoolExecutor(workers, "pycni") as pool:
-        running = [pool.submit(one, endpoint) for endpoint in endpoints]
-        try:
-            return [future.result() for future in running]
-        except BaseException:
-            cancel.cancel()
-            pool.shutdown(cancel_futures=True)
-            if undo is not None:
-                for future in running:
-                    if future.done() and not future.cancelled() and future.exception() is None:
-                        outcome = future.result()
-                        if outcome.ok:
-                            _undo(undo, outcome)
-            raise
+        return operation.each(one, wanted, workers)
+
+    return operation.run(work, {**options, "timeout": None}, undo)
 
 
-def _undo(undo: Callable[[Outcome], None], outcome: Outcome) -> None:
-    try:
-        undo(outcome)
-    except CNIError:
-        pass  # the cache still has it, for the next delete or gc
+def _checked(endpoints: Iterable[Endpoint], workers: int) -> list[Endpoint]:
+    """All of them, before anything is done with the first. Raises TypeError, ValueError."""
+    if workers < 1:
+        raise ValueError(f"workers must be 1 or more, not {workers}")
+    wanted = list(endpoints)
+    for endpoint in wanted:
+        if not isinstance(endpoint, Endpoint):
+            raise TypeError(f"expected Endpoint objects, not {endpoint!r}")
+    return wanted

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 from pycni.kernel import namespace
+from pycni.runtime import operation
 from pycni.spec.errors import ALREADY_EXISTS, INVALID_ENVIRONMENT, INVALID_NETNS, CNIError
 
 DIRECTORY = namespace.NAMED
@@ -22,7 +23,11 @@ def create(name: str) -> str:
     Raises CNIError: code 101 if the name is taken.
     """
     try:
-        namespace.create_named(name).close()
+        operation.run(
+            lambda _: namespace.create_named(name).close(),
+            {},
+            undo=lambda _: namespace.delete_named(name),
+        )
     except FileExistsError:
         raise CNIError(
             ALREADY_EXISTS,
@@ -40,7 +45,7 @@ def delete(name: str) -> None:
     Raises CNIError: code 8 if there is none of this name.
     """
     try:
-        namespace.delete_named(name)
+        operation.run(lambda _: namespace.delete_named(name), {})
     except namespace.NamespaceNotFound:
         raise CNIError(
             INVALID_NETNS, f"there is no network namespace {name}", f"see {DIRECTORY}"

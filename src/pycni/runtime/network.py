@@ -14,13 +14,13 @@ from __future__ import annotations
 import os
 
 from pycni.runtime import config as configs
-from pycni.runtime import find
+from pycni.runtime import find, operation
 from pycni.runtime.call import with_cancel
 from pycni.runtime.chain import Chain, as_endpoint, completed
 from pycni.runtime.endpoint import IFNAME, Endpoint, check_args, check_capabilities, pairs
 from pycni.runtime.engine import Engine, in_version
-from pycni.runtime.errors import PluginError, one_error
-from pycni.runtime.locks import Turns
+from pycni.runtime.errors import Canceled, PluginError, one_error
+from pycni.runtime.locks import Turn, Turns
 from pycni.runtime.many import ADD_WORKERS, WORKERS, add_many, delete_many
 from pycni.spec import versions
 from pycni.spec.errors import (
@@ -173,8 +173,15 @@ class Network:
         given = pairs(endpoint.args)
         check_args(given)
         endpoint = endpoint.replace(args=given)
-        with TURNS.container(endpoint.container_id), self._chain.locked(endpoint, options):
-            return self._chain.add(endpoint, options)
+
+        def add(options: Options) -> Result:
+            with (
+                self._turn(endpoint, options),
+                self._chain.locked(endpoint, options),
+            ):
+                return self._chain.add(endpoint, options)
+
+        return operation.run(add, options, lambda _: self.delete_endpoint(endpoint))
 
     def delete(
         self,
@@ -199,8 +206,15 @@ class Network:
     def delete_endpoint(self, endpoint: Endpoint, **options: Unpack[Options]) -> None:
         """`delete`, with its arguments in one object."""
         endpoint.check()
-        with TURNS.container(endpoint.container_id), self._chain.locked(endpoint, options):
-            self._chain.delete(endpoint, options)
+
+        def delete(options: Options) -> None:
+            with (
+                self._turn(endpoint, options),
+                self._chain.locked(endpoint, options),
+            ):
+                self._chain.delete(endpoint, options)
+
+        operation.run(delete, options)
 
     def check(
         self,
@@ -229,7 +243,10 @@ class Network:
                 "does not support the CHECK command",
                 f'CHECK came with {versions.SINCE["CHECK"]}: raise the network\'s "cniVersion"',
             )
-        with TURNS.container(container_id), self._chain.locked(endpoint, options):
+        operation.run(lambda options: self._check(endpoint, options), options)
+
+    def _check(self, endpoint: Endpoint, options: Options) -> None:
+        with self._turn(endpoint, options), self._chain.locked(endpoint, options):
             try:
                 cached = self._chain.cached(endpoint)
             except CNIError as error:
@@ -237,8 +254,8 @@ class Network:
             if cached is None:
                 raise CNIError(
                     UNKNOWN_CONTAINER,
-                    f"container {container_id} is not attached to the network {self.name} "
-                    f"by {ifname}",
+                    f"container {endpoint.container_id} is not attached to the network "
+                    f"{self.name} by {endpoint.ifname}",
                     "the cache has no result of an ADD; only what was added can be checked",
                 )
             previous = self._result(cached)
@@ -247,6 +264,10 @@ class Network:
             for plugin in chain.config.plugins:
                 document = chain.document(plugin, previous, endpoint.capabilities)
                 chain.call(plugin, "CHECK", document, options, endpoint)
+
+    @staticmethod
+    def _turn(endpoint: Endpoint, options: Options) -> Turn:
+        return TURNS.container(endpoint.container_id, options.get("cancel"))
 
     def repair(
         self,
@@ -276,7 +297,9 @@ class Network:
             dry_run,
             remake,
         )
-        return repair.run(options, self.name, container_id, ifname)
+        return operation.run(
+            lambda options: repair.run(options, self.name, container_id, ifname), options
+        )
 
     def attached(
         self,
@@ -345,7 +368,12 @@ class Network:
         living = self._living(keep)
         if self.config.disable_gc:
             return []
-        with TURNS.everything(), self._chain.locked(None, options):
+        return operation.run(lambda options: self._gc(living, dry_run, force, options), options)
+
+    def _gc(
+        self, living: set[tuple[str, str]], dry_run: bool, force: bool, options: Options
+    ) -> list[Endpoint]:
+        with TURNS.everything(options.get("cancel")), self._chain.locked(None, options):
             found = self._garbage(living)
             removed = [*found.noted, *found.leftovers]
             if force:
@@ -390,13 +418,16 @@ class Network:
         says that there is no such plugin. Before 1.1.0 only pycni's own plugins can be asked.
         Returns the types of those that could not be asked.
         """
-        if self.config.at_least(versions.SINCE["STATUS"]):
-            for plugin in self.config.plugins:
+
+        def work(options: Options) -> tuple[str, ...]:
+            plugins = self.config.plugins
+            if not self.config.at_least(versions.SINCE["STATUS"]):
+                return tuple(one.type for one in plugins if not self._is_asked(one, options))
+            for plugin in plugins:
                 self._chain.call(plugin, "STATUS", self._chain.document(plugin), options)
             return ()
-        return tuple(
-            plugin.type for plugin in self.config.plugins if not self._is_asked(plugin, options)
-        )
+
+        return operation.run(work, options)
 
     def _is_asked(self, plugin: PluginConfig, options: Options) -> bool:
         """Ask a plugin of an older network, if it is pycni's. Raises PluginError."""
@@ -416,18 +447,27 @@ class Network:
 
     def versions(self, **options: Unpack[Options]) -> dict[str, tuple[str, ...]]:
         """The versions of the specification that each plugin speaks, by its type."""
-        return {plugin.type: self._speaks(plugin, options) for plugin in self.config.plugins}
+
+        def work(options: Options) -> dict[str, tuple[str, ...]]:
+            return {plugin.type: self._speaks(plugin, options) for plugin in self.config.plugins}
+
+        return operation.run(work, options)
 
     def validate(self, **options: Unpack[Options]) -> frozenset[str]:
         """Check that all plugins are there and speak the network's version.
 
         Returns the capabilities that they declare. Raises all that is wrong, in one error.
         """
+        return operation.run(self._validate, options)
+
+    def _validate(self, options: Options) -> frozenset[str]:
         version = self.config.version or versions.DEFAULT
         errors: list[CNIError] = []
         for plugin in self.config.plugins:
             try:
                 supported = self._speaks(plugin, options)
+            except Canceled:
+                raise
             except CNIError as error:
                 errors.append(error)
                 continue
@@ -448,7 +488,11 @@ class Network:
         try:
             return self._engine.versions(found, options)
         except CNIError as error:
-            raise PluginError(error, plugin.type, "VERSION") from error
+            told = PluginError(error, plugin.type, "VERSION")
+            cancel = options.get("cancel")
+            if cancel is not None:
+                cancel.check(told.message)
+            raise told from error
 
     def _result(self, cached: CachedAttachment) -> Result | None:
         try:

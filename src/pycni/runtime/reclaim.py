@@ -23,7 +23,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 
-from pycni.runtime import attached
+from pycni.runtime import attached, operation
 from pycni.runtime import config as configs
 from pycni.runtime.chain import Chain
 from pycni.runtime.endpoint import Endpoint, pod_of
@@ -155,6 +155,24 @@ def reclaim(
 
     evidence: gives what is known, for the network's attachments in the caches.
     """
+    return operation.run(
+        lambda _: _reclaim(
+            network, data_dir, evidence, cache_dirs, plugin_dirs, note, dry_run=dry_run
+        ),
+        {},
+    )
+
+
+def _reclaim(
+    network: str,
+    data_dir: str,
+    evidence: Callable[[Sequence[CachedAttachment]], Evidence],
+    cache_dirs: Sequence[str],
+    plugin_dirs: Sequence[str],
+    note: Callable[[str], None],
+    *,
+    dry_run: bool,
+) -> Outcome:
     caches = [ResultCache(root) for root in cache_dirs]
     began = now()
     with LeaseStore(data_dir, network, note=note) as store:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 
 from pycni.kernel import namespace
-from pycni.runtime import attached, find
+from pycni.runtime import attached, find, operation
 from pycni.runtime import config as configs
 from pycni.runtime.chain import Chain, as_endpoint
 from pycni.runtime.endpoint import Endpoint, cni_args, pairs
@@ -185,7 +185,10 @@ class Repair(Record):
             chain, result = self.chain(cached)
         except CNIError as error:
             return report.replace(findings=(_failed("", error),))
-        with self.turns.container(cached.container_id), chain.locked(report.endpoint, options):
+        with (
+            self.turns.container(cached.container_id, cancel),
+            chain.locked(report.endpoint, options),
+        ):
             for plugin in chain.config.plugins:
                 # Runtimes that are not pycni's take no such lock: look again before each.
                 if chain.cached(report.endpoint) != cached:
@@ -288,18 +291,21 @@ def repair_all(
     """
     from pycni.runtime.network import TURNS
 
-    reports = []
-    for root in roots(cache_dir):
-        repair = Repair(
-            Engine(tuple(find.directories(plugin_dirs)), engine),
-            ResultCache(root),
-            TURNS,
-            on_call=on_call,
-            dry_run=dry_run,
-            remake=remake,
-        )
-        reports += repair.run(options or {}, network, container_id, ifname)
-    return reports
+    def work(options: Options) -> list[Repaired]:
+        reports = []
+        for root in roots(cache_dir):
+            repair = Repair(
+                Engine(tuple(find.directories(plugin_dirs)), engine),
+                ResultCache(root),
+                TURNS,
+                on_call=on_call,
+                dry_run=dry_run,
+                remake=remake,
+            )
+            reports += repair.run(options, network, container_id, ifname)
+        return reports
+
+    return operation.run(work, options or {})
 
 
 def absent(owner: Owner, path: str) -> str:

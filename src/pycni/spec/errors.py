@@ -51,6 +51,10 @@ class CNIError(Exception):
     def __str__(self) -> str:
         return f"{self.message}; {self.details}" if self.details else self.message
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For `pickle` and `copy`, which otherwise call a subclass with what its base keeps."""
+        return _restored, (type(self), self.args, self.__dict__, self.__cause__)
+
     def to_json(self, version: str = "") -> dict[str, Any]:
         """The error object; version: that of the specification it is written in, as cniVersion."""
         document: dict[str, Any] = {"cniVersion": version} if version else {}
@@ -62,6 +66,18 @@ class CNIError(Exception):
     def within(self, what: str) -> CNIError:
         """The same error, told from further out: its message is prefixed with what was going on."""
         return CNIError(self.code, f"{what}: {self.message}", self.details)
+
+
+def _restored(
+    kind: type[CNIError],
+    arguments: tuple[Any, ...],
+    values: dict[str, Any],
+    cause: BaseException | None,
+) -> CNIError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(values)
+    error.__cause__ = cause
+    return error
 
 
 def invalid_config(message: str, details: str = "") -> CNIError:
