@@ -123,34 +123,41 @@ class Namespace:
 class Entered:
     """The calling thread's stay in a namespace; see `Namespace.enter`."""
 
-    __slots__ = ("_given", "_home", "_target")
+    _given = True
+    _home = -1
+    _inside = False
 
     def __init__(self, target: Namespace, home: Namespace | None) -> None:
         self._target = target
         self._given = home is not None
-        self._home = -1 if home is None else home.fd
+        if home is not None:
+            self._home = home.fd
 
     def __enter__(self) -> None:
         if self._target.fd < 0:  # posix.setns has a ValueError for it, the C library an OSError
             raise OSError(errno.EBADF, posix.strerror(errno.EBADF))
         if not self._given:
             self._home = posix.open(OWN, posix.O_RDONLY | posix.O_CLOEXEC)
-        try:
-            setns(self._target.fd, CLONE_NEWNET)
-        except BaseException:
-            self._forget_home()
-            raise
+        self._inside = True
+        setns(self._target.fd, CLONE_NEWNET)
 
     def __exit__(self, *_: object) -> None:
-        try:
-            setns(self._home, CLONE_NEWNET)
-        except OSError:
-            _go_home(self._home)
-        self._forget_home()
+        self._leave()
 
-    def _forget_home(self) -> None:
-        if not self._given:
-            posix.close(self._home)
+    def __del__(self) -> None:
+        # What interrupts a thread, such as Ctrl-C, may do so before the block or after it.
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._inside:
+            try:
+                setns(self._home, CLONE_NEWNET)
+            except OSError:
+                _go_home(self._home)
+            self._inside = False
+        if not self._given and self._home >= 0:
+            home, self._home = self._home, -1
+            posix.close(home)
 
 
 def id_seen_from(netlink: NetlinkSocket, other: Namespace) -> int | None:
