@@ -186,6 +186,9 @@ class Agent:
         reply = call.reply
         stdin, stderr = call.descriptors[:2]
         document = read_stdin(stdin)
+        command = call.environ.get("CNI_COMMAND", "")
+        # A DEL or GC goes on for the sake of a caller that has gone.
+        is_needed = command in ("DEL", "GC")
         connection.setblocking(False)
         try:
             connection.sendall(protocol.BEGUN)
@@ -200,11 +203,10 @@ class Agent:
             lambda: document,
             netns_fd=call.netns_fd,
             resolve=plugins.resolve,
-            cancel=connection.fileno(),
+            cancel=None if is_needed else connection.fileno(),
             stderr=stderr,
         )
         error = outcome.stdout if outcome.code else ""
-        command = call.environ.get("CNI_COMMAND", "")
         self.metrics.end(call.plugin, command, time.monotonic() - begin, error)
         tell(stderr, outcome.stderr.encode())
         tell(reply, protocol.encode_answer(outcome.code, outcome.stdout))

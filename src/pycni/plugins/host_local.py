@@ -164,7 +164,7 @@ class HostLocal(Plugin):
 
     def check(self, request: Request) -> None:
         config = HostLocalConf.decode(request.document)
-        with _existing_leases(request, request.cancel) as leases:
+        with _existing_leases(request) as leases:
             owned = leases.find(request.owner.attachment, _previous(request))
             where = leases.path
         if not owned:
@@ -206,7 +206,7 @@ class HostLocal(Plugin):
         config = HostLocalConf.typed(request.document)
         sets = config.range_sets()
         _require_writable(below(_data_dir(request), request.network))
-        with _existing_leases(request, request.cancel, _ranges_of(sets)) as leases:
+        with _existing_leases(request, _ranges_of(sets)) as leases:
             allocator = _Allocator(leases, sets, Attachment("", ""), request.network)
             for range_set in sets:
                 if allocator.has_free(range_set):
@@ -430,13 +430,11 @@ def _allowed(request: Request, data_dir: str) -> str:
     return allowed_paths.require_or(request, "host-local.dataDir", data_dir, DATA_DIR)
 
 
-def _existing_leases(
-    request: Request, cancel: int | None = None, gives: Callable[[IPAddress], bool] = _none
-) -> LeaseStore:
+def _existing_leases(request: Request, gives: Callable[[IPAddress], bool] = _none) -> LeaseStore:
     return LeaseStore(
         _data_dir(request),
         request.network,
-        cancel=cancel,
+        cancel=request.cancel,
         note=_note,
         gives=gives,
         in_use=_is_set,

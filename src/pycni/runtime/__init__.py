@@ -17,6 +17,7 @@ from pycni.runtime.errors import (
     NetworkNotFound,
     PluginError,
     SeveralErrors,
+    TimedOut,
 )
 from pycni.runtime.many import Outcome
 from pycni.runtime.network import Network
@@ -31,5 +32,6 @@ __all__ = [
     "Outcome",
     "PluginError",
     "SeveralErrors",
+    "TimedOut",
     "namespaces",
 ]

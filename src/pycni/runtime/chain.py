@@ -7,6 +7,8 @@ by `pycni.runtime.network`, which has checked names and taken turns.
 
 from __future__ import annotations
 
+from functools import partial
+
 from pycni.runtime import attached, operation
 from pycni.runtime import config as configs
 from pycni.runtime.earlier import Earlier
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from pycni.spec.result import Result
     from pycni.state.cache import ResultCache
 
-UNDO_TIMEOUT = 30.0  # seconds that each plugin's process has to take back what it did
+UNDO_TIMEOUT = 10.0  # seconds that each plugin has to take back what it did
 
 _NOT_RELEASED = "{} was not called, so that the addresses stay reserved until that is removed"
 
@@ -253,6 +255,16 @@ class Chain(Record):
                 cancel.check(told.message)
             raise told from error
 
+    def _call_with(
+        self,
+        plugin: PluginConfig,
+        command: str,
+        document: Mapping[str, Any],
+        endpoint: Endpoint,
+        options: Options,
+    ) -> Result | None:
+        return self.call(plugin, command, document, options, endpoint)
+
     def find(self, plugin: PluginConfig, command: str) -> Found:
         """The plugin to call. Raises PluginError if there is none."""
         try:
@@ -298,7 +310,10 @@ class Chain(Record):
         errors: list[CNIError] = []
         for plugin in reversed(self.config.plugins[:called]):
             document = self.document(plugin, previous, endpoint.capabilities)
-            self._try(errors, "", plugin, "DEL", document, patient, endpoint)
+            try:
+                operation.run(partial(self._call_with, plugin, "DEL", document, endpoint), patient)
+            except CNIError as error:
+                errors.append(error)
         if not errors:
             try:
                 if self._is_own_path(endpoint):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pycni.spec.errors import INVALID_CONFIG, INVALID_ENVIRONMENT, CNIError
 from pycni.spec.jsontext import dumps
@@ -12,7 +12,6 @@ from pycni.spec.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from typing import Any
 
     Args = Mapping[str, str] | Iterable[tuple[str, str]]
@@ -38,9 +37,26 @@ class Endpoint(Record):
     capabilities: Mapping[str, Any] | None = None
 
     def check(self) -> None:
-        """Raise the specification's error for a name that breaks a rule."""
+        """Raise CNIError (code 4) for a name that breaks a rule, or what is of a wrong type."""
+        _require("container_id", self.container_id, str)
+        _require("ifname", self.ifname, str)
         check_container_id(self.container_id)
         check_interface_name(self.ifname)
+        if self.netns is not None:
+            _require("netns", self.netns, (str, os.PathLike))
+            _require("netns", os.fspath(self.netns), str)
+        if self.args is not None:
+            _require("args", self.args, Iterable)
+            if not isinstance(self.args, Mapping):
+                for pair in self.args:
+                    _require("args", pair, (tuple, list))
+                    if len(pair) != 2:
+                        raise _mistyped("args", pair, "pairs of a name and a value")
+            for name, value in pairs(self.args):
+                _require("args", name, str)
+                _require("args", value, str)
+        if self.capabilities is not None:
+            _require("capabilities", self.capabilities, Mapping)
 
     @property
     def pod(self) -> str:
@@ -51,6 +67,21 @@ class Endpoint(Record):
     def path(self) -> str:
         """The namespace's path as text, "" for none."""
         return "" if self.netns is None else os.fspath(self.netns)
+
+
+def _require(name: str, value: object, kinds: type | tuple[type, ...]) -> None:
+    """Raise CNIError for what is of none of these types."""
+    if not isinstance(value, kinds):
+        expected = kinds if isinstance(kinds, tuple) else (kinds,)
+        raise _mistyped(name, value, " or ".join(kind.__name__ for kind in expected))
+
+
+def _mistyped(name: str, value: object, expected: str) -> CNIError:
+    return CNIError(
+        INVALID_ENVIRONMENT,
+        f"{name} is {value!r}, of type {type(value).__name__}",
+        f"expected {expected}",
+    )
 
 
 def pod_of(args: Args | None) -> str:

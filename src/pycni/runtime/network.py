@@ -23,6 +23,7 @@ from pycni.runtime.errors import Canceled, PluginError, one_error
 from pycni.runtime.locks import Turn, Turns
 from pycni.runtime.many import ADD_WORKERS, WORKERS, add_many, delete_many
 from pycni.spec import versions
+from pycni.spec.config import Attachment
 from pycni.spec.errors import (
     INCOMPATIBLE_VERSION,
     INVALID_CONFIG,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from pycni.runtime.many import Outcome
     from pycni.runtime.repair import Repaired
     from pycni.sdk.plugin import Plugin
-    from pycni.spec.config import Attachment
     from pycni.spec.result import Result
     from pycni.state.cache import CachedAttachment
 
@@ -398,7 +398,7 @@ class Network:
                 "a missing list is refused, since it says nothing of what is alive; "
                 "an empty list removes everything of the network",
             )
-        living = {_key(item) for item in keep}
+        living = {_key(item) for item in _attachments(keep)}
         for container_id, ifname in living:
             Endpoint(container_id, ifname=ifname).check()
         return living
@@ -518,6 +518,20 @@ class Attached:
 
     def __exit__(self, *_: object) -> None:
         self._network.delete_endpoint(self._endpoint, **with_cancel(self._options, None))
+
+
+def _attachments(
+    keep: Iterable[Attachment | Endpoint | tuple[str, str]],
+) -> list[Attachment | Endpoint | tuple[str, str]]:
+    """All of a list, if that is what it should be. Raises TypeError."""
+    listed = list(keep)
+    for item in listed:
+        is_pair = isinstance(item, tuple) and len(item) == 2
+        if not (is_pair or isinstance(item, (Attachment, Endpoint))):
+            raise TypeError(
+                f"{item!r} is no attachment to keep: expected pairs of container id and interface"
+            )
+    return listed
 
 
 def _key(item: Attachment | Endpoint | tuple[str, str]) -> tuple[str, str]:

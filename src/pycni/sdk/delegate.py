@@ -39,7 +39,9 @@ def delegate(
     `find_delegate` gave, where it has been called. Raises CNIError: the other plugin's own error,
     or one that says why it could not be run.
     """
-    inner = request.replace(command=command, document=document or request.document)
+    # What takes an ADD back is not given up with it.
+    cancel = request.cancel if command == request.command else None
+    inner = request.replace(command=command, document=document or request.document, cancel=cancel)
     plugin, path = found or find_delegate(request, plugin_type)
     if plugin is not None:
         return perform_in(plugin, inner)
@@ -47,7 +49,7 @@ def delegate(
         path,
         process_environ(inner),
         dumps(inner.document, sort_keys=True).encode(),
-        cancel=request.cancel if command == "ADD" else None,
+        cancel=cancel,
         stderr=request.stderr,
     )
     return read_answer(output, inner.version) if command == "ADD" else None

@@ -118,7 +118,7 @@ def _print(result: Result, plugin: Plugin, request: Request) -> str:
 def _take_back(plugin: Plugin, request: Request) -> None:
     """Undo an ADD that succeeded, since nobody will have its result."""
     try:
-        plugin.delete(request.replace(command="DEL"))
+        plugin.delete(request.replace(command="DEL", cancel=None))
     except CNIError:
         pass  # the runtime's DEL will tell
 

@@ -36,8 +36,8 @@ class Request(Record):
     decoded JSON. path: the directories to find delegated plugins in. environ: what a delegated
     process inherits. resolve: gives the plugin object for an executable's path that is one of ours,
     so that delegating to it needs no process; without directories it is asked for the plugin by its
-    type. cancel: a descriptor that can be read once the caller has given up; an ADD then takes back
-    what it did. stderr: the descriptor for what delegated processes say.
+    type. cancel: a descriptor that can be read once the caller has given up: waits end then, and an
+    ADD takes back what it did. stderr: the descriptor for what delegated processes say.
     """
 
     command: str

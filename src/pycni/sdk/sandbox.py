@@ -175,7 +175,7 @@ def _locked(request: Request, *, adding: bool = False, deleting: bool = False) -
         adding=adding,
         deleting=deleting,
         lockless=request.environ.get(HELD) == owner.tag,
-        cancel=None if deleting else request.cancel,  # a DEL goes on for its caller's sake
+        cancel=request.cancel,
     ).__enter__()
 
 
