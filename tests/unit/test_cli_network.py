@@ -388,7 +388,7 @@ def test_time_out_and_progress(lab: Lab, tmp_path: Path) -> None:
     assert done.exit_code == 1
     # Longer than a second: what it waits for is told.
     assert done.stderr.startswith("waiting for slow: STATUS ...\n")
-    assert "not finished after 1.3 seconds" in done.stderr
+    assert "timed out after 1.3 s" in done.stderr
     assert done.stdout == ""
 
 

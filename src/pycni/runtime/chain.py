@@ -255,16 +255,6 @@ class Chain(Record):
                 cancel.check(told.message)
             raise told from error
 
-    def _call_with(
-        self,
-        plugin: PluginConfig,
-        command: str,
-        document: Mapping[str, Any],
-        endpoint: Endpoint,
-        options: Options,
-    ) -> Result | None:
-        return self.call(plugin, command, document, options, endpoint)
-
     def find(self, plugin: PluginConfig, command: str) -> Found:
         """The plugin to call. Raises PluginError if there is none."""
         try:
@@ -311,7 +301,9 @@ class Chain(Record):
         for plugin in reversed(self.config.plugins[:called]):
             document = self.document(plugin, previous, endpoint.capabilities)
             try:
-                operation.run(partial(self._call_with, plugin, "DEL", document, endpoint), patient)
+                operation.run(
+                    partial(self.call, plugin, "DEL", document, endpoint=endpoint), patient
+                )
             except CNIError as error:
                 errors.append(error)
         if not errors:
