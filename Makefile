@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup demo test test-unit test-kernel test-interop test-clients test-lab test-debian13 \
-	fuzz soak sequences adversary \
+	fuzz soak sequences adversary interrupts \
 	lint format bench bench-docs clean \
 	install-system-packages
 
@@ -49,6 +49,10 @@ sequences: setup ## Random sequences of operations, then seeded mistakes that mu
 
 adversary: setup ## Hostile containers and second callers, twenty times everything (half an hour, as root)
 	@cd tests && ../$(python) -m adversary --seed $(SEED)
+
+interrupts: setup ## Interrupt operations of a program at every instruction (minutes, as root)
+	@PYCNI_EVERY_INSTRUCTION=1 PYCNI_TASKS=500 $(python) -m pytest --timeout 1800 \
+		tests/kernel/test_interrupts.py tests/kernel/test_cancellation.py
 
 soak: setup ## Faults and load at full length; writes docs/reliability.md (an hour, as root)
 	@tools/soak/run inside --write
