@@ -138,8 +138,13 @@ class Entered:
             raise OSError(errno.EBADF, posix.strerror(errno.EBADF))
         if not self._given:
             self._home = posix.open(OWN, posix.O_RDONLY | posix.O_CLOEXEC)
-        self._inside = True
-        setns(self._target.fd, CLONE_NEWNET)
+        self._inside = True  # or may be, whatever interrupts this
+        try:
+            setns(self._target.fd, CLONE_NEWNET)
+        except OSError:
+            self._inside = False
+            self._leave()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self._leave()

@@ -284,9 +284,13 @@ class _Awaited(Generic[T]):
     async def result(self) -> T:
         """What it returns or raises."""
         await asyncio.shield(self.over)
-        if self.operation.error is not None:
-            raise self.operation.error
-        return self.operation.value
+        error, self.operation.error = self.operation.error, None
+        if error is None:
+            return self.operation.value
+        try:
+            raise error
+        finally:
+            del error
 
 
 async def _insist(future: asyncio.Future[Any]) -> None:

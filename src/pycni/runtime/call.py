@@ -78,10 +78,14 @@ class Cancellation:
         """Have it called no more."""
         self._listeners.discard(listener)
 
-    def unlink(self) -> None:
-        """Follow the parent no more."""
+    def close(self) -> None:
+        """Follow the parent no more, and give the descriptor back."""
         if self._parent is not None:
             self._parent.unlisten(self._follow)
+        with self._guard:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
 
     def _follow(self) -> None:
         assert self._parent is not None
@@ -89,8 +93,7 @@ class Cancellation:
         self.cancel()
 
     def __del__(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+        self.close()
 
 
 class Options(TypedDict, total=False):

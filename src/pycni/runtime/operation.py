@@ -55,10 +55,12 @@ def run(
     except BaseException:
         operation.give_up(undo)
         raise
+    error, operation.error = operation.error, None
     try:
-        raise operation.error
+        raise error
     finally:
-        del operation  # its error's traceback leads here: without this they would wait for gc
+        # Its traceback leads here, and to the operation: what it has open would wait for gc.
+        del error
 
 
 def is_own_thread() -> bool:
@@ -110,7 +112,7 @@ class Operation(Generic[T]):
             self.error = error
         finally:
             _mine.is_own = was_own
-            self._cancellation.unlink()
+            self._cancellation.close()
             self.is_over = True
             self._over.release()
             if self._on_over is not None:
@@ -132,7 +134,7 @@ class Operation(Generic[T]):
         """Have it stop, and wait for that, whatever interrupts; undo it if it has come too far."""
         self.cancel()
         if self._begun.acquire(blocking=False):
-            self._cancellation.unlink()  # it never will
+            self._cancellation.close()  # it never will
         else:
             _insist(self)
             if self.error is None and undo is not None:
