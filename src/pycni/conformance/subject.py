@@ -181,7 +181,10 @@ def call(
     if command:
         variables["CNI_COMMAND"] = command
     try:
-        code, stdout, stderr = run_process([str(path)], text.encode(), variables, TIMEOUT)
+        # In the group of the kit's worker, which ends what a plugin leaves in the background.
+        code, stdout, stderr = run_process(
+            [str(path)], text.encode(), variables, TIMEOUT, own_group=False
+        )
     except Killed as error:
         said = str(error.stderr, "utf-8", "replace")
         return Answer(command, -9, "", f"not finished after {TIMEOUT:g} seconds\n{said}")

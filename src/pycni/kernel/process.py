@@ -3,6 +3,10 @@
 Safe in many threads at once. The program runs in the calling thread's namespaces; it inherits no
 descriptors but its three, and no signal settings. Used by `iptables` and by the runtime, for
 plugins.
+
+It gets a process group of its own, so that who is killed takes along whom it started, and a
+terminal's Ctrl-C reaches only this program, which takes back what was done. What a plugin's process
+runs stays in the group of that, which the plugin's caller may kill.
 """
 
 from __future__ import annotations
@@ -14,14 +18,22 @@ from _stat import S_ISREG
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from select import POLLIN, POLLOUT, poll
 
+from pycni.kernel.child import Child, StatusLost, can_be_judged, may_be_reaped
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
-_SIGKILL = 9
 _SIGPIPE = 13
+_SIGCHLD = 17
 _CHUNK = 65536
 _BUSY_PAUSES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.3)
+_SHELL = "/bin/sh"
+# Becomes the program once its first line comes: until then it cannot have ended and be reaped, and
+# its pidfd can be had. posix_spawn has no way to give that at once.
+_WHEN_TOLD = 'read -r _ && exec "$0" "$@"'
+_IS_PLUGIN = b"CNI_COMMAND" in posix.environ
 
 
 def find(name: str, folders: str) -> str | None:
@@ -46,19 +58,27 @@ def run(
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
     cancel: int | None = None,
+    own_group: bool = not _IS_PLUGIN,
 ) -> tuple[int, bytes, bytes]:
     """Run a program, given by its path; return its exit code (negative: the signal that ended it),
     its stdout and its stderr.
 
     It is over when the program itself ends, whoever else still holds its output. env: its whole
     environment, None for this process's own; timeout: seconds after which it is killed; cancel: a
-    descriptor, it is killed when that can be read. Raises OSError if it cannot be started, Killed
-    if it was killed.
+    descriptor, it is killed when that can be read; own_group: with all that it has started. Raises
+    OSError if it cannot be started, Killed if it was killed, StatusLost if nobody knows how it
+    ended.
     """
+    program = argv[0]
+    if not can_be_judged():
+        raise StatusLost(program)
     if env is None:
         import os  # plugins hand on what they were given
 
         env = os.environ
+    if may_be_reaped() and posix.access(_SHELL, posix.X_OK):
+        argv = [_SHELL, "-c", _WHEN_TOLD, *argv]
+        stdin = b"\n" + stdin
     ours: list[int] = []
     theirs: list[int] = []
     try:
@@ -66,28 +86,31 @@ def run(
             reader, writer = _pipe()
             ours.append(writer if inward else reader)
             theirs.append(reader if inward else writer)
-        pid = _spawn(argv, theirs, env)
-        while theirs:
-            posix.close(theirs.pop())
-        deadline = None if timeout is None else time.monotonic() + timeout
+        spare = posix.dup(ours[0])  # to have a descriptor for its end, before it does anything
         try:
-            stdout, stderr = _converse(pid, ours, stdin, deadline, cancel)
-        except BaseException:
-            posix.kill(pid, _SIGKILL)
-            raise
+            pid = _spawn(argv, theirs, env, own_group)
         finally:
-            _, status = posix.waitpid(pid, 0)
+            posix.close(spare)
+        with Child(pid, own_group) as child:
+            while theirs:
+                posix.close(theirs.pop())
+            deadline = None if timeout is None else time.monotonic() + timeout
+            stdout, stderr = _converse(child, ours, stdin, deadline, cancel)
+            if child.status is None:
+                raise StatusLost(program, stdout, stderr)
+            return child.status, stdout, stderr
     except _GivenUp as given_up:
         if given_up.overdue:
-            reason = (errno.ETIMEDOUT, f"not finished after {timeout:g} seconds, killed")
+            number, reason = errno.ETIMEDOUT, f"not finished after {timeout:g} seconds, killed"
         else:
-            reason = (errno.ECANCELED, "canceled, killed")
-        raise Killed(*reason, argv[0], given_up.stderr) from None
+            number, reason = errno.ECANCELED, "canceled, killed"
+        if not child.is_over:
+            reason += "; what it has started is still running"
+        raise Killed(number, reason, program, given_up.stderr) from None
     finally:
         for fd in ours + theirs:
             if fd >= 0:
                 posix.close(fd)
-    return posix.waitstatus_to_exitcode(status), stdout, stderr
 
 
 class Killed(TimeoutError):
@@ -117,17 +140,21 @@ def _pipe() -> tuple[int, int]:
     return ends[0], ends[1]
 
 
-def _spawn(argv: Sequence[str], ends: Sequence[int], env: Mapping[str, str]) -> int:
+def _spawn(
+    argv: Sequence[str], ends: Sequence[int], env: Mapping[str, str], own_group: bool
+) -> int:
+    group: dict[str, Any] = {"setpgroup": 0} if own_group else {}
     actions = [(posix.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(ends)]
     for pause in (*_BUSY_PAUSES, None):
         try:
             return posix.posix_spawn(
                 argv[0],
-                [*argv],
+                list(argv),
                 env,
                 file_actions=actions,
                 setsigmask=(),
-                setsigdef=(_SIGPIPE,),  # Python ignores it
+                setsigdef=(_SIGPIPE, _SIGCHLD),  # Python ignores the one, a program maybe both
+                **group,
             )
         except OSError as error:
             # Someone is still writing the file, or a fork of theirs holds it open for a moment.
@@ -138,7 +165,7 @@ def _spawn(argv: Sequence[str], ends: Sequence[int], env: Mapping[str, str]) -> 
 
 
 def _converse(
-    pid: int, ours: list[int], stdin: bytes, deadline: float | None, cancel: int | None
+    child: Child, ours: list[int], stdin: bytes, deadline: float | None, cancel: int | None
 ) -> tuple[bytes, bytes]:
     """Feed and read a program until it ends. Raises _GivenUp. Closes the end it writes to."""
     for fd in ours:
@@ -146,45 +173,41 @@ def _converse(
     write_end, *read_ends = ours
     output: dict[int, list[bytes]] = {fd: [] for fd in read_ends}
     waiting = poll()
-    for fd in read_ends:
+    for fd in (*read_ends, child.end):
         waiting.register(fd, POLLIN)
-    end = posix.pidfd_open(pid)
-    try:
-        waiting.register(end, POLLIN)
-        if cancel is not None:
-            waiting.register(cancel, POLLIN)
-        rest = memoryview(stdin)
-        if rest:
-            waiting.register(write_end, POLLOUT)
-        else:
-            _close(ours, write_end)
-        ready: list[int] = []
-        while True:
-            left = None if deadline is None else deadline - time.monotonic()
-            overdue = left is not None and left <= 0
-            if overdue or cancel in ready:
-                raise _GivenUp(overdue, b"".join(output[read_ends[1]]))
-            ready = [fd for fd, _ in waiting.poll(None if left is None else left * 1000 + 1)]
-            for fd in ready:
-                if fd == write_end and rest:
-                    try:
-                        rest = rest[posix.write(fd, rest[:_CHUNK]) :]
-                    except BlockingIOError:
-                        continue
-                    except BrokenPipeError:
-                        rest = rest[:0]  # it does not want to read on
-                    if not rest:
-                        waiting.unregister(fd)
-                        _close(ours, fd)
-                elif fd in output and _read(fd, output[fd]) == b"":
+    if cancel is not None:
+        waiting.register(cancel, POLLIN)
+    rest = memoryview(stdin)
+    if rest:
+        waiting.register(write_end, POLLOUT)
+    else:
+        _close(ours, write_end)
+    ready: list[int] = []
+    while True:
+        left = None if deadline is None else deadline - time.monotonic()
+        overdue = left is not None and left <= 0
+        if overdue or cancel in ready:
+            raise _GivenUp(overdue, b"".join(output[read_ends[1]]))
+        ready = [fd for fd, _ in waiting.poll(None if left is None else left * 1000 + 1)]
+        if child.end in ready:
+            child.reap()  # before others do
+            for fd in read_ends:
+                while _read(fd, output[fd]):
+                    pass
+            return b"".join(output[read_ends[0]]), b"".join(output[read_ends[1]])
+        for fd in ready:
+            if fd == write_end and rest:
+                try:
+                    rest = rest[posix.write(fd, rest[:_CHUNK]) :]
+                except BlockingIOError:
+                    continue
+                except BrokenPipeError:
+                    rest = rest[:0]  # it does not want to read on
+                if not rest:
                     waiting.unregister(fd)
-            if end in ready:
-                for fd in read_ends:
-                    while _read(fd, output[fd]):
-                        pass
-                return b"".join(output[read_ends[0]]), b"".join(output[read_ends[1]])
-    finally:
-        posix.close(end)
+                    _close(ours, fd)
+            elif fd in output and _read(fd, output[fd]) == b"":
+                waiting.unregister(fd)
 
 
 def _read(fd: int, into: list[bytes]) -> bytes | None:

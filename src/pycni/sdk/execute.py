@@ -9,7 +9,7 @@ from __future__ import annotations
 import posix
 from _stat import S_ISREG
 
-from pycni.spec.errors import UNKNOWN, CNIError
+from pycni.spec.errors import SHORTAGES, TRY_AGAIN_LATER, UNKNOWN, CNIError
 from pycni.spec.jsontext import JSONError, loads
 from pycni.spec.names import check_plugin_type
 from pycni.spec.versions import quote
@@ -90,6 +90,7 @@ def execute(
     error if it fails.
     """
     # Most delegates are ours and never get here.
+    from pycni.kernel.child import StatusLost
     from pycni.kernel.process import Killed, run
 
     try:
@@ -102,12 +103,19 @@ def execute(
             f"{path}: {error.strerror}",
             words,
         ) from error
+    except StatusLost as error:
+        failure = failed(None, error.stdout, error.stderr)
+        failure.details = failure.details or error.way_out
+        raise failure from error
     except OSError as error:
+        has_means = error.errno not in SHORTAGES
         raise PluginFailure(
-            UNKNOWN,
+            UNKNOWN if has_means else TRY_AGAIN_LATER,
             f"netplugin failed with no error message: fork/exec {path}: {error.strerror}",
-            "the plugin's file must be an executable for this machine",
-        ) from None
+            "the plugin's file must be an executable for this machine"
+            if has_means
+            else "this process, or the machine, lacks the means to run it; try again later",
+        ) from error
     if code == 0:
         if said:
             tell(stderr, said)
@@ -134,9 +142,16 @@ def tell(stderr: int, text: bytes, within: float = 5.0) -> None:
         pass  # the answer is what counts
 
 
-def failed(code: int, stdout: bytes, stderr: bytes) -> PluginFailure:
-    """The error that a plugin's failed process stands for; code is negative for a signal."""
-    reason = f"exit status {code}" if code > 0 else f"signal: {_signal_name(-code)}"
+def failed(code: int | None, stdout: bytes, stderr: bytes) -> PluginFailure:
+    """The error that a plugin's failed process stands for; code is negative for a signal.
+
+    None where it is not known: then only what reads as an error object stands for itself.
+    """
+    if code is None:
+        reason = "exit status unknown"
+        stdout = stdout if _is_error_object(stdout) else b""
+    else:
+        reason = f"exit status {code}" if code > 0 else f"signal: {_signal_name(-code)}"
     words = str(stderr, "utf-8", "replace").strip()
     if not stdout:
         if words:
@@ -160,6 +175,14 @@ def failed(code: int, stdout: bytes, stderr: bytes) -> PluginFailure:
         details if isinstance(details, str) else "",
         words,
     )
+
+
+def _is_error_object(stdout: bytes) -> bool:
+    try:
+        document = loads(stdout)
+    except JSONError:
+        return False
+    return isinstance(document, dict) and "code" in document and "msg" in document
 
 
 def _signal_name(number: int) -> str:

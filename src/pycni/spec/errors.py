@@ -7,6 +7,8 @@ program as an exception with the same three parts. `message` says what is wrong 
 
 from __future__ import annotations
 
+import errno
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -30,6 +32,10 @@ KERNEL_REFUSED = 100
 ALREADY_EXISTS = 101
 CHECK_FAILED = 102
 ADDRESS_UNAVAILABLE = 103
+
+# What the kernel says where a process or the machine has no more of what is asked for: it says
+# nothing of the thing itself.
+SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN)
 
 # The way out of all that is refused to who has too few rights.
 NEEDS_ROOT = "the plugin needs the rights of root (CAP_NET_ADMIN, CAP_SYS_ADMIN) on this host"
