@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from signal import SIGINT
 from typing import Any, NoReturn
 
 import click
 
 from pycni import __version__
+from pycni.cli.interrupts import Interrupted, cause_of
 
 # Name, where it is, and its line in the list; in the order of that list.
 COMMANDS = {
@@ -73,19 +75,22 @@ class Commands(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
     def main(self, *args: Any, **extra: Any) -> NoReturn:
-        """Run, and end the process: 0 for success, 1 for anything else, as cnitool does."""
+        """Run, and end the process: 0 for success, 1 for a failure, as cnitool does; 130 after
+        Ctrl-C, 143 after SIGTERM."""
         # What is written here root reads or runs: nobody else is to write to it.
         os.umask(os.umask(0o077) | 0o022)
         try:
             status = super().main(*args, **{**extra, "standalone_mode": False})
-        except click.Abort:
-            click.echo("Aborted", err=True)
-            status = 1
-        except Exception as error:  # noqa: BLE001 - the one place that tells of them
-            from pycni.cli.output import report
+        except (Exception, Interrupted) as error:  # noqa: BLE001 - the one place that tells of them
+            from pycni.cli.output import report, tell
 
-            report(error)
-            status = 1
+            interrupted = Interrupted(SIGINT) if isinstance(error, click.Abort) else cause_of(error)
+            if interrupted is None:
+                report(error)
+                status = 1
+            else:
+                tell(str(interrupted).replace("\n", " "))
+                status = interrupted.status
         sys.exit(status if isinstance(status, int) else 0)
 
 

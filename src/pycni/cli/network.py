@@ -9,15 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pycni.cli import timings
+from pycni.cli import interrupts, timings
 from pycni.cli.crio import warn_of_crio
 from pycni.cli.options import (
     cache_option,
@@ -30,7 +28,15 @@ from pycni.cli.options import (
     timeout_option,
 )
 from pycni.cli.output import Progress, table, tell, warn
-from pycni.runtime import Endpoint, Network, NetworkNotFound, namespaces
+from pycni.cli.result import print_result
+from pycni.runtime import (
+    Canceled,
+    Cancellation,
+    Endpoint,
+    Network,
+    NetworkNotFound,
+    namespaces,
+)
 from pycni.spec import versions
 from pycni.spec.errors import (
     INVALID_CONFIG,
@@ -39,13 +45,14 @@ from pycni.spec.errors import (
     CNIError,
 )
 from pycni.spec.jsontext import JSONError, loads
-from pycni.spec.result import Result, print_result
 from pycni.state.cache import ROOT, ResultCache, roots
 
 if TYPE_CHECKING:
     from pycni.runtime.garbage import Survivor
 
 Key = tuple[str, str]
+
+_NOTHING_LEFT = "nothing of the attachment is left"
 
 
 _network_options = combined(
@@ -104,38 +111,37 @@ def add(output: str, create_netns: bool, **given: Any) -> None:
 
     NETNS is a path, such as /run/netns/NAME, or just NAME.
     """
-    # Ended by `timeout` or a service manager, it takes back what it did, as after Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Progress() as progress:
         network = _network(progress, **given)
         endpoint = _endpoint(**given)
         _warn_of_unused(network, endpoint)
         warn_of_crio(given["conf_dir"])
-        made = create_netns and _create(endpoint.path)
-        try:
-            with timings.Timings(given["timings"]):
-                result = network.add_endpoint(endpoint, timeout=given["timeout"])
+        cancel = Cancellation()
+        with interrupts.held(cancel.cancel, _left_of) as held:
+            made = create_netns and _create(endpoint.path)
             try:
-                _print_result(result, output)
-            except BaseException:
-                network.delete_endpoint(endpoint)  # nobody knows of it
+                with timings.Timings(given["timings"]):
+                    result = network.add_endpoint(endpoint, timeout=given["timeout"], cancel=cancel)
+                try:
+                    held.finish(lambda: print_result(result, output))
+                except BaseException:
+                    network.delete_endpoint(endpoint)  # nobody knows of it
+                    raise
+            except BaseException as error:
+                if made:
+                    namespaces.delete(os.path.basename(endpoint.path))
+                elif isinstance(error, CNIError) and not os.path.exists(endpoint.path):
+                    hint = f"nothing is at {endpoint.path}: --create-netns makes a namespace there"
+                    error.details = f"{hint}; {error.details}" if error.details else hint
                 raise
-        except BaseException as error:
-            if made:
-                namespaces.delete(os.path.basename(endpoint.path))
-            elif isinstance(error, CNIError) and not os.path.exists(endpoint.path):
-                hint = f"nothing is at {endpoint.path}: --create-netns makes a namespace there"
-                error.details = f"{hint}; {error.details}" if error.details else hint
-            raise
 
 
-def _print_result(result: Result, output: str) -> None:
-    if output == "table":
-        _print_table(result)
-    else:
-        # cnitool ends without a newline; at a terminal that spoils the prompt.
-        text = print_result(result, result.cni_version)
-        click.echo(text, nl=sys.stdout.isatty())
+def _left_of(error: BaseException) -> str:
+    """What an ADD that was interrupted leaves, by its error."""
+    if isinstance(error, Canceled):
+        known = Canceled().details
+        return error.details.removeprefix(known).removeprefix("; ") or _NOTHING_LEFT
+    return str(error) if isinstance(error, CNIError) else _NOTHING_LEFT
 
 
 @click.command()
@@ -495,22 +501,3 @@ def _create(path: str) -> bool:
         return False
     namespaces.create(name)
     return True
-
-
-def _print_table(result: Result) -> None:
-    names = [interface.name for interface in result.interfaces]
-    table(
-        ("interface", "mac", "namespace"),
-        [(item.name, item.mac, item.sandbox or "(host)") for item in result.interfaces],
-    )
-    if result.ips:
-        click.echo()
-        rows = []
-        for entry in result.ips:
-            index = entry.interface
-            known = index is not None and 0 <= index < len(names)
-            rows.append((entry.address, entry.gateway or "", names[index or 0] if known else ""))
-        table(("address", "gateway", "interface"), rows)
-    if result.routes:
-        click.echo()
-        table(("route", "via"), [(route.dst, route.gw or "") for route in result.routes])

@@ -168,15 +168,14 @@ def _wait_for_group(group: int, until: float) -> bool:
     """Wait until nobody of a group is left that was killed; the kernel does not announce it."""
     pause = 0.001
     while True:
+        is_empty = not _is_anyone_in(group)
         try:
             while posix.waitpid(-group, posix.WNOHANG)[0]:
                 pass  # orphans, which are ours where this process is whom they are given to
         except ChildProcessError:
             pass
-        if not _is_anyone_in(group):
-            return True
-        if time.monotonic() > until:
-            return False
+        if is_empty or time.monotonic() > until:
+            return is_empty
         time.sleep(pause)
         pause = min(2 * pause, 0.05)
 

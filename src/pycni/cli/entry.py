@@ -1,0 +1,38 @@
+"""The `pycni` command as a process: what it tells when it is interrupted, from the beginning on."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+from pycni.cli import interrupts
+
+
+def main() -> NoReturn:
+    """Run the command and end the process."""
+    try:
+        status = _run()
+    except interrupts.Interrupted as error:  # on the way out
+        status = _tell(error)
+    interrupts.ignore()
+    sys.exit(status)
+
+
+def _run() -> str | int | None:
+    try:
+        interrupts.install()
+        from pycni.cli.main import main
+
+        main()
+        raise AssertionError("it ends the process")
+    except SystemExit as end:
+        interrupts.ignore()
+        return end.code
+    except interrupts.Interrupted as error:
+        return _tell(error)
+
+
+def _tell(error: interrupts.Interrupted) -> int:
+    interrupts.ignore()
+    print(error, file=sys.stderr)
+    return error.status

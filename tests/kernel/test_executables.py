@@ -1,0 +1,96 @@
+"""Plugins as processes that are killed at any moment: whom they started goes with them.
+
+host-local is run by bridge as an executable of somebody else's would be: as a process of its own.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness import Host, Namespace, ip_json, nft_list
+from harness.ways import Way, notes
+from pycni.runtime import Network
+from pycni.runtime.errors import TimedOut
+
+Sandbox = Callable[[], Namespace]
+
+TRIES = int(os.environ.get("PYCNI_INTERRUPTS", "30"))
+
+# What bridge finds as its address plugin: pycni's own, but not to be recognised as such.
+WRAPPER = """#!/bin/sh
+sleep 0.0$(($$ % 10))
+{path} && sleep 0.0$(($$ % 10))
+"""
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> Path:
+    """Executables by `pycni install`, whose host-local is another program's child."""
+    folder = tmp_path / "bin"
+    install = [Path(sys.executable).parent / "pycni", "install", folder]
+    subprocess.run(install, check=True, stdout=subprocess.DEVNULL)
+    real = tmp_path / "real"
+    real.mkdir()
+    (folder / "host-local").rename(real / "host-local")
+    (folder / "host-local").write_text(WRAPPER.format(path=real / "host-local"))
+    (folder / "host-local").chmod(0o755)
+    return folder
+
+
+@pytest.fixture(params=["cold", "in process"])
+def network(request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugins: Path) -> Network:
+    """In process only host-local is a process."""
+    way = Way("cold", tmp_path, plugins)
+    bridge = {"type": "bridge", "bridge": "br0", "isGateway": True, "ipMasq": True}
+    found = way.network("n", {**bridge, "ipam": way.host_local("10.66.0.0/24")})
+    if request.param == "in process":
+        return Network(found.config, plugin_dirs=plugins, cache_dir=tmp_path / "cni")
+    return found
+
+
+def left(tmp_path: Path) -> list[object]:
+    """What is there of attachments."""
+    way = Way("", tmp_path, tmp_path)
+    elements = [e for e in nft_list() for kind in ("set", "map") if "elem" in e.get(kind, {})]
+    veths = [link["ifname"] for link in ip_json("link", "show", "type", "veth")]
+    return [*way.leases("n"), *way.cached(), *elements, *veths, *notes()]
+
+
+def of_this_process() -> tuple[int, int]:
+    """How many descriptors and children it has; those that have ended count."""
+    gc.collect()
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return len(os.listdir("/proc/self/fd")), len(children)
+
+
+def test_time_outs_at_many_moments(network: Network, sandbox: Sandbox, tmp_path: Path) -> None:
+    box = sandbox()
+    begin = time.monotonic()
+    network.add("c", box.path)
+    took = time.monotonic() - begin
+    network.delete("c")
+    before = of_this_process()
+    timed_out = 0
+    for _ in range(TRIES):
+        try:
+            network.add("c", box.path, timeout=random.uniform(0.005, took))
+        except TimedOut as error:
+            timed_out += 1
+            if "not all could be undone" not in error.details:
+                assert left(tmp_path) == [], error.details
+        network.delete("c")
+        assert left(tmp_path) == []
+    assert timed_out
+    descriptors, children = of_this_process()
+    assert descriptors <= before[0]
+    assert children <= before[1]
+    assert list(tmp_path.rglob("*.new*")) == []
