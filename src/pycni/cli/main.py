@@ -85,12 +85,12 @@ class Commands(click.Group):
             from pycni.cli.output import report, tell
 
             interrupted = Interrupted(SIGINT) if isinstance(error, click.Abort) else cause_of(error)
-            if interrupted is None:
-                report(error)
-                status = 1
-            else:
+            if interrupted is not None:
                 tell(str(interrupted).replace("\n", " "))
                 status = interrupted.status
+            elif isinstance(error, Exception):
+                report(error)
+                status = 1
         sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -49,7 +49,7 @@ def printable(text: str) -> str:
     )
 
 
-def report(error: BaseException) -> None:
+def report(error: Exception) -> None:
     """Tell an error on stderr. What is not foreseen gets its place, and no traceback."""
     if isinstance(error, SeveralErrors):
         for one in error.errors:
