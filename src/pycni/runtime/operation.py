@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Generic, TypeVar
 
 from pycni.runtime.call import Cancellation, checked
+from pycni.spec.errors import is_shortage, short_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -110,6 +111,8 @@ class Operation(Generic[T]):
             self.value = self._work(self._options)
         except BaseException as error:  # noqa: BLE001 - raised where the operation was asked for
             self.error = error
+            if isinstance(error, OSError) and is_shortage(error):
+                self.error = short_of(error)  # wherever it comes, as when a module is loaded
         finally:
             _mine.is_own = was_own
             self._cancellation.close()

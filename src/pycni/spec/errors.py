@@ -86,6 +86,25 @@ def _restored(
     return error
 
 
+def is_shortage(error: BaseException | None) -> bool:
+    """Whether an error comes of a shortage: it says nothing of the thing that was looked at."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in SHORTAGES:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def short_of(error: OSError) -> CNIError:
+    """A shortage as an error (code 11)."""
+    where = f"{error.filename}: " if error.filename else ""
+    return CNIError(
+        TRY_AGAIN_LATER,
+        f"{where}{error.strerror}",
+        "this process, or the machine, has no more of that: see its limits (ulimit -n), try again",
+    )
+
+
 def invalid_config(message: str, details: str = "") -> CNIError:
     """A network configuration that breaks a rule (code 7)."""
     return CNIError(INVALID_CONFIG, message, details)

@@ -19,7 +19,7 @@ import posix
 from errno import EACCES, EPERM
 
 from pycni.spec.config import Attachment
-from pycni.spec.errors import DECODING_FAILURE, IO_FAILURE, CNIError
+from pycni.spec.errors import DECODING_FAILURE, IO_FAILURE, CNIError, is_shortage
 from pycni.spec.jsontext import JSONError, dumps, loads
 from pycni.spec.names import check_container_id, check_interface_name, check_network_name
 from pycni.spec.owner import Owner, tag_of
@@ -171,7 +171,9 @@ class ResultCache:
             return b""
         try:
             return read_file(path, own=True)
-        except OSError:
+        except OSError as error:
+            if is_shortage(error):
+                raise _failure("read", path, error) from error
             return b""
 
     def _require_access(self) -> None:

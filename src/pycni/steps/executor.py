@@ -13,7 +13,7 @@ from pycni.bundle import module
 from pycni.kernel import namespace
 from pycni.plan.plan import Plan
 from pycni.plan.steps import HOST, SANDBOX
-from pycni.spec.errors import TRY_AGAIN_LATER, CNIError
+from pycni.spec.errors import TRY_AGAIN_LATER, CNIError, is_shortage, short_of
 from pycni.spec.owner import Owners
 from pycni.steps import ownership
 from pycni.steps.context import Kernel
@@ -120,14 +120,21 @@ def give_up(undos: list[Undo], kernel: Kernel) -> None:
 
 
 def check(plan: Plan, kernel: Kernel) -> list[str]:
-    """How the kernel differs from a plan: a sentence for each difference."""
+    """How the kernel differs from a plan: a sentence for each difference.
+
+    Raises CNIError if it could not look.
+    """
     differences: list[str] = []
     for step in plan.steps:
         try:
             differences += handler(step.kind).check(step, kernel)
         except OSError as error:
+            if is_shortage(error):
+                raise translate(error) from error
             differences.append(translate(error).message)
         except CNIError as error:
+            if is_shortage(error):
+                raise
             differences.append(str(error))
     return differences
 
@@ -232,6 +239,8 @@ _handlers: dict[str, ModuleType] = {}
 
 def translate(error: OSError) -> CNIError:
     """The kernel's refusal as an error for people: what was asked, why not, what to do."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return short_of(error)  # without what can be had for files only
     from pycni.steps import refusals
 
     return refusals.translate(error)

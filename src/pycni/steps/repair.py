@@ -13,7 +13,7 @@ import time
 from pycni.kernel import link as links
 from pycni.plan.difference import FAILED, MENDED, Difference
 from pycni.plan.steps import HOST, SANDBOX, VethPair
-from pycni.spec.errors import CHECK_FAILED, CNIError
+from pycni.spec.errors import CHECK_FAILED, CNIError, is_shortage
 from pycni.spec.owner import tag_of
 from pycni.steps import ownership
 from pycni.steps.executor import handler, translate
@@ -137,7 +137,11 @@ def _look(step: Step, kernel: Kernel) -> list[str]:
         if more is not None:
             found += more(step, kernel)
     except (OSError, CNIError) as error:
-        return [str(error)]
+        if not is_shortage(error):
+            return [str(error)]
+        if isinstance(error, OSError):
+            raise translate(error) from error
+        raise
     return found
 
 
