@@ -20,6 +20,7 @@ from harness import Host, Namespace, ip_json, nft_list
 from harness.ways import Way, notes
 from pycni.runtime import Network
 from pycni.runtime.errors import TimedOut
+from pycni.spec.errors import CNIError
 
 Sandbox = Callable[[], Namespace]
 
@@ -94,3 +95,43 @@ def test_time_outs_at_many_moments(network: Network, sandbox: Sandbox, tmp_path:
     assert descriptors <= before[0]
     assert children <= before[1]
     assert list(tmp_path.rglob("*.new*")) == []
+
+
+def test_failed_calls_leave_nothing_in_this_process(
+    host: Host, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """PYCNI_FAILURES is how many; `make interrupts` tries more."""
+    plugins = tmp_path / "bin"
+    plugins.mkdir()
+    (plugins / "a").write_text("#!/bin/sh\n[ $CNI_COMMAND = DEL ] && exit\nsleep 60 & wait\n")
+    (plugins / "b").write_text("#!/bin/sh\n[ $CNI_COMMAND = DEL ] || exit 1\n")
+    for name in "ab":
+        (plugins / name).chmod(0o755)
+    networks = [
+        Way("cold", tmp_path, plugins).network(f"network-{name}", {"type": name}) for name in "ab"
+    ]
+    path = sandbox().path
+    in_process = Way("in process", tmp_path, plugins)
+    bridge = {"type": "bridge", "bridge": "br0", "ipam": in_process.host_local("10.66.0.0/24")}
+    networks.append(in_process.network("n", bridge))
+    networks[-1].add("c", path)
+    networks[-1].delete("c")
+
+    def fail(number: int) -> None:
+        network = networks[number % 3]
+        try:
+            network.add("c", path, timeout=0.001 * (number % 20))
+        except CNIError:
+            pass
+        network.delete("c")
+
+    for number in range(30):
+        fail(number)
+    before = of_this_process()
+    for number in range(int(os.environ.get("PYCNI_FAILURES", "300"))):
+        fail(number)
+    descriptors, children = of_this_process()
+    assert descriptors <= before[0]
+    assert children <= before[1]
+    assert list(tmp_path.rglob("*.new*")) == []
+    assert left(tmp_path) == []
