@@ -417,9 +417,11 @@ def test_an_add_that_is_ended_takes_back_what_it_did(
         while not log.read_text():
             time.sleep(0.01)
         process.send_signal(number)
-        assert process.wait() == 1
+        assert process.wait() == 128 + number
         assert process.stderr is not None
-        assert process.stderr.read().split() == [b"Aborted"]
+        word = "Interrupted" if number == signal.SIGINT else "Terminated"
+        left = "nothing of the attachment is left"
+        assert process.stderr.read().decode() == f"{word}: {left}\n"
     assert log.read_text().split() == ["ADD", "DEL"]
 
 
