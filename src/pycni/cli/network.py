@@ -130,7 +130,11 @@ def add(output: str, create_netns: bool, **given: Any) -> None:
             except BaseException as error:
                 if made:
                     namespaces.delete(os.path.basename(endpoint.path))
-                elif isinstance(error, CNIError) and not os.path.exists(endpoint.path):
+                elif (
+                    isinstance(error, CNIError)
+                    and not held.number
+                    and not os.path.exists(endpoint.path)
+                ):
                     hint = f"nothing is at {endpoint.path}: --create-netns makes a namespace there"
                     error.details = f"{hint}; {error.details}" if error.details else hint
                 raise
