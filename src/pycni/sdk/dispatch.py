@@ -103,7 +103,7 @@ def serve(
     except CNIError as error:
         return failure(error, version)
     except Exception as error:  # noqa: BLE001 - a fault of ours is an error object too
-        return failure(internal_error(error), version)
+        return failure(internal_error(error, plugin), version)
 
 
 def _print(result: Result, plugin: Plugin, request: Request) -> str:
@@ -146,10 +146,11 @@ def failure(error: CNIError, version: str = versions.CURRENT) -> Outcome:
     return Outcome(dumps(error.to_json(version), indent=4), 1)
 
 
-def internal_error(error: Exception) -> CNIError:
+def internal_error(error: Exception, plugin: Plugin | None = None) -> CNIError:
     """A fault of our own, told without a traceback but with the place it comes from.
 
-    So is what the system refuses where it hardly ever does, such as entering a namespace.
+    plugin: the one that was called, whose fault it is if it does not come with pycni. So is told
+    what the system refuses where it hardly ever does, such as entering a namespace.
     """
     where = "?"
     trace = error.__traceback__
@@ -161,11 +162,17 @@ def internal_error(error: Exception) -> CNIError:
         return CNIError(INVALID_ENVIRONMENT, f"{at}{error.strerror}", NEEDS_ROOT)
     if isinstance(error, OSError):
         return CNIError(IO_FAILURE, str(error), f"the system refused it at {where}")
+    whose = "in pycni" if plugin is None or is_pycnis(plugin) else f"of the plugin {plugin.type}"
     return CNIError(
         INTERNAL,
         f"internal error: {type(error).__name__}: {error}",
-        f"this is a fault in pycni at {where}; nothing is wrong with the configuration",
+        f"this is a fault {whose} at {where}; nothing is wrong with the configuration",
     )
+
+
+def is_pycnis(plugin: object) -> bool:
+    """Whether a plugin comes with pycni."""
+    return type(plugin).__module__.startswith("pycni.plugins.")
 
 
 def check_variables(environ: Mapping[str, str]) -> None:
