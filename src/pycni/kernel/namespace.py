@@ -30,6 +30,7 @@ NAMED = "/run/netns"  # where `ip netns` keeps them
 OWN = "/proc/thread-self/ns/net"
 
 CLONE_NEWNET = 0x40000000  # linux/sched.h
+CLONE_FS = 0x200
 _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 _RTM_NEWNSID = 88  # linux/rtnetlink.h
 _RTM_GETNSID = 90
@@ -227,6 +228,19 @@ def from_fd(fd: int) -> Namespace:
 def current() -> Namespace:
     """The calling thread's namespace."""
     return open_path(OWN)
+
+
+def bring_back(home: Namespace) -> None:
+    """Have the calling thread, which others moved, in its namespace again."""
+    try:
+        setns(home.fd, CLONE_NEWNET)
+    except OSError:
+        _go_home(home.fd)
+
+
+def leave_shared_directory() -> None:
+    """Give the calling thread a working directory and umask of its own until it ends."""
+    unshare(CLONE_FS)
 
 
 def create() -> Namespace:

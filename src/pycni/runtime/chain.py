@@ -56,7 +56,7 @@ class Chain(Record):
         # All must be there before the first does anything.
         found = [self.find(plugin, "ADD") for plugin in self.config.plugins]
         owner = self._owner(endpoint)
-        earlier = Earlier(owner, endpoint, self.cache, self.engine.own(found[0]))
+        earlier = Earlier(owner, endpoint, self.cache, self.engine.pycnis(found[0]))
         result: Result | None = None
         called = 0
         try:
@@ -258,7 +258,10 @@ class Chain(Record):
     def find(self, plugin: PluginConfig, command: str) -> Found:
         """The plugin to call. Raises PluginError if there is none."""
         try:
-            return self.engine.find(plugin.type)
+            found = self.engine.find(plugin.type)
+            if command == "ADD":
+                self.engine.require_sound(found)
+            return found
         except CNIError as error:
             raise _told(error, plugin, command) from error
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 from pycni.runtime.call import environment
+from pycni.runtime.foreign import Foreign, guarded
 from pycni.sdk.delegate import process_environ, read_answer
 from pycni.sdk.dispatch import internal_error, perform
 from pycni.sdk.execute import did_you_mean, execute, find_plugin
@@ -60,7 +61,7 @@ class Engine:
             raise ValueError(f"no engine {kind!r}: expected 'auto' or 'exec'")
         self.directories = directories
         self.in_process = kind == "auto"
-        self._callers = resolve or _none
+        self._resolve_own = resolve
 
     def find(self, plugin_type: str) -> Found:
         """The plugin of a type. Raises CNIError if there is none."""
@@ -77,6 +78,20 @@ class Engine:
         if plugin is None:
             raise _missing(plugin_type)
         return Found(plugin_type, "", plugin)
+
+    def _callers(self, plugin_type: str) -> Plugin | None:
+        """The caller's own plugin of a type, guarded. Raises CNIError if `resolve` fails."""
+        if self._resolve_own is None:
+            return None
+        try:
+            plugin = self._resolve_own(plugin_type)
+        except Exception as error:
+            raise CNIError(
+                INVALID_CONFIG,
+                f'resolve("{plugin_type}") raised {type(error).__name__}: {error}',
+                "expected a plugin object, or None for a type that is looked for as usual",
+            ) from error
+        return None if plugin is None else guarded(plugin, plugin_type)
 
     def _resolve(self, name: str) -> Plugin | None:
         """The same for plugins that delegate: `name` is an executable's path, or a type where there
@@ -110,6 +125,16 @@ class Engine:
         if request.command != "ADD":
             return None
         return in_version(read_answer(output, request.version), request.version)
+
+    def require_sound(self, found: Found) -> None:
+        """Raise a CNIError for an object of the caller's that cannot be a plugin."""
+        if isinstance(found.plugin, Foreign):
+            found.plugin.require_sound()
+
+    def pycnis(self, found: Found) -> Plugin | None:
+        """The same as `own`, for plugins that come with pycni only."""
+        plugin = self.own(found)
+        return None if isinstance(plugin, Foreign) else plugin
 
     def own(self, found: Found) -> Plugin | None:
         """The object of a plugin that can be had in this process, whatever the engine's kind."""
@@ -175,10 +200,6 @@ def in_version(result: Result, version: str) -> Result:
     if family_of(version) is FAMILIES[-1]:  # these can say everything
         return result.replace(cni_version=version)
     return decode_result(encode_result(result, version), version)
-
-
-def _none(_: str) -> None:
-    return None
 
 
 def _ours(path: str) -> Plugin | None:

@@ -79,6 +79,7 @@ class Network:
         "auto" calls those found there that are pycni's own in this process and runs the others,
         "exec" runs all as processes. cache_dir: what is attached is noted below it. resolve: plugin
         objects of your own, by type, which "auto" takes before all others; None for no such type.
+        What they return, raise and change is looked at: see `pycni.runtime.foreign`.
         """
         self.config = config
         self.skipped: tuple[ConfigError, ...] = ()

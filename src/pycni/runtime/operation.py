@@ -69,6 +69,11 @@ def is_own_thread() -> bool:
     return getattr(_mine, "is_own", False)
 
 
+def is_in_new_thread() -> bool:
+    """The same, but for one that the system had no thread for: that runs in the caller's."""
+    return getattr(_mine, "is_new", False)
+
+
 class Operation(Generic[T]):
     """One operation: `value` or `error` once it is over.
 
@@ -98,15 +103,17 @@ class Operation(Generic[T]):
         """Begin, in a new thread; in the calling one if the system has no thread to give."""
         run = contextvars.copy_context().run
         try:
-            _start_thread(run, (self._run,))
+            _start_thread(run, (self._run, True))
         except RuntimeError:
             run(self._run)
 
-    def _run(self) -> None:
+    def _run(self, in_new_thread: bool = False) -> None:
         if not self._begun.acquire(blocking=False):
             return
         was_own = is_own_thread()
         _mine.is_own = True
+        if in_new_thread:
+            _mine.is_new = True
         try:
             self.value = self._work(self._options)
         except BaseException as error:  # noqa: BLE001 - raised where the operation was asked for
