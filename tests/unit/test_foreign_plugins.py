@@ -18,7 +18,7 @@ from typing import Any, cast
 import pytest
 
 from pycni.plugins import loopback
-from pycni.runtime import Endpoint, Network, PluginError, operation
+from pycni.runtime import Endpoint, Network, PluginError, SeveralErrors, operation
 from pycni.runtime.aio import AsyncNetwork
 from pycni.runtime.engine import Engine
 from pycni.sdk import Plugin, Request, Result
@@ -686,3 +686,92 @@ def test_pycnis_own_plugins_are_called_as_they_are() -> None:
     own = loopback.plugin
     assert Engine().find("loopback").plugin is own
     assert Engine(resolve={"mine": own}.get).find("mine").plugin is own
+
+
+# --- who is told before each call --------------------------------------------------------------
+
+
+class Told(Exception):
+    pass
+
+
+class Observer:
+    """Raises at the calls that it is told to."""
+
+    def __init__(self, *at: tuple[str, str]) -> None:
+        self.at = at
+        self.errors: list[BaseException] = []
+        self.make: Callable[[str], BaseException] = Told
+
+    def __call__(self, command: str, kind: str) -> None:
+        if (command, kind) in self.at:
+            self.errors.append(self.make(f"{command} {kind}"))
+            raise self.errors[-1]
+
+
+@pytest.mark.parametrize("make", [Told, SystemExit, KeyboardInterrupt, lambda m: CNIError(7, m)])
+def test_an_add_that_is_not_to_go_on(tmp_path: Path, make: Callable[[str], BaseException]) -> None:
+    observer = Observer(("ADD", "last"))
+    observer.make = make
+    mine = Recorder()
+    program = Program(tmp_path, mine, on_call=observer)
+    with pytest.raises(BaseException) as caught:  # noqa: PT011 - it is the very one
+        program.add()
+    assert caught.value is observer.errors[0]
+    assert program.first.calls == mine.calls == ["ADD", "DEL"]
+    assert program.network.attachments() == []
+
+
+@pytest.mark.parametrize("make", [Told, SystemExit, lambda m: CNIError(7, m)])
+@pytest.mark.parametrize("command", ["DEL", "GC"])
+def test_others_are_called_whoever_is_told(
+    tmp_path: Path, command: str, make: Callable[[str], BaseException]
+) -> None:
+    observer = Observer((command, "mine"), (command, "last"))
+    observer.make = make
+    mine = Recorder()
+    program = Program(tmp_path, mine, on_call=observer)
+    program.add()
+    with pytest.raises(BaseException) as caught:  # noqa: PT011 - it is the very one
+        perform(program.network, command)
+    assert caught.value is observer.errors[0]
+    assert program.first.calls[-1] == mine.calls[-1] == program.last.calls[-1] == command
+    assert len(program.network.attachments()) == (command == "GC")
+
+
+def test_gc_deletes_all_that_is_stale_whoever_is_told(tmp_path: Path) -> None:
+    observer = Observer(("DEL", "last"))
+    program = Program(tmp_path, Recorder(), on_call=observer)
+    for name in ("a", "b"):
+        program.network.add(name, BOX[1])
+    with pytest.raises(Told) as caught:
+        program.network.gc([])
+    assert caught.value in observer.errors
+    assert program.network.attachments() == []
+    assert program.first.calls == ["ADD", "ADD", "DEL", "DEL", "GC"]
+
+
+def test_undo_goes_on_whoever_is_told(tmp_path: Path) -> None:
+    def fail(request: Request) -> Any:
+        raise CNIError(123, "no more of them")
+
+    observer = Observer(("DEL", "mine"))
+    mine = Doing(fail, "ADD")
+    program = Program(tmp_path, mine, on_call=observer)
+    with pytest.raises(Told) as caught:
+        program.add()
+    assert isinstance(caught.value.__context__, PluginError)
+    assert program.first.calls == mine.calls == ["ADD", "DEL"]
+
+
+def test_a_plugins_failure_beside_is_not_lost(tmp_path: Path) -> None:
+    def fail(request: Request) -> Any:
+        raise CNIError(123, "no more of them")
+
+    program = Program(tmp_path, Doing(fail, "DEL"), on_call=Observer(("DEL", "last")))
+    program.add()
+    with pytest.raises(Told) as caught:
+        program.network.delete(*BOX)
+    assert isinstance(caught.value.__context__, PluginError)
+    assert not isinstance(caught.value.__context__, SeveralErrors)
+    assert len(program.network.attachments()) == 1

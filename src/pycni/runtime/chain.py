@@ -15,6 +15,7 @@ from pycni.runtime.earlier import Earlier
 from pycni.runtime.endpoint import Endpoint, cni_args, pairs
 from pycni.runtime.errors import Canceled, PluginError, one_error
 from pycni.runtime.locks import ProcessLock
+from pycni.runtime.telling import Telling
 from pycni.sdk.request import Request
 from pycni.spec import versions
 from pycni.spec.config import LEGACY_ATTACHMENTS, VALID_ATTACHMENTS, ipam_type
@@ -77,6 +78,11 @@ class Chain(Record):
         return result
 
     def delete(self, endpoint: Endpoint, options: Options) -> None:
+        """Detach, see `_detach`. What `on_call` raises, it raises in the end."""
+        with Telling(self.on_call) as on_call:
+            self.replace(on_call=on_call)._detach(endpoint, options)
+
+    def _detach(self, endpoint: Endpoint, options: Options) -> None:
         """Detach, by the configuration of the ADD. Raises CNIError, after having tried everything.
 
         While something may still name the addresses, they are not released: once a plugin that is
@@ -150,7 +156,16 @@ class Chain(Record):
     def collect(
         self, stale: Sequence[Endpoint], living: set[tuple[str, str]], options: Options
     ) -> None:
-        """GC: delete what is stale, then have the plugins look for themselves. Raises CNIError."""
+        """GC: delete what is stale, then have the plugins look for themselves. Raises CNIError.
+
+        What `on_call` raises, it raises in the end.
+        """
+        with Telling(self.on_call) as on_call:
+            self.replace(on_call=on_call)._collect(stale, living, options)
+
+    def _collect(
+        self, stale: Sequence[Endpoint], living: set[tuple[str, str]], options: Options
+    ) -> None:
         errors = self._delete_stale(stale, options) if stale else []
         if self.config.at_least(versions.SINCE["GC"]):
             keep = [{"containerID": name, "ifname": ifname} for name, ifname in sorted(living)]
@@ -297,7 +312,16 @@ class Chain(Record):
     def _undo(
         self, called: int, result: Result | None, endpoint: Endpoint, options: Options
     ) -> list[CNIError]:
-        """Take back what the first plugins did, in reverse. Returns what failed."""
+        """Take back what the first plugins did, in reverse. Returns what failed.
+
+        What `on_call` raises, it raises in the end.
+        """
+        with Telling(self.on_call) as on_call:
+            return self.replace(on_call=on_call)._take_back(called, result, endpoint, options)
+
+    def _take_back(
+        self, called: int, result: Result | None, endpoint: Endpoint, options: Options
+    ) -> list[CNIError]:
         patient: Options = {**options, "cancel": None, "timeout": UNDO_TIMEOUT}
         previous = result if self._hands_result_to_delete else None
         errors: list[CNIError] = []

@@ -61,6 +61,7 @@ class Network:
 
     config: its configuration; skipped: files that were in the way of finding it and could not be
     used; on_call: called with the operation and the plugin's type before each call of a plugin.
+    What that raises, the operation raises: an ADD is undone, DEL, GC and undo go on before.
     """
 
     def __init__(
