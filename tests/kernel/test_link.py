@@ -102,7 +102,12 @@ def test_altname(netlink: NetlinkSocket) -> None:
     long = "a-name-of-more-than-fifteen-characters"
     ip("link", "add", "br0", "type", "bridge")
     ip("link", "property", "add", "dev", "br0", "altname", long, "altname", "short")
-    assert link.get(netlink, long).name == link.get(netlink, "short").name == "br0"
+    for name in (long, "short"):
+        assert link.get(netlink, name, altnames=True).name == "br0"
+        assert link.find(netlink, name) is None
+        with pytest.raises(NetlinkError, match="it is an alternative name of br0") as caught:
+            link.get(netlink, name)
+        assert f"ip link property del dev br0 altname {name}" in caught.value.way_out
     netlink.request(link.update(long, mtu=1300))
     assert shown("br0")["mtu"] == 1300
 

@@ -1,7 +1,9 @@
 """Links: what `ip link` and `bridge vlan` do.
 
 Reading takes a socket; everything that changes a link is a request to be sent, alone or in a
-batch. A link is named by its index, its name (or altname), or a `Link` read before. Formats:
+batch. A link is named by its index, its name, or a `Link` read before. The kernel takes an
+alternative name for a name, and anybody in a namespace can give those: what is read by a name has
+that name, and what is not made in the same breath is changed by its index. Formats:
 include/uapi/linux/if_link.h, if_bridge.h, veth.h. Errors: `NetlinkError`, ENODEV for a link that
 is not there. Used by the executor of plans and by plugins that look at the host.
 """
@@ -254,19 +256,36 @@ class NewLink(Request):
 # --- reading -------------------------------------------------------------------------------
 
 
-def get(netlink: NetlinkSocket, target: int | str) -> Link:
-    """The link with an index, a name or an altname. Raises NetlinkError (ENODEV)."""
-    return _read(netlink.request(_get_request(target)), target)
+def get(netlink: NetlinkSocket, target: int | str, *, altnames: bool = False) -> Link:
+    """The link with an index or a name. Raises NetlinkError (ENODEV).
+
+    altnames: also one that has the name as an alternative, for what people name on the host.
+    """
+    found = _read(netlink.request(_get_request(target)), target)
+    if altnames or target in (found.index, found.name):
+        return found
+    reason = f"it is an alternative name of {found.name}"
+    error = NetlinkError(errno.ENODEV, reason, f"get link {_label(target)}")
+    error.way_out = drop_altname(found, str(target))
+    raise error
 
 
-def find(netlink: NetlinkSocket, target: int | str) -> Link | None:
+def find(netlink: NetlinkSocket, target: int | str, *, altnames: bool = False) -> Link | None:
     """Like `get`, but None if there is no such link."""
     try:
-        return get(netlink, target)
+        return get(netlink, target, altnames=altnames)
     except NetlinkError as error:
         if error.errno == errno.ENODEV:
             return None
         raise
+
+
+def drop_altname(holder: Link, name: str) -> str:
+    """What to do where a link keeps others from a name by having it as an alternative."""
+    return (
+        "Linux gives no other interface that name: take it off, with "
+        f"ip link property del dev {holder.name} altname {name}"
+    )
 
 
 def dump(netlink: NetlinkSocket, master: int = 0) -> list[Link]:

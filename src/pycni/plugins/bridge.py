@@ -193,7 +193,7 @@ class BridgePlugin(InterfacePlugin):
         return network.replace(ips=ips, routes=routes)
 
     def ready(self, config: BridgeConfig, kernel: Kernel) -> None:
-        found = kernel.host.find(config.bridge)
+        found = kernel.host.find(config.bridge, altnames=True)
         if found is not None and found.kind != "bridge":
             raise CNIError(
                 UNAVAILABLE,

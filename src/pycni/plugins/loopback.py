@@ -97,7 +97,9 @@ class Loopback(Plugin):
                 ownership.forget(kernel)
                 return
             try:
-                kernel.sandbox.request(links.update(LO, up=False))
+                lo = kernel.sandbox.find(LO)
+                if lo is not None:
+                    kernel.sandbox.request(links.update(lo, up=False))
             except OSError as error:
                 raise translate(error) from error
             ownership.forget(kernel)
@@ -107,14 +109,14 @@ def _set_up(kernel: Kernel, lo: Link) -> list[Address]:
     """Set lo up and return the addresses it has then; if that fails, it is as it was."""
     sandbox = kernel.site("sandbox")
     try:
-        sandbox.request(links.update(LO, up=True))
+        sandbox.request(links.update(lo, up=True))
         found = addresses.dump(sandbox.netlink, lo.index)
         ownership.note(kernel, Plan())
         return found
     except (OSError, CNIError):
         if not lo.is_up:
             try:
-                sandbox.request(links.update(LO, up=False))
+                sandbox.request(links.update(lo, up=False))
             except OSError:
                 pass  # the failure that led here is the one to tell
         raise

@@ -8,7 +8,7 @@ fails. An MTU that it gives the interface is in the result, and so belongs to th
 from __future__ import annotations
 
 from pycni.plan.plan import Plan
-from pycni.plan.steps import SANDBOX
+from pycni.plan.steps import HOST, SANDBOX
 from pycni.sdk.addressing import mtu_told
 from pycni.sdk.ipam import Allocation, needs_link
 from pycni.sdk.planned import PlannedPlugin, own_part
@@ -130,7 +130,7 @@ def report(kernel: Kernel, request: Request, plan: Plan, network: Result) -> Res
         mac, mtu = "", 0
         if reported.in_kernel:
             try:
-                mac = site.known(reported.name).mac
+                mac = site.known(reported.name, altnames=reported.where == HOST).mac
             except OSError as error:
                 raise executor.translate(error) from error
         if reported.where == SANDBOX and reported.name == request.ifname:

@@ -8,6 +8,7 @@ left behind that outlive an interface, repair makes again what is missing of it.
 from __future__ import annotations
 
 from pycni.plan.plan import Plan
+from pycni.plan.steps import HOST
 from pycni.sdk.ipam import delegate_ipam, have_ipam, needs_link
 from pycni.sdk.plugin import Plugin
 from pycni.sdk.sandbox import find_sandbox, open_sandbox, plugin_type, without_others
@@ -243,7 +244,7 @@ def check_interfaces(kernel: Kernel, plan: Plan, previous: Result) -> list[str]:
         if not reported.in_kernel:
             continue
         site = kernel.site(reported.where)
-        link = site.find(reported.name)
+        link = site.find(reported.name, altnames=reported.where == HOST)
         if link is None:
             differences.append(f"interface {reported.name} is missing in the {reported.where}")
             continue

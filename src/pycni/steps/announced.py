@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def apply(step: Announced, kernel: Kernel) -> None:
     site = kernel.site(step.where)
-    site.request(links.update(step.link, mac=site.link(step.link).mac))
+    found = site.link(step.link)
+    site.request(links.update(found, mac=found.mac))
 
 
 def check(step: Announced, kernel: Kernel) -> list[str]:

@@ -24,7 +24,7 @@ BRIDGE_ALIAS = "made by pycni"
 
 def apply(step: Bridge, kernel: Kernel) -> Undo | None:
     host = kernel.host
-    found = host.find(step.name)
+    found = host.find(step.name, altnames=True)
     made = False
     if found is None:
         found, made = _create(step, kernel)
@@ -46,7 +46,7 @@ def apply(step: Bridge, kernel: Kernel) -> Undo | None:
         if before not in ("", "0"):
             from pycni.steps import router_advertisements
 
-            router_advertisements.restore(host, step.name, before)
+            router_advertisements.restore(host, found.name, before)
         if changes:
             up = None if found.is_up else False
             promiscuous_too = False if promiscuous else None
@@ -59,7 +59,7 @@ def apply(step: Bridge, kernel: Kernel) -> Undo | None:
             # What is a LAN of the host's as well keeps its own: the host may need its router.
             ours = made or found.alias == BRIDGE_ALIAS
             if ours or not router_advertisements.has_other_ports(host, found):
-                before = router_advertisements.refuse(host, step.name)
+                before = router_advertisements.refuse(host, found.name)
         if changes:
             alias = BRIDGE_ALIAS if made else None
             change = links.update(found, up=True, promiscuous=promiscuous or None, alias=alias)
@@ -71,7 +71,7 @@ def apply(step: Bridge, kernel: Kernel) -> Undo | None:
 
 
 def check(step: Bridge, kernel: Kernel) -> list[str]:
-    found = kernel.host.find(step.name)
+    found = kernel.host.find(step.name, altnames=True)
     if found is None:
         return [f"bridge {step.name} is missing"]
     if found.kind != "bridge":
@@ -88,9 +88,9 @@ def check(step: Bridge, kernel: Kernel) -> list[str]:
 
 def repair(step: Bridge, kernel: Kernel) -> None:
     apply(step, kernel)
-    found = kernel.host.link(step.name)
+    found = kernel.host.link(step.name, altnames=True)
     if step.vlan_filtering and not found.vlan_filtering:
-        made = links.bridge(step.name, vlan_filtering=True)
+        made = links.bridge(found.name, vlan_filtering=True)
         # The same message changes a link that is there, if it may not make one.
         kernel.host.request(Request(made.kind, 0, made.body, f"set link {step.name}: filter VLANs"))
 

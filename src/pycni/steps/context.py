@@ -84,18 +84,22 @@ class Site:
         """The namespace, if it is the host's, which is worked in again."""
         return self.namespace if self._home is None else None
 
-    def link(self, name: str | int) -> Link:
-        """An interface by name or index, as it is now. Raises NetlinkError (ENODEV)."""
-        return self.remember(link.get(self.netlink, name))
+    def link(self, name: str | int, *, altnames: bool = False) -> Link:
+        """An interface by name or index, as it is now. Raises NetlinkError (ENODEV).
 
-    def find(self, name: str | int) -> Link | None:
+        altnames: here and below, also by an alternative name. That is for what a configuration
+        names and nobody decides by whose it is: bridges, masters, devices.
+        """
+        return self.remember(link.get(self.netlink, name, altnames=altnames))
+
+    def find(self, name: str | int, *, altnames: bool = False) -> Link | None:
         """An interface by name or index as it is now, None if there is none."""
-        found = link.find(self.netlink, name)
+        found = link.find(self.netlink, name, altnames=altnames)
         return None if found is None else self.remember(found)
 
-    def known(self, name: str) -> Link:
+    def known(self, name: str, *, altnames: bool = False) -> Link:
         """An interface as this request last saw it: good for what does not change in between."""
-        return self._known.get(name) or self.link(name)
+        return self._known.get(name) or self.link(name, altnames=altnames)
 
     def remember(self, seen: Link) -> Link:
         """Note an interface for `known`; returns it."""
@@ -116,8 +120,11 @@ class Site:
 
     def discard(self, target: Link | str) -> None:
         """Delete an interface; one that has gone already is no error. Raises NetlinkError."""
+        found = self.find(target) if isinstance(target, str) else target
+        if found is None:
+            return
         try:
-            self.request(link.delete(target))
+            self.request(link.delete(found))
         except NetlinkError as error:
             if error.errno != errno.ENODEV:
                 raise

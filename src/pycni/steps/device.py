@@ -27,7 +27,7 @@ USERSPACE_DRIVERS = ("vfio-pci", "uio_pci_generic", "igb_uio")
 def locate(site: Site, device: Device) -> Link:
     """The device's interface. Raises CNIError (code 7) that says where it was looked for."""
     if device.name:
-        found = site.find(device.name)
+        found = site.find(device.name, altnames=True)
         reason = f"there is no interface {device.name}"
     elif device.mac:
         found = _with_mac(site, device.mac)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def apply(step: GatewayAddress, kernel: Kernel) -> Undo | None:
     host = kernel.host
-    link = host.known(step.link)
+    link = host.known(step.link, altnames=True)
     present = _present(step, link, host)
     missing = [address for address in step.addresses if address not in present]
     if not missing:
@@ -67,7 +67,7 @@ def apply(step: GatewayAddress, kernel: Kernel) -> Undo | None:
 
 def check(step: GatewayAddress, kernel: Kernel) -> list[str]:
     host = kernel.host
-    link = host.find(step.link)
+    link = host.find(step.link, altnames=True)
     present = _present(step, link, host) if link is not None else []
     differences = [
         f"gateway address {address} is missing on {step.link}"
@@ -86,7 +86,7 @@ def check(step: GatewayAddress, kernel: Kernel) -> list[str]:
 def repair(step: GatewayAddress, kernel: Kernel) -> None:
     """Add what is missing, beside conflicting addresses: others that are attached rely on those."""
     host = kernel.host
-    link = host.link(step.link)
+    link = host.link(step.link, altnames=True)
     present = _present(step, link, host)
     missing = [address for address in step.addresses if address not in present]
     conflicts = [found for found in present if _conflicts(found, step.addresses)]
@@ -101,7 +101,7 @@ def repair(step: GatewayAddress, kernel: Kernel) -> None:
     ):
         # Whoever flushed the addresses took this one too, without which nobody finds neighbours.
         # The kernel makes it when the way of making it is set to another than it was.
-        key = f"net/ipv6/conf/{step.link}/addr_gen_mode"
+        key = f"net/ipv6/conf/{link.name}/addr_gen_mode"
         mode = host.write_sysctl(key, "1")
         host.write_sysctl(key, mode if mode != "1" else "0")
 

@@ -78,7 +78,7 @@ def collect(kernel: Kernel, _owners: Owners) -> None:
     def is_gone(bridge: str) -> bool:
         if bridge not in gone:
             found = host.find(bridge)
-            gone[bridge] = found is None or found.name != bridge or found.kind not in _KINDS
+            gone[bridge] = found is None or found.kind not in _KINDS
         return gone[bridge]
 
     netfilter.update(
@@ -111,7 +111,7 @@ def no_bridge(name: str, policy: str, reason: str) -> CNIError:
 
 def _named(step: IngressPolicy, kernel: Kernel) -> IngressPolicy:
     """The step with the name that the kernel has for its bridge. Raises CNIError (code 7)."""
-    found = kernel.host.find(step.bridge)
+    found = kernel.host.find(step.bridge, altnames=True)
     reason = (
         "the host has no such interface"
         if found is None

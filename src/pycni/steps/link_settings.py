@@ -59,9 +59,10 @@ def is_promiscuous(link: Link) -> bool:
 
 
 def _set(step: LinkSettings, kernel: Kernel) -> None:
-    kernel.site(step.where).request(
+    site = kernel.site(step.where)
+    site.request(
         links.update(
-            step.link,
+            site.index(step.link),
             mac=step.mac or None,
             mtu=step.mtu or None,
             promiscuous=step.promiscuous,

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 def apply(step: LinkUp, kernel: Kernel) -> None:
     site = kernel.site(step.where)
-    up = links.update(step.link, up=True)
+    link = site.known(step.link)
+    up = links.update(link, up=True)
     if step.link_local:
         site.request(up)
         return
     try:
-        site.request(links.no_link_local(step.link), up)
+        site.request(links.no_link_local(link), up)
     except NetlinkError as error:
         if error.errno != errno.EAFNOSUPPORT or 1 not in error.done:  # there is no IPv6
             raise

@@ -196,14 +196,13 @@ def _is_noted(link: Link, kernel: Kernel) -> bool:
 
 
 def _give_back(found: Link | Marks, own: str, site: Site, host: Site) -> None:
-    holder = host.find(own)
+    holder = host.find(own, altnames=True)
     if holder is not None:
         raise CNIError(
             ALREADY_EXISTS,
             f'failed to move "{own}" to hostNS: file exists',
-            f"the host has another interface {own} (index {holder.index}) meanwhile; rename that "
-            f"one. Until then the device stays {found.name} in "
-            f"{site.path or 'the host'}",
+            f"{own_device.name_taken(holder, own)}. "
+            f"Until then the device stays {found.name} in {site.path or 'the host'}",
         )
     netns = None if site is host else host.namespace.fd
     names = found.altnames if isinstance(found, marks.Marks) else ()

@@ -25,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pycni.kernel.link import Link
     from pycni.kernel.marks import Marks
     from pycni.kernel.netlink.codec import Request
     from pycni.steps.context import Kernel
@@ -106,6 +107,16 @@ def find_on_host(host: Site, device: OwnDevice) -> Marks | None:
     return None
 
 
+def name_taken(holder: Link, name: str) -> str:
+    """That the host has another interface of a device's name by now, and what to do."""
+    if holder.name != name:
+        hint = links.drop_altname(holder, name)
+        return f"{name} is an alternative name of {holder.name} by now; {hint}"
+    return (
+        f"the host has another interface {name} (index {holder.index}) meanwhile; rename that one"
+    )
+
+
 def came_from_host(kernel: Kernel, found: Marks) -> bool:
     """Whether a link of the sandbox of which nothing is noted can be a device of the host.
 
@@ -165,13 +176,13 @@ def _far_end(kernel: Kernel, device: OwnDevice) -> int | None:
 
 def _move_home(device: OwnDevice, found: Marks, sandbox: Site, host: Site) -> None:
     """Move the device to the host. Raises CNIError, NetlinkError; then it is where it was."""
-    holder = host.find(device.name)
+    holder = host.find(device.name, altnames=True)
     if holder is not None:
         raise CNIError(
             ALREADY_EXISTS,
             f'failed to move "{device.name}" to hostNS: file exists',
-            f"the host has another interface {device.name} (index {holder.index}) meanwhile; "
-            f"rename that one. Until then the device stays {found.name} in {sandbox.path}",
+            f"{name_taken(holder, device.name)}. "
+            f"Until then the device stays {found.name} in {sandbox.path}",
         )
     foreign = [name for name in found.altnames if name not in device.altnames]
     try:
@@ -221,13 +232,12 @@ def _restore(device: OwnDevice, home: Marks, host: Site) -> None:
         if name not in device.altnames:
             host.request(marks.delete_altname(home.index, name))
     if home.name != device.name:
-        holder = host.find(device.name)
+        holder = host.find(device.name, altnames=True)
         if holder is not None and holder.index != home.index:
             raise CNIError(
                 ALREADY_EXISTS,
                 f'failed to rename "{home.name}" to "{device.name}": file exists',
-                f"the host has another interface {device.name} (index {holder.index}) meanwhile; "
-                f"rename that one. Until then the device is {home.name}",
+                f"{name_taken(holder, device.name)}. Until then the device is {home.name}",
             )
         host.request(
             links.update(home.index, up=False),

@@ -191,7 +191,7 @@ def own_link(kernel: Kernel, name: str) -> Link | None:
             return known
     # Nothing is noted, or the reference's plugins have taken its place: DEL and ADD by them.
     found = sandbox.find(name)
-    if found is None or found.name != name:  # names are unique, altnames are anybody's
+    if found is None:
         return None
     return found if claim is None or _is_own(found, kernel, claim) else None
 
@@ -454,6 +454,6 @@ def _chained_link(claim: Claim, sandbox: Site) -> list[OwnLink]:
     """
     name = claim.owner.ifname
     found = None if claim.previous() is None else sandbox.find(name)
-    if found is None or found.name != name:
+    if found is None:
         return []
     return [OwnLink(FOUND, name, found.index)]

@@ -150,7 +150,7 @@ def release(netfilter: NetfilterSocket, wanted: Callable[[str], bool], tag: str)
 def _ports(step: PortIsolation, kernel: Kernel) -> list[Link]:
     """Those of the links that are ports of the bridge."""
     host = kernel.host
-    bridge = host.find(step.bridge)
+    bridge = host.find(step.bridge, altnames=True)
     found = [host.find(name) for name in step.links if name != step.bridge]
     return [
         port

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def apply(step: PortRunning, kernel: Kernel) -> None:
     deadline = time.monotonic() + step.timeout_ms / 1000
     try:
-        links.wait_running(kernel.host.netlink, step.link, deadline)
+        links.wait_running(kernel.host.netlink, kernel.host.index(step.link), deadline)
     except NetlinkError as error:
         if error.errno != errno.ETIMEDOUT:
             raise

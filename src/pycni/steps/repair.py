@@ -194,7 +194,8 @@ def _differing(step: Step, kernel: Kernel, macs: Macs) -> list[tuple[str, links.
     found = []
     for where, name in _names(step):
         mac = macs.get((where, name), "")
-        link = kernel.site(where).find(name) if mac else None
+        altnames = step.kind in _SHARED
+        link = kernel.site(where).find(name, altnames=altnames) if mac else None
         if link is not None and link.mac != mac:
             found.append((where, link, mac))
     return found

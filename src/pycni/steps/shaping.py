@@ -307,8 +307,8 @@ def _create_ifb(step: Shaping, host: Site, outer: Link) -> Link:
     except NetlinkError as error:
         if error.errno != errno.EEXIST:
             raise
-    taken = host.find(first)
-    ours = taken is None or _tag(taken) == step.owner.tag
+    taken = host.find(first, altnames=True)
+    ours = taken is None or (taken.name == first and _tag(taken) == step.owner.tag)
     if taken is not None and ours:
         if _is_redirected(host, outer, taken):
             raise CNIError(

@@ -35,7 +35,7 @@ def check(step: SubLink, kernel: Kernel) -> list[str]:
         return [f"interface {step.name} is not of type {step.type}"]
     differences = []
     if step.master:
-        master = kernel.site(step.master_in).find(step.master)
+        master = kernel.site(step.master_in).find(step.master, altnames=True)
         if master is None:
             differences.append(f"master {step.master} of interface {step.name} is missing")
         elif found.link != master.index:
@@ -66,23 +66,26 @@ def remove(step: SubLink, kernel: Kernel) -> None:
             kernel.sandbox.discard(found)
 
 
-def require_free(name: str, sandbox: Site) -> None:
-    """Raise a CNIError if the sandbox has an interface of this name."""
-    if sandbox.find(name) is not None:
+def require_free(name: str, site: Site, what: str = "") -> None:
+    """Raise a CNIError if an interface of the site has this name, be it as an alternative.
+
+    what: the name with what it is for.
+    """
+    holder = site.find(name, altnames=True)
+    if holder is None:
+        return
+    what = what or f'container interface name ("{name}")'
+    where = f"in the sandbox {site.path}" if site.path else "on the host"
+    if holder.name != name:
         raise CNIError(
             ALREADY_EXISTS,
-            f'container interface name ("{name}") already exists',
-            taken_hint(sandbox, name),
+            f"{what} already exists: {name} is an alternative name of {holder.name} {where}",
+            links.drop_altname(holder, name),
         )
-
-
-def taken_hint(sandbox: Site, name: str) -> str:
-    """The way out where the sandbox has an interface of a name already."""
+    hint = f"there is an interface {name} {where}; delete the earlier attachment first"
     if name == "lo":
-        return "lo is the loopback of every namespace: name the interface otherwise, such as eth0"
-    return (
-        f"the sandbox {sandbox.path} has an interface {name}; delete the earlier attachment first"
-    )
+        hint = "lo is the loopback of every namespace: name the interface otherwise, such as eth0"
+    raise CNIError(ALREADY_EXISTS, f"{what} already exists", hint)
 
 
 def find_master(site: Site, name: str) -> Link:
@@ -99,7 +102,7 @@ def find_master(site: Site, name: str) -> Link:
                 'without "master" the interface of the default route is taken, and there is none',
             )
         return site.link(index)
-    found = site.find(name)
+    found = site.find(name, altnames=True)
     if found is None:
         where = f"in the sandbox {site.path}" if site.path else "on the host"
         raise CNIError(

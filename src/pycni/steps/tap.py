@@ -65,7 +65,7 @@ def check(step: Tap, kernel: Kernel) -> list[str]:
     if found.kind != "tun":
         return [f"interface {step.name} is not a tap"]
     if step.bridge:
-        bridge = sandbox.find(step.bridge)
+        bridge = sandbox.find(step.bridge, altnames=True)
         if bridge is None or found.master != bridge.index:
             return [f"tap {step.name} is not plugged into bridge {step.bridge}"]
     return []
@@ -77,7 +77,8 @@ def repair(step: Tap, kernel: Kernel) -> None:
     if found is None:
         apply(step, kernel)
     elif found.kind == "tun" and step.bridge:
-        change = links.update(found, master=sandbox.link(step.bridge).index)
+        master = sandbox.link(step.bridge, altnames=True).index
+        change = links.update(found, master=master)
         plug_in(sandbox, step.bridge, change)
 
 
@@ -90,7 +91,7 @@ def remove(step: Tap, kernel: Kernel) -> None:
 def _bridge(step: Tap, sandbox: Site) -> int | None:
     if not step.bridge:
         return None
-    found = sandbox.find(step.bridge)
+    found = sandbox.find(step.bridge, altnames=True)
     if found is None or found.kind != "bridge":
         reason = "Link not found" if found is None else f"it is of type {found.kind}"
         raise CNIError(

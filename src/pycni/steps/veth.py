@@ -6,7 +6,7 @@ import errno
 
 from pycni.kernel import link as links
 from pycni.kernel.netlink.errors import NetlinkError
-from pycni.spec.errors import ALREADY_EXISTS, CHECK_FAILED, CNIError
+from pycni.spec.errors import CHECK_FAILED, CNIError
 from pycni.steps import ownership
 
 TYPE_CHECKING = False
@@ -67,7 +67,7 @@ def repair(step: VethPair, kernel: Kernel) -> None:
     if port is None:
         host.request(links.update(outer, up=True))
         return
-    master = host.link(port.bridge).index
+    master = host.link(port.bridge, altnames=True).index
     if outer.master != master:
         from pycni.steps.bridge import plug_in
 
@@ -151,7 +151,7 @@ def _create(step: VethPair, kernel: Kernel) -> Link:
         mac=links.port_mac() if step.port else None,
         peer_mac=step.mac or None,
         mtu=step.mtu,
-        master=host.index(step.port.bridge) if step.port else 0,
+        master=host.known(step.port.bridge, altnames=True).index if step.port else 0,
     )
     try:
         return links.create(host.netlink, request)
@@ -162,15 +162,13 @@ def _create(step: VethPair, kernel: Kernel) -> Link:
             raise no_port_left(step.port.bridge) from None
         if error.errno != errno.EEXIST:
             raise
-    if sandbox.find(step.name) is not None:
-        from pycni.steps.sub_link import taken_hint
+    from pycni.steps.sub_link import require_free
 
-        raise CNIError(
-            ALREADY_EXISTS,
-            f'container veth name ("{step.name}") peer provided ("{step.host_name}") '
-            "already exists",
-            taken_hint(sandbox, step.name),
-        )
+    pair = f'container veth name ("{step.name}") peer provided ("{step.host_name}")'
+    require_free(step.name, sandbox, pair)
+    holder = host.find(step.host_name, altnames=True)
+    if holder is not None and holder.name != step.host_name:
+        require_free(step.host_name, host, "host veth name")
     # The name is ours alone, so this is the host end of an attachment that was cut short.
     remove(step, kernel)
     return links.create(host.netlink, request)
@@ -184,7 +182,7 @@ def _set_up_host_end(step: VethPair, made: Link, host: Site) -> None:
         router_advertisements.refuse(host, made.name)
         host.request(links.update(made, up=True, alias=alias))
         return
-    bridge = host.known(port.bridge)
+    bridge = host.known(port.bridge, altnames=True)
     if bridge.bridge_id != bridge.mac or made.mac < bridge.mac:
         host.forget(bridge.name)  # it may have taken over its new port's address
     from pycni.steps import no_ipv6
@@ -200,7 +198,7 @@ def _set_up_host_end(step: VethPair, made: Link, host: Site) -> None:
 
 
 def _check_port(port: BridgePort, outer: Link, kernel: Kernel) -> list[str]:
-    bridge = kernel.host.find(port.bridge)
+    bridge = kernel.host.find(port.bridge, altnames=True)
     if bridge is None or outer.master != bridge.index:
         return [f"host interface {outer.name} is not plugged into bridge {port.bridge}"]
     differences = []

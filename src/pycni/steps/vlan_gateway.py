@@ -30,19 +30,19 @@ def apply(step: VLANGateway, kernel: Kernel) -> Undo | None:
                 "remove that interface",
             )
         return None
-    bridge = host.link(step.bridge)
+    bridge = host.link(step.bridge, altnames=True)
     peer = _peer_name(step)
     try:
         request = links.veth(step.name, peer, peer_mac=links.port_mac(), mtu=bridge.mtu)
         made = links.create(host.netlink, request)
     except NetlinkError as error:
-        if error.errno == errno.EEXIST:  # another ADD was first
-            return None
+        if error.errno == errno.EEXIST and host.find(step.name) is not None:
+            return None  # another ADD was first
         raise
     try:
         router_advertisements.refuse(host, step.name)
-        plug_in(host, step.bridge, links.update(peer, master=bridge.index, up=True))
-        port_vlans.assign(host, host.link(peer), step.vlans)
+        plug_in(host, step.bridge, links.update(made.link, master=bridge.index, up=True))
+        port_vlans.assign(host, host.link(made.link), step.vlans)
         host.request(links.update(made, up=True))
     except BaseException:
         host.discard(made)
@@ -73,7 +73,8 @@ def repair(step: VLANGateway, kernel: Kernel) -> None:
             f"the bridge's end of {step.name} is not on the host",
             f"remove {step.name}, and repair again",
         )
-    change = links.update(port, master=host.link(step.bridge).index, up=True)
+    master = host.link(step.bridge, altnames=True).index
+    change = links.update(port, master=master, up=True)
     plug_in(host, step.bridge, change)
     port_vlans.assign(host, port, step.vlans)
     host.request(links.update(found, up=True))

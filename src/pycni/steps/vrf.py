@@ -28,6 +28,7 @@ from pycni.kernel.netlink.errors import EventsLost, NetlinkError
 from pycni.spec.errors import ALREADY_EXISTS, INVALID_CONFIG, TRY_AGAIN_LATER, CNIError
 from pycni.steps.free_table import free_table
 from pycni.steps.returned_routes import give_back
+from pycni.steps.sub_link import require_free
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def _find_or_create(step: VRFMember, site: Site) -> tuple[Link, bool]:
     """The VRF, and whether it was us that made it."""
     found = site.find(step.vrf)
     if found is None:
+        require_free(step.vrf, site, f'VRF name ("{step.vrf}")')
         table = step.table or free_table(site.netlink, 1)
         return links.create(site.netlink, links.vrf(step.vrf, table, up=True)), True
     if found.kind != "vrf":

@@ -16,7 +16,8 @@ class NetlinkError(OSError):
     in: create link "eth0"; offset: of the attribute it complains about, from the start of the
     message, or None; netlink: the socket of routing that was refused, which knows what indexes
     mean; done: of a batch, the positions of the requests that were carried out (the kernel goes on
-    behind a failure, so later ones may be among them).
+    behind a failure, so later ones may be among them); way_out: what to do, "" where the number
+    says it.
     """
 
     def __init__(self, errno: int, text: str, what: str, offset: int | None = None) -> None:
@@ -24,6 +25,7 @@ class NetlinkError(OSError):
         self.text = text
         self.what = what
         self.offset = offset
+        self.way_out = ""
         self.netlink: NetlinkSocket | None = None
         self.done: tuple[int, ...] = ()
 
