@@ -74,6 +74,25 @@ def holders(wanted: Collection[IPAddress], host: NetlinkSocket) -> dict[IPAddres
     return found
 
 
+def links_on(
+    parent: int, kinds: Collection[str]
+) -> Iterator[tuple[Namespace, NetlinkSocket, Link]]:
+    """The links of some kinds that are on a link of the thread's namespace, in any namespace.
+
+    parent: its index. With each, the namespace and a route netlink socket there, which are open
+    until the next one.
+    """
+    with namespace.current() as home:
+        for path, space, netlink in _namespaces():
+            found = [one for one in link.dump(netlink) if one.kind in kinds and one.link == parent]
+            if not found:
+                continue
+            here = None if path == OWN else namespace.id_seen_from(netlink, home)
+            if path != OWN and here is None:
+                continue
+            yield from ((space, netlink, one) for one in found if one.link_netnsid == here)
+
+
 def _other_end(inner: Link, space: Namespace, host: NetlinkSocket) -> Link | None:
     """The other end of a veth in a namespace, None if that is not on the host.
 

@@ -8,7 +8,7 @@ have known it. Then goes what nothing is noted of, by its marks; addresses are r
 from __future__ import annotations
 
 from pycni.sdk.ipam import have_ipam, needs_link
-from pycni.sdk.sandbox import disregard_other_host, is_attached, plugin_type
+from pycni.sdk.sandbox import all_identities, disregard_other_host, is_attached, plugin_type
 from pycni.spec.config import LEGACY_ATTACHMENTS, VALID_ATTACHMENTS
 from pycni.spec.errors import TRY_AGAIN_LATER, CNIError, join_errors
 from pycni.spec.identity import now
@@ -84,7 +84,7 @@ def remove_leftovers(owner: Owner, began: float) -> None:
             executor.MARKED_KINDS, kernel, Owners(owner.network, (owner.attachment,))
         )
         if lock.identity is not None:
-            failures += executor.remove_own_links(lock.identity)
+            failures += executor.remove_own_links(lock.identity, all_identities)
             failures += attachments.remove_files(lock.identity)
         if failures:
             raise join_errors(failures)
@@ -184,7 +184,7 @@ def _remove_noted(
     """Remove an attachment's links and files, and then its note. Returns what failed."""
     failures: list[CNIError] = []
     if plugin.makes_link:
-        failures += executor.remove_own_links(identity)
+        failures += executor.remove_own_links(identity, all_identities)
         failures += attachments.remove_files(identity)
     if failures:
         return failures

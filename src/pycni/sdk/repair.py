@@ -16,7 +16,7 @@ from pycni.sdk.sandbox import open_sandbox
 from pycni.spec import versions
 from pycni.spec.errors import CHECK_FAILED, CNIError
 from pycni.steps import executor, ownership
-from pycni.steps.repair import is_absent, repair, require_own
+from pycni.steps.repair import is_absent, is_in_place, repair, require_own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def repair_planned(
         plan = _plan(plugin, request, previous)
         if plugin.makes_link:
             _require_living(plan, kernel, request, remake)
-        elif kernel.own(request.ifname) is None:
+        elif not is_in_place(request.ifname, kernel):
             raise _missing(request, f"nothing is put back for what is not there: {AGAIN}")
         try:
             found = repair(plan, kernel, _macs(request, previous), dry_run=dry_run)
@@ -166,6 +166,8 @@ def _require_living(plan: Plan, kernel: Kernel, request: Request, remake: bool) 
             # Without directories nobody has looked whose the runtime's plugins are.
             require_own(step, kernel, marked=not request.path)
         if not is_absent(step, kernel):
+            if step.makes_link and not is_in_place(request.ifname, kernel):
+                raise _missing(request, f"what has its name there now is another one; {AGAIN}")
             continue
         if kernel.claim is None or kernel.claim.identity is None:
             why = f"{request.netns} may be another container's by now, nothing tells; {AGAIN}"

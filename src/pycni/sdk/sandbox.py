@@ -185,7 +185,7 @@ def _claim(request: Request, notes: AttachmentLock) -> ownership.Claim:
         plugin_type(request),
         previous=lambda: _previous(request),
         by_name=not at_least(request.version, SINCE["CHECK"]),
-        others=_all_identities,
+        others=all_identities,
     )
 
 
@@ -202,7 +202,8 @@ def _previous(request: Request) -> Result | None:
         return None  # DEL goes on without one that cannot be read; the others refuse it themselves
 
 
-def _all_identities() -> Iterator[Identity]:
+def all_identities() -> Iterator[Identity]:
+    """What is noted of each attachment of the node."""
     for tag in attachments.tags():
         identity = attachments.read(tag)
         if identity is not None:

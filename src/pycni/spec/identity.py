@@ -52,12 +52,16 @@ class OwnLink(Record):
     """A link that was made for an attachment.
 
     where: `plan.steps.HOST` or `SANDBOX`, or FOUND for an interface of the sandbox that another
-    project's plugin made; name: what it was called at ADD.
+    project's plugin made; name: what it was called at ADD. kind: of an interface whose other end is
+    not noted, "" for one whose is; parent: the index of the host's link that it is on, 0 for none.
     """
 
     where: str
     name: str
     index: int
+    kind: str = ""
+    parent: int = 0
+    mac: str = ""
 
 
 class OwnDevice(Record):
@@ -168,10 +172,7 @@ class Identity(Record):
 def encode(identity: Identity) -> bytes:
     """An identity as JSON."""
     owner = identity.owner
-    links = ",".join(
-        f"[{encode_basestring(link.where)},{encode_basestring(link.name)},{link.index}]"
-        for link in identity.links
-    )
+    links = ",".join(map(_link, identity.links))
     text = (
         f'{{"network":{encode_basestring(owner.network)},'
         f'"containerID":{encode_basestring(owner.container_id)},'
@@ -195,8 +196,8 @@ def decode(data: bytes) -> Identity | None:
         since = float(document["since"])
         since = since if since < _EPOCHAL else 0.0
         links = [
-            OwnLink(_text(where), _text(name), _number(index))
-            for where, name, index in document["links"]
+            OwnLink(_text(where), _text(name), _number(index), *_link_details(*details))
+            for where, name, index, *details in document["links"]
         ]
         addresses = _all_texts(document["addresses"])
         parts = [
@@ -229,6 +230,17 @@ def _netns_id(value: Any) -> NetnsID | None:
         return None
     device, inode, cookie = map(_number, value)
     return NetnsID(device, inode, cookie)
+
+
+def _link(link: OwnLink) -> str:
+    text = f"{encode_basestring(link.where)},{encode_basestring(link.name)},{link.index}"
+    if link.kind:
+        text += f",{encode_basestring(link.kind)},{link.parent},{encode_basestring(link.mac)}"
+    return f"[{text}]"
+
+
+def _link_details(kind: Any = "", parent: Any = 0, mac: Any = "") -> tuple[str, int, str]:
+    return _text(kind), _number(parent), _text(mac)
 
 
 def _part(part: Part) -> str:

@@ -15,7 +15,7 @@ from pycni.plan.plan import Plan
 from pycni.plan.steps import HOST, SANDBOX
 from pycni.spec.errors import TRY_AGAIN_LATER, CNIError, is_shortage, short_of
 from pycni.spec.owner import Owners
-from pycni.steps import ownership
+from pycni.steps import noted_links, ownership
 from pycni.steps.context import Kernel
 
 # What carries its owner's mark on the host, in the order in which it is swept.
@@ -26,12 +26,12 @@ _VIRTUAL = ("macvlan", "ipvlan", "vlan", "dummy", "tun")
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from types import ModuleType
     from typing import Self, TypeVar
 
     from pycni.plan.steps import Step
-    from pycni.spec.identity import Identity
+    from pycni.spec.identity import Identity, OwnLink
 
     Undo = Callable[[], object]
     T = TypeVar("T")
@@ -165,10 +165,12 @@ def retire(kernel: Kernel, identity: Identity) -> list[CNIError]:
     return failures + _put_back_devices(identity)
 
 
-def remove_own_links(identity: Identity) -> list[CNIError]:
-    """Remove the links of an attachment that are in its namespace and nowhere else.
+def remove_own_links(
+    identity: Identity, others: Callable[[], Iterator[Identity]] = ownership.no_others
+) -> list[CNIError]:
+    """Remove the links of an attachment that have no other end on the host.
 
-    A device of the host's is given back.
+    A device of the host's is given back. others: gives the identities of all attachments.
     """
     if any(link.where == HOST for link in identity.links):
         return []
@@ -184,8 +186,15 @@ def remove_own_links(identity: Identity) -> list[CNIError]:
             return _put_back_devices(identity)
         if identity.devices:
             return _put_back_devices(identity, kernel)
-        found = [sandbox.find(link.index) for link in identity.links]
-        return _each(sandbox.discard, [link for link in found if link and link.kind in _VIRTUAL])
+
+        def remove_noted(noted: OwnLink) -> None:
+            found = noted_links.find(kernel, identity, noted)
+            if found is None:
+                noted_links.remove_hidden(kernel, identity, noted, others)
+            elif found.kind in _VIRTUAL:
+                sandbox.discard(found)
+
+        return _each(remove_noted, identity.links)
 
 
 def _put_back_devices(identity: Identity, kernel: Kernel | None = None) -> list[CNIError]:

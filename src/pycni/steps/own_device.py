@@ -68,6 +68,8 @@ def put_back(kernel: Kernel, device: OwnDevice, index: int = 0) -> None:
     if found is not None:
         _move_home(device, found, kernel.site(SANDBOX), kernel.host)
     home = find_on_host(kernel.host, device)
+    if home is None and found is None and device.kind == "veth" and _has_far_end(kernel, device):
+        home = _bring_back(kernel, device)
     if home is None and found is None and _is_elsewhere(device):
         if kernel.sandbox is None:
             home = _await_home(kernel.host, device)
@@ -172,6 +174,29 @@ def _far_end(kernel: Kernel, device: OwnDevice) -> int | None:
     if here is None or here == device.link_netnsid:
         return None
     return namespace.id_translated(host.netlink, device.link_netnsid, here)
+
+
+def _has_far_end(kernel: Kernel, device: OwnDevice) -> bool:
+    """Whether the other end of a pair is on the host, and leads to another namespace."""
+    end = kernel.host.find(device.link) if device.link_netnsid is None else None
+    return end is not None and end.kind == "veth" and end.link_netnsid is not None
+
+
+def _bring_back(kernel: Kernel, device: OwnDevice) -> Marks | None:
+    """The end of a pair on the host again, from wherever its container has put it.
+
+    All namespaces are looked at; None if it is in one that nothing leads to.
+    """
+    from pycni.kernel import census  # rarely: a container has hidden its device
+
+    for space, netlink, end in census.links_on(device.link, (device.kind,)):
+        place = Site(namespace.from_fd(space.fd), space.path, home=kernel.host.namespace)
+        try:
+            _move_home(device, marks.get(netlink, end.index), place, kernel.host)
+        finally:
+            place.close()
+        return find_on_host(kernel.host, device)
+    return None
 
 
 def _move_home(device: OwnDevice, found: Marks, sandbox: Site, host: Site) -> None:

@@ -22,6 +22,7 @@ from pycni.spec.errors import CNIError
 from pycni.spec.identity import FOUND, Identity, NetnsID, OwnLink, Part, now
 from pycni.spec.ip import parse_address
 from pycni.spec.owner import Owner, is_whole, names_in, tag_of
+from pycni.steps import noted_links
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _nothing() -> None:
     return None
 
 
-def _no_others() -> Iterator[Identity]:
+def no_others() -> Iterator[Identity]:
     return iter(())
 
 
@@ -87,7 +88,7 @@ class Claim:
         plugin: str = "",
         previous: Callable[[], Result | None] = _nothing,
         by_name: bool = False,
-        others: Callable[[], Iterator[Identity]] = _no_others,
+        others: Callable[[], Iterator[Identity]] = no_others,
     ) -> None:
         self.notes = notes
         self.plugin = plugin
@@ -185,13 +186,13 @@ def own_link(kernel: Kernel, name: str) -> Link | None:
     noted = None
     if identity is not None:
         noted = identity.link(SANDBOX, name) or identity.link(FOUND, name)
-    if noted is not None:
-        known = sandbox.find(noted.index)
+    if identity is not None and noted is not None:
+        known = noted_links.find(kernel, identity, noted)
         if known is not None:
             return known
     # Nothing is noted, or the reference's plugins have taken its place: DEL and ADD by them.
     found = sandbox.find(name)
-    if found is None:
+    if found is None or (noted is not None and not noted_links.leads_to_host(kernel, found)):
         return None
     return found if claim is None or _is_own(found, kernel, claim) else None
 
@@ -227,7 +228,7 @@ def peer_on_host(kernel: Kernel, inner: Link | None) -> Link | None:
     outer = kernel.host.find(inner.link)
     if outer is None or outer.kind != "veth" or outer.link != inner.index:
         return None
-    return outer if leads_to_sandbox(kernel, outer) else None
+    return outer if noted_links.leads_to_sandbox(kernel, outer) else None
 
 
 def is_listed(kernel: Kernel, outer: Link | None) -> bool:
@@ -236,14 +237,6 @@ def is_listed(kernel: Kernel, outer: Link | None) -> bool:
         return False
     listed = _listed_mac(kernel.claim, outer.name, sandbox=False)
     return listed is not None and listed in ("", outer.mac)
-
-
-def leads_to_sandbox(kernel: Kernel, outer: Link) -> bool:
-    """Whether the other end of a host's veth is in the request's sandbox."""
-    if outer.link_netnsid is None or kernel.sandbox is None:
-        return False
-    seen_as = namespace.id_seen_from(kernel.host.netlink, kernel.sandbox.namespace)
-    return seen_as == outer.link_netnsid
 
 
 def _is_own(found: Link, kernel: Kernel, claim: Claim) -> bool:
@@ -443,8 +436,13 @@ def _links(step: Step, kernel: Kernel) -> Iterator[OwnLink]:
         outer = kernel.host.known(host_name)
         yield OwnLink(HOST, host_name, outer.index)
         yield OwnLink(SANDBOX, name, outer.link)
-    else:
-        yield OwnLink(SANDBOX, name, kernel.site(SANDBOX).known(name).index)
+        return
+    inner = kernel.site(SANDBOX).known(name)
+    if step.kind not in ("sub_link", "tap"):
+        yield OwnLink(SANDBOX, name, inner.index)
+        return
+    parent = 0 if inner.link_netnsid is None else inner.link
+    yield OwnLink(SANDBOX, name, inner.index, inner.kind, parent, inner.mac)
 
 
 def _chained_link(claim: Claim, sandbox: Site) -> list[OwnLink]:

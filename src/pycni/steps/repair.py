@@ -120,6 +120,12 @@ def is_absent(step: Step, kernel: Kernel) -> bool:
     return step.makes_link and kernel.site(SANDBOX).find(_name(step)) is None
 
 
+def is_in_place(ifname: str, kernel: Kernel) -> bool:
+    """Whether the attachment's interface is there under its name."""
+    own = kernel.own(ifname)
+    return own is not None and own.name == ifname
+
+
 def _absence(step: Step) -> str:
     return f"interface {_name(step)} is missing in the sandbox"
 

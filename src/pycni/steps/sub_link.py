@@ -38,7 +38,7 @@ def check(step: SubLink, kernel: Kernel) -> list[str]:
         master = kernel.site(step.master_in).find(step.master, altnames=True)
         if master is None:
             differences.append(f"master {step.master} of interface {step.name} is missing")
-        elif found.link != master.index:
+        elif found.link != master.index or not _is_in(step.master_in, found, kernel):
             differences.append(f"interface {step.name} is not on top of {step.master}")
     mode = found.macvlan_mode or found.ipvlan_mode
     if step.mode and mode != step.mode:
@@ -51,19 +51,41 @@ def check(step: SubLink, kernel: Kernel) -> list[str]:
     return differences
 
 
+def _is_in(where: str, found: Link, kernel: Kernel) -> bool:
+    """Whether what a sandbox's interface is on is in the sandbox, or on the host."""
+    if where == SANDBOX:
+        return found.link_netnsid is None
+    from pycni.steps.noted_links import leads_to_host
+
+    return leads_to_host(kernel, found)
+
+
 def repair(step: SubLink, kernel: Kernel) -> None:
     from pycni.plan.difference import AGAIN
 
-    if kernel.site(SANDBOX).find(step.name) is not None:
+    sandbox = kernel.site(SANDBOX)
+    if sandbox.find(step.name) is not None:
         raise CNIError(CHECK_FAILED, f"what a {step.type} is made with lasts for its life", AGAIN)
+    require_free(step.name, sandbox)
+    remove(step, kernel)  # what its container renamed or hid
     apply(step, kernel)
 
 
 def remove(step: SubLink, kernel: Kernel) -> None:
+    sandbox, claim = kernel.sandbox, kernel.claim
+    if sandbox is None:
+        return
     for name in (step.name, _temporary(step)):
         found = kernel.own(name)
-        if found is not None and found.kind == step.type and kernel.sandbox is not None:
-            kernel.sandbox.discard(found)
+        if found is not None and found.kind == step.type:
+            sandbox.discard(found)
+            return
+    identity = None if claim is None else claim.identity
+    noted = None if identity is None else identity.link(SANDBOX, step.name)
+    if claim is not None and identity is not None and noted is not None:
+        from pycni.steps import noted_links
+
+        noted_links.remove_hidden(kernel, identity, noted, claim.others)
 
 
 def require_free(name: str, site: Site, what: str = "") -> None:

@@ -75,6 +75,8 @@ def repair(step: Tap, kernel: Kernel) -> None:
     sandbox = kernel.site(SANDBOX)
     found = sandbox.find(step.name)
     if found is None:
+        require_free(step.name, sandbox)
+        remove(step, kernel)  # what its container renamed
         apply(step, kernel)
     elif found.kind == "tun" and step.bridge:
         master = sandbox.link(step.bridge, altnames=True).index
