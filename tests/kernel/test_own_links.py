@@ -16,6 +16,7 @@ import pytest
 
 from harness import Host, Namespace, ip_json, run_in
 from harness.host import forget_attachments
+from harness.tricks import ANOTHER, AWAY, TRICKS, do, kind_of, links, own_of_container, play
 from harness.ways import WAYS, Way, notes, way_of
 from pycni.runtime import Network, PluginError
 
@@ -53,74 +54,9 @@ def strangers(way: Way, kind: str) -> dict[str, Any]:
     return maker(way, kind, ipam=way.host_local("10.62.0.0/24"), **keys)
 
 
-# --- what a container does -----------------------------------------------------------------------
-
-# Another interface in the place of its own. The macvlan is on a link of the container's, whose
-# index is that of the real one's master on the host.
-ANOTHER = {
-    "veth": ["link add eth0 {same} type veth peer x"],
-    "bridge": ["link add eth0 {same} type bridge"],
-    "tun": ["tuntap add eth0 mode tap"],
-    "macvlan": [
-        "link add y0 index {master} type veth peer y1", "link set y0 up",
-        "link add eth0 {same} link y0 type macvlan mode bridge",
-    ],
-}  # fmt: skip
-AWAY = ["link set eth0 down", "link set eth0 name mine"]
-BACK = ["-n {other} link set mine netns {box}", "link set mine up"]
-TRICKS = {
-    "renamed": [*AWAY, "link set mine up", "ANOTHER"],
-    "deleted": ["link delete eth0", "ANOTHER"],
-    "hidden": [*AWAY, "link set mine netns {other}", "-n {other} link set mine up", "ANOTHER"],
-    "away and back": [*AWAY, "link set mine netns {other}", "ANOTHER", *BACK],
-}
-
-
-def play(trick: str, kind: str, box: Namespace, other: Namespace) -> list[str]:
-    """The commands of a trick, as `ip` takes them in the container."""
-    (link,) = ip_json("link", "show", "dev", "eth0", netns=box)
-    index = "" if trick == "renamed" else f"index {link['ifindex']}"
-    same = f"{index} address {link['address']}"
-    (master,) = ip_json("link", "show", "dev", "up0")
-    values = {"same": same, "master": master["ifindex"], "other": other.name, "box": box.name}
-    lines = [
-        line
-        for entry in TRICKS[trick]
-        for line in (ANOTHER[kind] if entry == "ANOTHER" else [entry])
-    ]
-    return [line.format(**values) for line in lines]
-
-
 def others_for(way: Way) -> list[str]:
     """Each kind where calls are quick; elsewhere the one that looks most like the real one."""
     return list(ANOTHER) if way.name == "in process" else ["macvlan"]
-
-
-def do(box: Namespace, lines: list[str]) -> None:
-    for line in lines:
-        where = None if line.startswith("-n ") else box
-        run_in(where, ["ip", *line.split()])
-
-
-def links(netns: Namespace | None) -> dict[str, dict[str, Any]]:
-    found = ip_json("-d", "link", "show", netns=netns)
-    return {link["ifname"]: link for link in found if link["ifname"] != "lo"}
-
-
-def kind_of(link: dict[str, Any]) -> str:
-    kind: str = link["linkinfo"]["info_kind"]
-    return kind
-
-
-def own_of_container(box: Namespace, other: Namespace) -> list[dict[str, Any]]:
-    """What it has besides, with what tells whether it was touched."""
-    keys = ("ifname", "ifindex", "address", "mtu", "altnames", "ifalias")
-    return [
-        {key: link.get(key) for key in keys} | {"flags": "UP" in link["flags"]}
-        for netns in (box, other)
-        for link in links(netns).values()
-        if link["ifname"] != "mine"
-    ]
 
 
 def assert_clean(way: Way, kind: str, trick: str, box: Namespace, other: Namespace) -> None:
@@ -198,14 +134,7 @@ def test_container_during_an_add_that_fails(
         plain.add("a", box.path)
         index = links(box)["eth0"]["ifindex"] + 1
         plain.delete("a")
-        lines = [
-            line.format(
-                same="" if trick == "renamed" else f"index {index}", other=other.name,
-                box=box.name, master=links(None)["up0"]["ifindex"],
-            )
-            for entry in TRICKS[trick]
-            for line in (ANOTHER[another] if entry == "ANOTHER" else [entry])
-        ]  # fmt: skip
+        lines = play(trick, another, box, other, index)
         script.write_text("exec 2>&1\n" + "\n".join(f"ip {line}" for line in lines))
         hooks = {"type": "debug", "addHooks": [["sh", str(script)]]}
         network = way.network("n", maker(way, kind), hooks, last)

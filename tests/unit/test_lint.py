@@ -247,6 +247,40 @@ def test_subnets_that_overlap(tmp_path: Path) -> None:
     assert "10.1.7.0/24 overlaps with 10.1.0.0/16 of the network one" in str(fault["problem"])
 
 
+def ipvlan(subnet: str, **keys: object) -> dict[str, object]:
+    return {"type": "ipvlan", "ipam": {"type": "host-local", "subnet": subnet}, **keys}
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "key"),
+    [
+        ({"master": "eth1"}, {"master": "eth1", "mode": "l3"}, "mode"),
+        ({"master": "eth1", "mode": "l3"}, {"master": "eth1"}, "master"),
+        ({"mode": "l3"}, {}, "type"),
+        ({"master": "eth1", "mode": "l3"}, {"master": "eth1", "mode": "l3"}, ""),
+        ({"master": "eth1"}, {"master": "eth1", "mode": "l2"}, ""),
+        ({"master": "eth1"}, {"master": "eth2", "mode": "l3"}, ""),
+        ({"master": "eth1"}, {"master": "eth1", "mode": "l3", "linkInContainer": True}, ""),
+    ],
+)
+def test_modes_of_one_master(
+    tmp_path: Path, one: dict[str, object], two: dict[str, object], key: str
+) -> None:
+    """Linux keeps one mode for all ipvlans on a link."""
+    found = lint_networks(
+        tmp_path, one=ipvlan("10.1.0.0/16", **one), two=ipvlan("10.2.0.0/16", **two)
+    )
+    if not key:
+        assert found == []
+        return
+    (fault,) = found
+    assert (fault["file"], fault["key"]) == (str(tmp_path / "two.conflist"), f"plugins[0].{key}")
+    assert "which the network one in" in str(fault["problem"])
+    assert f"in mode {two.get('mode', 'l2')}" in str(fault["problem"])
+    assert isinstance(fault["line"], int)
+    assert fault["line"] > 1
+
+
 @pytest.mark.parametrize(("other", "faults"), [("br0", 0), ("br1", 1)])
 def test_parts_of_one_subnet(tmp_path: Path, other: str, faults: int) -> None:
     """On one bridge they are well."""

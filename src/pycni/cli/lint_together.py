@@ -82,6 +82,7 @@ def faults_between(paths: Iterable[str]) -> list[FaultInFile]:
         networks.sort(key=lambda one: (not one.file.endswith(".conflist"), one.file))
         faults += _names_taken(networks)
         faults += _pools_shared(networks)
+        faults += _modes_differ(networks)
     return faults
 
 
@@ -113,6 +114,31 @@ def _pools_shared(networks: Sequence[NetworkConfig]) -> Iterator[FaultInFile]:
                     "same ones: take another subnet, or parts of it by rangeStart and rangeEnd",
                 )
             pools.append(pool)
+
+
+def _modes_differ(networks: Sequence[NetworkConfig]) -> Iterator[FaultInFile]:
+    """Networks of ipvlans on one master in different modes."""
+    known: dict[str, tuple[str, NetworkConfig]] = {}
+    for network in networks:
+        for index, plugin in enumerate(network.plugins):
+            own = plugin.document
+            master = str(lookup(own, "master") or "")
+            is_chained = index > 0 and not master  # on what a plugin before it has made
+            if plugin.type != "ipvlan" or lookup(own, "linkInContainer") or is_chained:
+                continue
+            mode = str(lookup(own, "mode") or "l2")
+            first, other = known.setdefault(master, (mode, network))
+            if mode == first or network.name == other.name:
+                continue
+            key = next((key for key in ("mode", "master") if key in own), "type")
+            yield _placed(
+                network,
+                f"plugins[{index}].{key}" if network.file.endswith(".conflist") else key,
+                f"ipvlan in mode {mode} on {master or 'the interface of the default route'}, which "
+                f"the network {other.name} in {other.file} uses in mode {first}",
+                "Linux keeps one mode for each master, so as long as containers are attached to "
+                "one of them, none is to the other: take one mode for both, or another master",
+            )
 
 
 def _collide(one: Pool, other: Pool) -> bool:

@@ -65,6 +65,7 @@ OPERSTATES = ("unknown", "not-present", "down", "lower-layer-down", "testing", "
 _OPERSTATE_UP = OPERSTATES.index("up")
 MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8, "source": 16}
 IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
+IPVLAN_KINDS = ("ipvlan", "ipvtap")  # which share their master's one mode
 _FLAGS = {"up": c.IFF_UP, "promiscuous": c.IFF_PROMISC, "allmulti": c.IFF_ALLMULTI}
 
 _IFINFO = Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
@@ -209,7 +210,9 @@ class Link(Record):
 
     @property
     def ipvlan_mode(self) -> str | None:
-        return _mode(IPVLAN_MODES, self._detail("ipvlan", "mode"))
+        if self.kind not in IPVLAN_KINDS:
+            return None
+        return _mode(IPVLAN_MODES, _KIND_DATA["ipvlan"].first("mode", self.details))
 
     @property
     def vlan_id(self) -> int | None:

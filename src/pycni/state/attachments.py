@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import ClassVar
 
-    from pycni.spec.identity import Identity
+    from pycni.spec.identity import Identity, NetnsID
     from pycni.spec.owner import Owner
+    from pycni.state.masters import MasterNote
     from pycni.state.sandboxes import SandboxLock
 
 # In a delegated plugin's environment: the tag of the attachment that its caller has locked.
@@ -220,6 +221,12 @@ class AttachmentLock:
         from pycni.state.sandboxes import SandboxLock  # few plugins need it
 
         return SandboxLock(device, inode, self._cancel)
+
+    def lock_master(self, netns: NetnsID, index: int) -> MasterNote:
+        """A context manager: no other ADD notes the mode of a link's ipvlans, meanwhile."""
+        from pycni.state.masters import MasterNote  # for ipvlan alone
+
+        return MasterNote(netns, index, self._cancel)
 
     def close(self) -> None:
         """Let the next operation in; a file that an operation made and left empty goes."""

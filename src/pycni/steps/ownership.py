@@ -38,6 +38,13 @@ if TYPE_CHECKING:
     from pycni.spec.result import Result
     from pycni.steps.context import Kernel, Site
 
+    class ModeNote(Protocol):
+        """The mode that is noted of a link's ipvlans: `pycni.state.masters.MasterNote`."""
+
+        mode: str
+
+        def write(self, mode: str) -> None: ...
+
     class Notes(Protocol):
         """Where identities are kept: `pycni.state.attachments.AttachmentLock`."""
 
@@ -58,6 +65,8 @@ if TYPE_CHECKING:
         def start_over(self) -> None: ...
 
         def lock_sandbox(self, device: int, inode: int) -> AbstractContextManager[object]: ...
+
+        def lock_master(self, netns: NetnsID, index: int) -> AbstractContextManager[ModeNote]: ...
 
         def close(self) -> None: ...
 

@@ -153,15 +153,26 @@ def _create(step: SubLink, kernel: Kernel, sandbox: Site) -> Link:
             f'master "{master.name}" is down',
             "a vlan cannot be set up while the interface below it is down; set that up first",
         )
-    try:
+
+    def make() -> Link:
         if home is sandbox:
             return links.create(sandbox.netlink, _request(step, step.name, master))
         # Kernels before 6.15 refuse a name that the host has too, although it is for the sandbox.
         request = _request(step, _temporary(step), master, sandbox.namespace.fd)
-        made = links.create(home.netlink, request, inside=sandbox.netlink)
+        return links.create(home.netlink, request, inside=sandbox.netlink)
+
+    try:
+        if step.type == "ipvlan":
+            from pycni.steps import ipvlan_mode
+
+            made = ipvlan_mode.make_in(kernel, home, master, step.mode, make)
+        else:
+            made = make()
     except NetlinkError as error:
         error.what = f'create {step.type} "{step.name}" on "{master.name}"'
         raise
+    if home is sandbox:
+        return made
     try:
         sandbox.request(links.update(made, name=step.name))
     except BaseException:

@@ -10,6 +10,7 @@ from pycni.spec.errors import ALREADY_EXISTS, INVALID_CONFIG, CNIError
 from pycni.spec.owner import hashed_name
 from pycni.steps import port_vlans, router_advertisements
 from pycni.steps.bridge import plug_in
+from pycni.steps.sub_link import require_free
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,8 +37,11 @@ def apply(step: VLANGateway, kernel: Kernel) -> Undo | None:
         request = links.veth(step.name, peer, peer_mac=links.port_mac(), mtu=bridge.mtu)
         made = links.create(host.netlink, request)
     except NetlinkError as error:
-        if error.errno == errno.EEXIST and host.find(step.name) is not None:
+        if error.errno != errno.EEXIST:
+            raise
+        if host.find(step.name) is not None:
             return None  # another ADD was first
+        require_free(step.name, host, f'gateway interface name ("{step.name}")')
         raise
     try:
         router_advertisements.refuse(host, step.name)
