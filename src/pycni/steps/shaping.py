@@ -136,6 +136,9 @@ def remove(step: Shaping, kernel: Kernel) -> None:
                 host.request(tc.delete_qdisc(found))
             if ifb is not None:
                 _stop_redirection(host, outer, ifb)
+    except NetlinkError as error:
+        if error.errno != errno.ENODEV:  # its container has deleted the pair meanwhile
+            raise
     finally:
         if ifb is not None:
             host.discard(ifb)
