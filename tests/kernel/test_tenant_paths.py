@@ -253,6 +253,23 @@ def test_file_of_the_administrator_that_is_not_believed(
             os.chown(file, 0, 0)
 
 
+@pytest.mark.parametrize("name", ["host-local", "bandwidth"])
+def test_data_dir_in_gc_of_the_runtime(way: Way, secret: Path, name: str) -> None:
+    """It looks for leases of what has gone, and nowhere but where host-local may have put them."""
+    folder = secret.parent / "net"
+    folder.mkdir()
+    lease = folder / "10.4.0.2"
+    lease.write_text("gone\r\neth0")
+    ipam = host_local(dataDir=str(secret.parent))
+    network = way.network("net", {"type": name, **ipam})
+    try:
+        assert network.garbage([]).leftovers == ()
+        network.gc([])
+        assert [path.name for path in folder.iterdir()] == [lease.name]
+    finally:
+        shutil.rmtree(folder)
+
+
 # --- what is read, or connected to ---------------------------------------------------------------
 
 
@@ -367,6 +384,23 @@ def test_devices_of_host_device(way: Way, sandbox: Sandbox, keys: dict[str, Any]
     assert run.result["code"] == INVALID_CONFIG
     expected = ("must be absolute", "is not an address on the PCI bus", "not found or unsupported")
     assert any(words in run.result["msg"] for words in expected)
+
+
+@pytest.mark.parametrize("key", ["kernelpath", "pciBusID", "deviceID"])
+@pytest.mark.parametrize("place", ["/run/elsewhere", "/sys/devices/../../run/elsewhere", "../x"])
+def test_devices_of_host_device_at_del(
+    way: Way, sandbox: Sandbox, key: str, place: str, secret: Path
+) -> None:
+    """DEL, which takes a configuration as it is, looks at nothing else either."""
+    listed = secret.parent / "net"
+    listed.mkdir()
+    os.utime(listed, ns=(0, 0))  # so that its next reading shows
+    keys = {"runtimeConfig": {key: place}} if key == "deviceID" else {key: place}
+    try:
+        assert call(way, "host-device", "DEL", **keys, CNI_NETNS=sandbox().path).code == 0
+        assert listed.stat().st_atime_ns == 0
+    finally:
+        listed.rmdir()
 
 
 @pytest.mark.parametrize(

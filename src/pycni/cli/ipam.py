@@ -22,9 +22,9 @@ from pycni.cli.output import count, table_with_pods, tell, warn
 from pycni.kernel import census
 from pycni.runtime import attached, find
 from pycni.runtime.config import NetworkConfig, parse_network
+from pycni.runtime.garbage import data_dir
 from pycni.runtime.reclaim import Evidence, Outcome, Verdict, machine_started
 from pycni.runtime.reclaim import reclaim as runtime_reclaim
-from pycni.sdk import allowed_paths
 from pycni.spec.errors import (
     INVALID_ENVIRONMENT,
     TRY_AGAIN_LATER,
@@ -103,14 +103,14 @@ def reclaim(
     caches = roots(cache_dirs)
     outcome = Outcome()
     places = data_dirs or _data_dirs(conf_dir, caches)
-    missing = set(names).difference(*(networks(data_dir) for data_dir in places))
+    missing = set(names).difference(*map(networks, places))
     for network in sorted(missing):
         warn(f"there are no leases of a network {network} in {', '.join(places)}")
-    for data_dir in places:
-        for network in names or networks(data_dir):
+    for place in places:
+        for network in names or networks(place):
             found = runtime_reclaim(
                 network,
-                data_dir,
+                place,
                 evidence,
                 cache_dirs=caches,
                 plugin_dirs=find.directories(plugin_dirs),
@@ -162,17 +162,10 @@ def _data_dirs(conf_dir: str, caches: Sequence[str]) -> Sequence[str]:
             section = plugin.document.get("ipam")
             if isinstance(section, dict) and isinstance(section.get("dataDir"), str):
                 try:
-                    found.append(_data_dir(section["dataDir"]))
+                    found.append(data_dir(section["dataDir"]))
                 except CNIError as error:
                     warn(f"{network.name}: {error}")
     return list(dict.fromkeys(found))
-
-
-def _data_dir(given: str) -> str:
-    """Raises CNIError for one that host-local would not use."""
-    if given in ("", DATA_DIR):
-        return DATA_DIR
-    return os.path.normpath(allowed_paths.require("host-local.dataDir", given, os.environ))
 
 
 def _cached_networks(caches: Sequence[str]) -> Iterator[NetworkConfig]:

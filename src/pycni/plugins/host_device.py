@@ -12,12 +12,12 @@ from pycni.sdk.addressing import announce, configure, settle
 from pycni.sdk.interface import InterfacePlugin
 from pycni.spec.config import NetConf
 from pycni.spec.errors import UNAVAILABLE, CNIError, invalid_config
-from pycni.spec.fields import Config, Flag, MACAddress, Object, Text, field
+from pycni.spec.fields import Config, Fault, Flag, MACAddress, Object, Text, field
 from pycni.steps import device as devices
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import ClassVar
+    from typing import Any, ClassVar
 
     from pycni.plan.steps import Step
     from pycni.sdk.request import Request
@@ -27,10 +27,47 @@ if TYPE_CHECKING:
 _DEVICES = "/sys/devices/"
 
 
+class DevicePath(Text):
+    """The folder of a device; decoded to its path below /sys/devices, without `..` and the like."""
+
+    expected = f"an absolute path that begins with {_DEVICES}"
+
+    def decode(self, value: Any, path: str, faults: list[Fault]) -> str:
+        import os  # hardly any configuration has a path
+
+        text = super().decode(value, path, faults)
+        normal = os.path.normpath(text) if text else ""
+        if normal and not normal.startswith(_DEVICES):
+            problem = f'kernel device path "{text}" must be absolute and begin with {_DEVICES}'
+            faults.append(Fault(path, problem, f"expected {self.expected}"))
+            return ""
+        return normal
+
+
+class BusAddress(Text):
+    """The address of a device on a bus, which names its folder there."""
+
+    expected = "an address such as 0000:3b:00.1"
+
+    def __init__(self, refusal: str) -> None:
+        super().__init__()
+        self._refusal = refusal
+
+    def decode(self, value: Any, path: str, faults: list[Fault]) -> str:
+        text = super().decode(value, path, faults)
+        if "/" in text or text in (".", ".."):
+            faults.append(Fault(path, self._refusal.format(text), f"expected {self.expected}"))
+            return ""
+        return text
+
+
 class RuntimeConfig(Config):
     """What a runtime gives for the capability deviceID."""
 
-    device_id: str = field("deviceID", Text(), "", doc="an address on the PCI or auxiliary bus")
+    device_id: str = field(
+        "deviceID", BusAddress("runtime config DeviceID {} not found or unsupported"), "",
+        doc="an address on the PCI or auxiliary bus",
+    )  # fmt: skip
 
 
 class HostDeviceConfig(NetConf):
@@ -38,8 +75,11 @@ class HostDeviceConfig(NetConf):
 
     device: str = field("device", Text(), "", doc="name of the interface on the host")
     hwaddr: str = field("hwaddr", MACAddress(), "", doc="hardware address of the interface")
-    kernelpath: str = field("kernelpath", Text(), "", doc="path below /sys/devices")
-    pci_bus_id: str = field("pciBusID", Text(), "", doc="address on the PCI bus")
+    kernelpath: str = field("kernelpath", DevicePath(), "", doc="path below /sys/devices")
+    pci_bus_id: str = field(
+        "pciBusID", BusAddress('"{}" is not an address on the PCI bus'), "",
+        doc="address on the PCI bus",
+    )  # fmt: skip
     dpdk_mode: bool = field(
         "DPDKMode", Flag(), False, doc="the device is none of the kernel's; found out for PCI"
     )
@@ -53,23 +93,10 @@ class HostDeviceConfig(NetConf):
         return Device(
             self.device,
             self.hwaddr,
-            _normal(self.kernelpath) if self.kernelpath else "",
+            self.kernelpath,
             self.runtime_config.device_id,
             self.pci_bus_id,
         )
-
-    def validate(self) -> None:
-        path = self.kernelpath
-        if path and not _normal(path).startswith(_DEVICES):
-            raise invalid_config(
-                f'kernel device path "{path}" must be absolute and begin with {_DEVICES}',
-                'see "kernelpath"',
-            )
-        if "/" in self.pci_bus_id or self.pci_bus_id in (".", ".."):
-            raise invalid_config(
-                f'"{self.pci_bus_id}" in "pciBusID" is not an address on the PCI bus',
-                "expected one such as 0000:3b:00.1",
-            )
 
 
 class HostDevicePlugin(InterfacePlugin):
@@ -109,13 +136,6 @@ class HostDevicePlugin(InterfacePlugin):
         steps += configure(ifname, network, dad=True)
         steps += settle(ifname, network)
         return Plan(tuple(steps), (Reported(SANDBOX, ifname),))
-
-
-def _normal(path: str) -> str:
-    """A path without `..` and the like."""
-    import os  # hardly any configuration has a path
-
-    return os.path.normpath(path)
 
 
 plugin = HostDevicePlugin()

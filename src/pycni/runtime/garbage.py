@@ -9,9 +9,12 @@ Called by `Network.gc`.
 
 from __future__ import annotations
 
+import os
+
 from pycni.runtime import attached
 from pycni.runtime.chain import as_endpoint
 from pycni.runtime.endpoint import IFNAME, Endpoint
+from pycni.sdk import allowed_paths
 from pycni.sdk.alive import addresses_in_use, interface_at, noted_interfaces
 from pycni.spec.errors import CNIError
 from pycni.spec.names import is_name
@@ -106,7 +109,7 @@ def _leased(config: NetworkConfig, listed: Collection[Key]) -> Iterator[tuple[En
     """The holders of leases that are in no list."""
     containers = {container_id for container_id, _ in listed}
     in_use: dict[IPAddress, str] | None = None
-    for data_dir in data_dirs(config):
+    for data_dir in _data_dirs(config):
         try:
             if config.name not in networks(data_dir):
                 continue
@@ -129,15 +132,25 @@ def _leased(config: NetworkConfig, listed: Collection[Key]) -> Iterator[tuple[En
             )
 
 
-def data_dirs(config: NetworkConfig) -> list[str]:
+def data_dir(given: str) -> str:
+    """The directory of leases that a configuration names. Raises CNIError if it may not."""
+    if given in ("", DATA_DIR):
+        return DATA_DIR
+    return os.path.normpath(allowed_paths.require("host-local.dataDir", given, os.environ))
+
+
+def _data_dirs(config: NetworkConfig) -> list[str]:
     """Where host-local has the leases of a network."""
-    found = []
+    found: dict[str, None] = {}
     for plugin in config.plugins:
         section = plugin.document.get("ipam")
         if isinstance(section, dict):
             own = section.get("dataDir")
-            found.append(own if isinstance(own, str) and own else DATA_DIR)
-    return list(dict.fromkeys(found))
+            try:
+                found[data_dir(own if isinstance(own, str) else "")] = None
+            except CNIError:
+                continue  # no ADD has put any there
+    return [*found]
 
 
 def _noted(identity: Identity) -> str:

@@ -63,9 +63,9 @@ def _with_mac(site: Site, mac: str) -> Link | None:
 
 
 def find(site: Site, device: Device) -> Link | None:
-    """The device's interface, None if it is not there."""
+    """The device's interface, None if it is not there, or nothing says which it is."""
     try:
-        return locate(site, device)
+        return locate(site, device) if device else None
     except CNIError:
         return None
 
@@ -109,11 +109,10 @@ def _pci_folder(device: Device) -> str:
     """The folder of a PCI device; "" for one that is not told by a PCI address. Raises CNIError."""
     if not device.id:
         return f"{PCI}/{device.pci}" if device.pci else ""
-    if "/" not in device.id and device.id not in (".", ".."):
-        if posix.access(f"{PCI}/{device.id}", posix.F_OK):
-            return f"{PCI}/{device.id}"
-        if posix.access(f"{AUXILIARY}/{device.id}", posix.F_OK):
-            return ""
+    if posix.access(f"{PCI}/{device.id}", posix.F_OK):
+        return f"{PCI}/{device.id}"
+    if posix.access(f"{AUXILIARY}/{device.id}", posix.F_OK):
+        return ""
     raise CNIError(
         INVALID_CONFIG,
         f"runtime config DeviceID {device.id} not found or unsupported",
