@@ -411,6 +411,21 @@ def test_refused_delegates(attach: Attach, delegate: Any, message: str) -> None:
     assert message in error["msg"]
 
 
+@pytest.mark.parametrize("ipam", ["text", ["list"], 7, {"routes": 7}, {"routes": {"a": 1}}])
+def test_ipam_of_another_type(attach: Attach, ipam: Any) -> None:
+    """ADD refuses it by name; DEL and GC, which go on without, remove all the same."""
+    one = attach()
+    one.add()
+    one.config["ipam"] = ipam
+    other = attach()
+    other.config["ipam"] = ipam
+    error = other.refused()
+    assert error["code"] == 7
+    assert "ipam" in error["msg"]
+    assert one.run("GC", **{"cni.dev/valid-attachments": []}).code == 0
+    assert one.run("DEL").code == 0
+
+
 def test_defaults_of_the_paths(attach: Attach, env: Path) -> None:
     one = attach()
     del one.config["dataDir"], one.config["subnetFile"]

@@ -47,6 +47,9 @@ class FlannelConfig(NetConf):
 
     subnet_file: str = field("subnetFile", Text(), "", doc="what flanneld writes")
     data_dir: str = field("dataDir", Text(), "", doc="where the delegate's configurations are kept")
+    ipam: dict[str, Any] | None = field(
+        "ipam", MapOf(Anything()), None, doc="keys for the delegate's ipam"
+    )
     delegate: dict[str, Any] = field(
         "delegate", MapOf(Anything()), None, doc="keys for the delegate; type: by default bridge"
     )
@@ -78,8 +81,6 @@ class FlannelConfig(NetConf):
                     f"'delegate' dictionary must not have '{key}' field, it'll be set by flannel",
                     f'"{key}" of the network itself is what counts',
                 )
-        if not isinstance(self.ipam, dict | None):
-            raise invalid_config("ipam is not an object", "it is the base of the delegate's ipam")
 
 
 class Flannel(Plugin):
@@ -214,9 +215,10 @@ def delegate_config(config: FlannelConfig, environment: SubnetEnv) -> dict[str, 
     ipam = {"type": "host-local", **(config.ipam or {})}
     ipam["ranges"] = [[{"subnet": str(subnet)}] for subnet in environment.subnets]
     given = ipam.get("routes") or []
-    listed = [lookup(route, "dst") for route in given if isinstance(route, dict)]
-    networks = [text for text in map(str, environment.networks) if text not in listed]
-    ipam["routes"] = [*given, *({"dst": text} for text in networks)]
+    if isinstance(given, list):  # the address plugin refuses what is none
+        listed = [lookup(route, "dst") for route in given if isinstance(route, dict)]
+        networks = [text for text in map(str, environment.networks) if text not in listed]
+        ipam["routes"] = [*given, *({"dst": text} for text in networks)]
     return {**document, "ipam": ipam}
 
 
