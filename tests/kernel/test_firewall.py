@@ -311,6 +311,30 @@ def test_a_policy_needs_a_bridge(
         firewall.delete()
 
 
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+def test_a_bridge_that_iptables_takes_for_others(machines: Machines, backend: str) -> None:
+    """A name that ends in + stands for all that begin so in a rule of iptables, here for `out`."""
+    with service(machines.client, "client", 80):
+        one, _ = attached(machines, "one", backend=backend, ingressPolicy="same-bridge")
+        run_in(None, ["ip", "link", "add", "ou+", "type", "bridge"])
+        two = machines.container("two")
+        result = {
+            **two.result, "interfaces": [{"name": "ou+"}], "ips": [{"address": "10.15.30.2/24"}]
+        }  # fmt: skip
+        firewall = machines.chained(
+            "firewall", two, prevResult=result, backend=backend, ingressPolicy="isolated"
+        )
+        if backend == "iptables":
+            error = firewall.refused()
+            assert error["code"] == 7
+            assert '"ou+"' in error["msg"]
+            assert "ou+" not in rules()
+        else:
+            firewall.add()
+        assert ask(one.sandbox, CLIENT[4], 80).startswith("client ")
+        firewall.delete()
+
+
 @each_backend
 def test_gc_drops_policies_of_what_is_no_bridge(machines: Machines, backend: str) -> None:
     with service(machines.client, "client", 80):

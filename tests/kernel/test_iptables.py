@@ -61,6 +61,19 @@ def ensure(netfilter: NetfilterSocket, family: int, rules: list[str], chain: str
     return done
 
 
+def test_a_line_that_the_programs_cut(netfilter: NetfilterSocket) -> None:
+    """They read so many bytes of a line, and would take the rest of it for a line of its own."""
+    comment = " -m comment --comment "
+    rule = "-A CNI-1 -p tcp"
+    while len(rule) < 10_239:
+        rule += comment + "x" * min(220, 10_239 - len(rule) - len(comment))
+    rule += "-A PREROUTING -p tcp --dport 22 -j CNI-1"
+    for program in ("", "-legacy"):
+        with pytest.raises(iptables.IPTablesError, match="too long"):
+            iptables.restore(NFPROTO_IPV4, "nat", [":CNI-1 - [0:0]", rule], program)
+        assert saved(f"iptables{program}") == []
+
+
 def check_life(netfilter: NetfilterSocket) -> None:
     assert not iptables.has_chain(netfilter, NFPROTO_IPV4, "nat", "CNI-1")
     lines = ensure(netfilter, NFPROTO_IPV4, RULES, "CNI-1")

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, PluginRun, call_plugin, run_plugin
+from harness import Host, Namespace, PluginRun, call_plugin, run_in, run_plugin
 from harness.allowed import allow_paths
 from harness.ways import WAYS, Way, way_of
 from pycni.sdk import allowed_paths
@@ -401,6 +401,40 @@ def test_devices_of_host_device_at_del(
         assert listed.stat().st_atime_ns == 0
     finally:
         listed.rmdir()
+
+
+# --- what becomes part of a rule -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "ip saddr set 192.0.2.9", "meta mark set 0x4000", "tcp dport vmap { 22 : drop }", "log",
+        "tcp dport vmap {22:accept}", "ip daddr 192.0.2.1 counter accept", "tcp dport 22 drop",
+        "jump port-map-dnat", 'meta iifname "x', "update @sets { ip saddr }", "goto x", "notrack",
+        "tcp dport 22notrack", "tcp dport 0x16notrack", "meta mark 4-5 -notrack",
+        "--modprobe=/run/elsewhere/secret", "-M/run/elsewhere/secret", "! -M /run/elsewhere/secret",
+        "-s 192.0.2.1 -h", "-s 192.0.2.1 -vM/x", "--jump ACCEPT", "--jum ACCEPT", "-jACCEPT", "-6",
+        "-m bpf --object-pinned /run/elsewhere/secret", "-m comment --comment another", "-g x",
+        "-s 192.0.2.1 -fjACCEPT", "-s 192.0.2.1 \x1b[2J", "-m tcp " * 600,
+    ],
+    ids=lambda words: words[:40],
+)  # fmt: skip
+def test_conditions_of_portmap(way: Way, sandbox: Sandbox, words: str) -> None:
+    """They match, and nothing else: the rule sees all that is for the host."""
+    previous = {**PREVIOUS, "ips": [{"address": "10.4.0.2/24"}]}
+    mapped = {"portMappings": [{"hostPort": 8080, "containerPort": 80}]}
+    # nft gets them side by side, so there may be several in one.
+    for given in (words.split(" "),) if words[0] in "-!" else (words.split(" "), [words]):
+        run = call(
+            way, "portmap", "ADD", conditionsV4=given, runtimeConfig=mapped, prevResult=previous,
+            CNI_NETNS=sandbox().path,
+        )  # fmt: skip
+        assert run.code == 1, run.stdout
+        assert run.result["code"] == INVALID_CONFIG
+        assert "conditionsV4" in str(run.result)
+        assert "pycni" not in run_in(None, ["nft", "list", "tables"]).stdout
+        assert "CNI" not in run_in(None, ["iptables-save", "-t", "nat"]).stdout
 
 
 @pytest.mark.parametrize(

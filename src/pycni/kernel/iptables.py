@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SYSTEM_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 LOCK_SECONDS = 30  # how long a legacy program waits for another one's lock
 TIMEOUT = 60.0
+LONGEST_LINE = 10_238  # bytes that the programs read at once, without the line's end
 ATTEMPTS = 5  # at changing a table that others change as well
 _MOST_GIVEN = 500  # characters of what a program was given, in a message
 _MOST_LINKS = 8  # from one program to another
@@ -229,10 +230,11 @@ def save(family: int, table: str, variant: str = "") -> list[str]:
 
 def restore(family: int, table: str, lines: Sequence[str], variant: str = "") -> None:
     """Carry out lines as one transaction; what they do not name stays. Raises IPTablesError."""
-    broken = next((line for line in lines if "\n" in line), None)
-    if broken is not None:  # its second half would be a line of its own
-        reason = f"a rule with a line break in it: {broken!r}"
-        raise IPTablesError(errno.EINVAL, _name(family, f"{variant}-restore"), reason)
+    for line in lines:  # the second half of a broken one would be a line of its own
+        if "\n" in line or len(line.encode()) > LONGEST_LINE:
+            what = "with a line break in it" if "\n" in line else "that is too long"
+            reason = f"a rule {what}: {line[:_MOST_GIVEN]!r}"
+            raise IPTablesError(errno.EINVAL, _name(family, f"{variant}-restore"), reason)
     text = "\n".join((f"*{table}", *lines, "COMMIT", ""))
     arguments = ["--noflush", f"--wait={LOCK_SECONDS}"]
     _run(_name(family, f"{variant}-restore"), arguments, text)

@@ -150,11 +150,14 @@ class PortmapConfig(NetConf):
                 raise invalid_config(
                     "MasqMarkBit must be between 0 and 31", f'"markMasqBit" is {self.mark_masq_bit}'
                 )
-        for word in (*(self.conditions_v4 or ()), *(self.conditions_v6 or ())):
-            if not word or any(character in word for character in ";#\n\r\0"):
-                raise invalid_config(
-                    f'"{word}" is no part of a match', 'see "conditionsV4" and "conditionsV6"'
-                )
+        for key, words in (
+            ("conditionsV4", self.conditions_v4),
+            ("conditionsV6", self.conditions_v6),
+        ):
+            if words:
+                from pycni.plugins.shared.conditions import check_conditions  # few have any
+
+                check_conditions(key, words)
         chosen = self.chosen_backend
         foreign = [key for key, backend in self.specific.items() if backend != chosen]
         if foreign:

@@ -46,7 +46,7 @@ _ANY = iptables.comment("CNI firewall plugin rules (ingressPolicy: same-bridge|i
 
 
 def apply(step: IngressPolicy, kernel: Kernel) -> Undo | None:
-    """Raises CNIError (code 7) if there is no such bridge."""
+    """Raises CNIError (code 7) if there is no such bridge, or no rule for its name alone."""
     step = _named(step, kernel)
     netfilter = kernel.host.netfilter
     if _backend(step, netfilter) == "iptables":
@@ -200,6 +200,12 @@ def _rules(step: IngressPolicy) -> list[str]:
 
 
 def _apply_iptables(step: IngressPolicy, kernel: Kernel) -> Undo | None:
+    if step.bridge.endswith("+"):
+        raise invalid_config(
+            f'the ingress policy of the bridge "{step.bridge}" would be that of others too',
+            "a name that ends in + stands for all that begin so in a rule of iptables: name the "
+            'bridge otherwise, or take the backend "nftables"',
+        )
     netfilter = kernel.host.netfilter
     undos: list[Undo] = []
 
