@@ -223,7 +223,10 @@ def own_host_end(kernel: Kernel, name: str) -> Link | None:
         return found if found.name == name else None
     # Made by the reference, or by an ADD of ours that was cut short.
     listed = _listed_mac(claim, name, sandbox=False)
-    return found if listed in (None, "", found.mac) else None
+    if listed is None:
+        return found
+    # With both ends on the host it is no container's, whoever lists it.
+    return found if found.link_netnsid is not None and listed in ("", found.mac) else None
 
 
 def peer_on_host(kernel: Kernel, inner: Link | None) -> Link | None:

@@ -19,6 +19,7 @@ import errno
 from pycni.kernel import link as links
 from pycni.kernel import nfnetlink
 from pycni.kernel.nfnetlink import NFPROTO_BRIDGE
+from pycni.steps import ownership
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -148,14 +149,17 @@ def release(netfilter: NetfilterSocket, wanted: Callable[[str], bool], tag: str)
 
 
 def _ports(step: PortIsolation, kernel: Kernel) -> list[Link]:
-    """Those of the links that are ports of the bridge."""
+    """Those of the links that are ports of the bridge, and lead nowhere but to the sandbox."""
     host = kernel.host
     bridge = host.find(step.bridge, altnames=True)
     found = [host.find(name) for name in step.links if name != step.bridge]
     return [
         port
         for port in found
-        if port is not None and bridge is not None and port.master == bridge.index
+        if port is not None
+        and bridge is not None
+        and port.master == bridge.index
+        and (port.kind != "veth" or ownership.leads_to_sandbox(kernel, port))
     ]
 
 
