@@ -47,7 +47,7 @@ sequences: setup ## Random sequences of operations, then seeded mistakes that mu
 	@cd tests && ../$(python) -m sequences --seed $(SEED)
 	@cd tests && ../$(python) -m sequences --seed $(SEED) --mistakes --sequences 200
 
-adversary: setup ## Hostile containers and second callers, twenty times everything (half an hour, as root)
+adversary: setup ## Hostile containers, second callers and tenants, twenty times everything (an hour, as root)
 	@cd tests && ../$(python) -m adversary --seed $(SEED)
 
 interrupts: setup ## Interrupt operations of a program at every instruction (minutes, as root)

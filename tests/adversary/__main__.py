@@ -11,13 +11,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from adversary import trials
+from adversary import tenant_trials, trials
 from harness import private_mounts
 from harness.agent import AgentProcess
+from harness.allowed import allow_paths
 from harness.fault_cases import CASES
 from harness.host import forget_attachments
 from harness.namespaces import enter_new_netns
 from harness.plugin import call_plugin, run_plugin
+from pycni.plugins import NAMES
 
 
 def main() -> int:
@@ -25,9 +27,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20, help="each of them everything once")
     parser.add_argument("--seed", default="0", help="what all that is random follows from")
     parser.add_argument("--case", default="", help="only cases called so")
+    parser.add_argument(
+        "--examples", type=int, default=60, help="configurations of a tenant's a plugin and round"
+    )
     options = parser.parse_args()
     private_mounts()
-    tried = failed = 0
+    allow_paths(private=True)
+    tried = failed = calls = 0
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="adversary-") as folder, enter_new_netns():
         for number in range(options.rounds):
@@ -36,9 +42,16 @@ def main() -> int:
                 if found.wrong:
                     failed += 1
                     print(f"\n{found}", flush=True)
+            for what, made, wrong in _tenant(Path(folder), options, number):
+                calls += made
+                if wrong:
+                    failed += 1
+                    print(f"\n{what}: {wrong}", flush=True)
             seconds = time.monotonic() - began
             print(
-                f"round {number + 1}: {tried} tries, {failed} failed, {seconds:.0f} s", flush=True
+                f"round {number + 1}: {tried} tries, {calls} calls with a tenant's configuration, "
+                f"{failed} failed, {seconds:.0f} s",
+                flush=True,
             )
     return 1 if failed else 0
 
@@ -58,6 +71,20 @@ def _round(folder: Path, seed: str, words: str) -> Iterator[trials.Trial]:
             yield trials.network(CASES[0], agent.plugins, folder, seed, next(ways))
     finally:
         agent.stop()
+
+
+def _tenant(
+    folder: Path, options: argparse.Namespace, number: int
+) -> Iterator[tuple[str, int, str]]:
+    agent = AgentProcess(folder / f"tenant-{number}")
+    seed = f"{options.seed}-{number}"
+    for what in ("networks", "executables", *NAMES):
+        if options.case not in what:
+            continue
+        made, wrong = tenant_trials.attempt(
+            what, agent.plugins, folder, seed=seed, number=number, examples=options.examples
+        )
+        yield f"tenant, {what}, seed {seed}", made, wrong
 
 
 if __name__ == "__main__":

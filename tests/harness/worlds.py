@@ -101,7 +101,7 @@ class World:
         with ExitStack() as stack:
             stack.enter_context(enter_new_netns())
             forget_attachments()
-            _quiet()
+            quiet()
             self.folder.mkdir(parents=True)
             self.stack = stack.pop_all()
         try:
@@ -123,7 +123,7 @@ class World:
         made = Namespace.create(f"sandbox-{os.getpid()}-{next(_numbers)}")
         self.stack.callback(made.delete)
         with inside(made):
-            _quiet()
+            quiet()
         return made
 
     def attachment(self, container: str) -> Attachment:
@@ -262,7 +262,7 @@ class World:
         }
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Addresses are good at once, and interfaces give themselves none."""
     for kind in ("default", "all"):
         for name, value in (("accept_dad", "0"), ("router_solicitations", "0")):
