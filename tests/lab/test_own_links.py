@@ -55,7 +55,8 @@ def test_container(way: Way, sandbox: Sandbox, kind: str) -> None:
             box, other = sandbox(), sandbox()
             network.add("a", box.path)
             # Where it is hidden, an address of the attachment tells an ipvlan and a vlan.
-            again = "address add 10.61.0.2/24 dev mine"
+            (address,) = way.leases("n")
+            again = f"address add {address}/24 dev mine"
             lines = play(trick, "macvlan", box, other)
             do(box, [*lines, f"-n {other.name} {again}"] if trick == "hidden" else lines)
             before = own_of_container(box, other)
@@ -76,12 +77,19 @@ def test_container(way: Way, sandbox: Sandbox, kind: str) -> None:
 def test_others_on_the_same_master_stay(way: Way, sandbox: Sandbox, kind: str) -> None:
     """Of attachments, and of nobody's: those have the master's MAC address too."""
     network = way.network("n", maker(way, kind))
-    second = way.network("m", {**maker(way, kind), "ipam": way.host_local("10.62.0.0/24")}
-                         | ({"vlanId": 8} if kind == "vlan" else {}))  # fmt: skip
+    # A master has one VLAN of each number.
+    second, third = (
+        way.network(
+            name,
+            {**maker(way, kind), "ipam": way.host_local(f"10.6{number}.0.0/24")}
+            | ({"vlanId": 10 + number} if kind == "vlan" else {}),
+        )
+        for number, name in enumerate("mo", 2)
+    )
     box, other = sandbox(), sandbox()
     network.add("a", box.path)
     second.add("a", box.path, "eth1")
-    second.add("b", other.path)
+    third.add("b", other.path)
     if kind != "dummy":
         extra = ["id", "9"] if kind == "vlan" else ["mode", "l2"]
         run_in(None, ["ip", "link", "add", "link", "up0", "name", "eth5", "netns", other.name,
@@ -90,7 +98,7 @@ def test_others_on_the_same_master_stay(way: Way, sandbox: Sandbox, kind: str) -
     before = sorted(links(box)), sorted(links(other))
     network.delete("a")
     assert (sorted(links(box)), sorted(links(other))) == before
-    second.check("b")
+    third.check("b")
     assert way.leases("n") == {}
 
 
