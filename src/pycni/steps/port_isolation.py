@@ -19,7 +19,7 @@ import errno
 from pycni.kernel import link as links
 from pycni.kernel import nfnetlink
 from pycni.kernel.nfnetlink import NFPROTO_BRIDGE
-from pycni.steps import ownership
+from pycni.steps import noted_links
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _ports(step: PortIsolation, kernel: Kernel) -> list[Link]:
         if port is not None
         and bridge is not None
         and port.master == bridge.index
-        and (port.kind != "veth" or ownership.leads_to_sandbox(kernel, port))
+        and (port.kind != "veth" or noted_links.leads_to_sandbox(kernel, port))
     ]
 
 
