@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import multiprocessing
 import os
 import pickle
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,6 @@ from typing import Any
 import pytest
 
 from harness import Host, Namespace, ip_json
-from harness.pools import attach_by_no_plugin
 from harness.ways import Way, notes
 from pycni.runtime import (
     Canceled,
@@ -371,14 +371,28 @@ def test_a_child_forked_during_an_operation(lab: Lab, sandbox: Sandbox) -> None:
     assert lab.left() == []
 
 
+POOL = """
+import multiprocessing, sys
+from harness.pools import attach_by_no_plugin
+from pycni.runtime import PluginError
+with multiprocessing.get_context(sys.argv[1]).Pool(1) as pool:
+    try:
+        pool.apply_async(attach_by_no_plugin, (sys.argv[2],)).get(60)
+    except PluginError as error:
+        print(error.plugin_type)
+"""
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_errors_of_a_pool(lab: Lab, tmp_path: Path, method: str) -> None:
-    with (
-        multiprocessing.get_context(method).Pool(1) as pool,
-        pytest.raises(PluginError, match="nonesuch") as caught,
-    ):
-        pool.apply_async(attach_by_no_plugin, (str(tmp_path),)).get(60)
-    assert caught.value.plugin_type == "nonesuch"
+def test_errors_of_a_pool(host: Host, tmp_path: Path, method: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", POOL, method, tmp_path],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "nonesuch\n"), done.stderr
 
 
 @pytest.mark.parametrize(

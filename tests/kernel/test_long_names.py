@@ -69,7 +69,7 @@ def test_attached_and_detached(way: Way, sandbox: Sandbox, backend: str, length:
     ids = ["a" * (length - 1) + end for end in "xy"]
     spaces = [sandbox(), sandbox()]
     for number, (one, space) in enumerate(zip(ids, spaces, strict=True)):
-        network.add(one, space.path, capability_args=ports_of((8080 + number, 80)))
+        network.add(one, space.path, capabilities=ports_of((8080 + number, 80)))
     assert sorted(way.leases("n").values()) == [f"{one}/eth0" for one in ids]
     for one, space in zip(ids, spaces, strict=True):
         network.check(one, space.path)
@@ -94,7 +94,7 @@ def test_collected(way: Way, sandbox: Sandbox, backend: str, length: int, *, not
     ids = ["a" * (length - 1) + end for end in "xy"]
     spaces = [sandbox(), sandbox()]
     for number, (one, space) in enumerate(zip(ids, spaces, strict=True)):
-        network.add(one, space.path, capability_args=ports_of((8080 + number, 80)))
+        network.add(one, space.path, capabilities=ports_of((8080 + number, 80)))
     if not noted:
         for path in Path("/run/pycni/attachments").iterdir():
             if json.loads(path.read_text())["containerID"] == ids[0]:
