@@ -193,7 +193,7 @@ def decode(data: bytes) -> Identity | None:
         document = loads(data)
         owner = Owner(*(_text(document[key]) for key in ("network", "containerID", "ifname")))
         netns, host = (_netns_id(document[key]) for key in ("netns", "host"))
-        since = float(document["since"])
+        since = round(float(document["since"]), 6)  # as it is written
         since = since if since < _EPOCHAL else 0.0
         links = [
             OwnLink(_text(where), _text(name), _number(index), *_link_details(*details))
