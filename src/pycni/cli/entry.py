@@ -28,8 +28,11 @@ def _run() -> str | int | None:
     except SystemExit as end:
         interrupts.ignore()
         return end.code
-    except interrupts.Interrupted as error:
-        return _tell(error)
+    except (Exception, interrupts.Interrupted) as error:
+        interrupted = interrupts.cause_of(error)
+        if interrupted is None:
+            raise
+        return _tell(interrupted)
 
 
 def _tell(error: interrupts.Interrupted) -> int:

@@ -48,6 +48,8 @@ def cause_of(error: BaseException) -> Interrupted | None:
     """The interruption that a command's error is, or has led to; None if there was none."""
     if isinstance(error, Interrupted):
         return error
+    if isinstance(error.__cause__, Interrupted):  # as Python 3.11 wraps it in a class's definition
+        return error.__cause__
     return Interrupted(_Now.first, str(error)) if _Now.first else None
 
 
