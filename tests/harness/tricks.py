@@ -28,6 +28,12 @@ TRICKS = {
     "renamed": [*AWAY, "link set mine up", "ANOTHER"],
     "deleted": ["link delete eth0", "ANOTHER"],
     "hidden": [*AWAY, "link set mine netns {other}", "-n {other} link set mine up", "ANOTHER"],
+    "disguised": [
+        *AWAY,
+        "link set mine address 02:00:00:00:00:77",
+        "link set mine netns {other}",
+        "ANOTHER",
+    ],
     "away and back": [*AWAY, "link set mine netns {other}", "ANOTHER", *BACK],
 }
 

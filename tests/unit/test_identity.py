@@ -11,7 +11,7 @@ IDENTITY = Identity(
     NetnsID(4, 4026532000, 77),
     NetnsID(4, 4026531840, 1),
     1700.5,
-    (OwnLink("sandbox", "eth0", 7),),
+    (OwnLink("sandbox", "eth0", 7), OwnLink("sandbox", "m0", 8, "macvlan", 3, "02:00", 1 << 40)),
     ("192.0.2.5",),
     (Part("host-device", ("masquerade",), ("/run/x",), True),),
 )

@@ -53,7 +53,8 @@ class OwnLink(Record):
 
     where: `plan.steps.HOST` or `SANDBOX`, or FOUND for an interface of the sandbox that another
     project's plugin made; name: what it was called at ADD. kind: of an interface whose other end is
-    not noted, "" for one whose is; parent: the index of the host's link that it is on, 0 for none.
+    not noted, "" for one whose is; parent: the index of the host's link that it is on, 0 for none;
+    inode: of its directory in sysfs, which it has for life, 0 where that is not known.
     """
 
     where: str
@@ -62,6 +63,7 @@ class OwnLink(Record):
     kind: str = ""
     parent: int = 0
     mac: str = ""
+    inode: int = 0
 
 
 class OwnDevice(Record):
@@ -235,12 +237,15 @@ def _netns_id(value: Any) -> NetnsID | None:
 def _link(link: OwnLink) -> str:
     text = f"{encode_basestring(link.where)},{encode_basestring(link.name)},{link.index}"
     if link.kind:
-        text += f",{encode_basestring(link.kind)},{link.parent},{encode_basestring(link.mac)}"
+        kind, mac = encode_basestring(link.kind), encode_basestring(link.mac)
+        text += f",{kind},{link.parent},{mac},{link.inode}"
     return f"[{text}]"
 
 
-def _link_details(kind: Any = "", parent: Any = 0, mac: Any = "") -> tuple[str, int, str]:
-    return _text(kind), _number(parent), _text(mac)
+def _link_details(
+    kind: Any = "", parent: Any = 0, mac: Any = "", inode: Any = 0
+) -> tuple[str, int, str, int]:
+    return _text(kind), _number(parent), _text(mac), _number(inode)
 
 
 def _part(part: Part) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pycni.kernel.link import Link
+    from pycni.kernel.namespace import Namespace
     from pycni.kernel.netlink.socket import NetlinkSocket
     from pycni.spec.identity import OwnLink
     from pycni.steps.context import Kernel
@@ -60,8 +61,8 @@ def remove_hidden(
 
     others: gives the identities of all attachments. In the sandbox what is on the host's link and
     nobody else's is the attachment's. In other namespaces, where the reference's plugins may have
-    made such links, it is known by its MAC address or an address of the attachment. All namespaces
-    are looked at. Raises NetlinkError.
+    made such links, it is known by its inode in sysfs; where none was noted, by its MAC address or
+    an address of the attachment. All namespaces are looked at. Raises NetlinkError.
     """
     from pycni.kernel import census  # rarely: a container has deleted or hidden its interface
 
@@ -81,7 +82,11 @@ def remove_hidden(
         if any(found.index == index and here.is_same(netns) for netns, index in taken):
             continue
         is_inside = identity.netns is not None and here.is_same(identity.netns)
-        if is_inside or _is_told(kernel, found, noted, identity, netlink):
+        if is_inside or (
+            _is_same(kernel, found, noted, space)
+            if noted.inode
+            else _is_told(kernel, found, noted, identity, netlink)
+        ):
             try:
                 netlink.request(link.delete(found))
             except NetlinkError as error:
@@ -107,6 +112,13 @@ def leads_to_host(kernel: Kernel, inner: Link) -> bool:
 
 def _is_on(kernel: Kernel, found: Link | None, parent: int) -> bool:
     return found is not None and found.link == parent and leads_to_host(kernel, found)
+
+
+def _is_same(kernel: Kernel, found: Link, noted: OwnLink, space: Namespace) -> bool:
+    from pycni.kernel import sysfs
+
+    with space.enter(kernel.host.namespace):
+        return sysfs.link_inode(found.name, found.index) == noted.inode
 
 
 def _is_told(

@@ -449,12 +449,19 @@ def _links(step: Step, kernel: Kernel) -> Iterator[OwnLink]:
         yield OwnLink(HOST, host_name, outer.index)
         yield OwnLink(SANDBOX, name, outer.link)
         return
-    inner = kernel.site(SANDBOX).known(name)
+    sandbox = kernel.site(SANDBOX)
+    inner = sandbox.known(name)
     if step.kind not in ("sub_link", "tap"):
         yield OwnLink(SANDBOX, name, inner.index)
         return
-    parent = 0 if inner.link_netnsid is None else inner.link
-    yield OwnLink(SANDBOX, name, inner.index, inner.kind, parent, inner.mac)
+    parent = inode = 0
+    if inner.link_netnsid is not None:
+        from pycni.kernel import sysfs
+
+        parent = inner.link
+        with sandbox.enter():
+            inode = sysfs.link_inode(inner.name, inner.index)
+    yield OwnLink(SANDBOX, name, inner.index, inner.kind, parent, inner.mac, inode)
 
 
 def _chained_link(claim: Claim, sandbox: Site) -> list[OwnLink]:
