@@ -61,7 +61,7 @@ _KERNEL = re.compile(
     r"/proc(/sys|/self|/sys/kernel/random/boot_id|/sys/net/.+|/net/\w+"
     r"|/\d+(/(mountinfo|ns/net|root/run/netns/.+))?"
     r"|/(self|thread-self)/(mountinfo|(ns|net|task)/.+))?"
-    r"|/sys/devices/.+|/sys/bus/(pci|auxiliary)/devices/[^/]+(/.+)?"
+    r"|/sys/devices/.+|/sys/class/net/[^/]+|/sys/bus/(pci|auxiliary)/devices/[^/]+(/.+)?"
 )
 # What a rule of nftables may do with packets but send them to its container.
 _MATCHES = {"match", "xt", "counter", "limit", "quota"}

@@ -8,6 +8,7 @@ themselves the `canary` shows.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import posix
 import sys
@@ -39,7 +40,9 @@ _CONNECTIONS = ("socket.connect", "socket.sendto", "socket.sendmsg", "socket.get
 _WRAPPED = ("open", "stat", "lstat", "access", "readlink", "mkfifo", "mknod", "statvfs")
 _FDS = "/proc/self/fd"
 
-_readlink, _fstat, _stat = posix.readlink, posix.fstat, posix.stat
+_KERNELS = {0x9FA0: "/proc", 0x62656572: "/sys"}
+
+_readlink = posix.readlink
 _current: Witness | None = None
 _is_hooked = False
 
@@ -124,11 +127,15 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 def _folder(descriptor: int) -> str:
     """The path of a directory that is open."""
     path = _readlink(f"{_FDS}/{descriptor}")
-    # A procfs that is mounted nowhere.
-    is_root = path.startswith("/") and _fstat(descriptor).st_dev == _stat("/").st_dev
-    if path == "/" and not is_root:
-        return "/proc"
-    return path
+    kernels = _KERNELS.get(_file_system(descriptor), "")
+    # One that is mounted nowhere has paths of its own.
+    return path if path.startswith(kernels) else f"{kernels}{path}".rstrip("/")
+
+
+def _file_system(descriptor: int) -> int:
+    """The magic number of the file system that a descriptor is of (statfs(2), linux/magic.h)."""
+    answer = (ctypes.c_long * 32)()
+    return answer[0] if ctypes.CDLL(None).fstatfs(descriptor, answer) == 0 else 0
 
 
 def _words(arguments: tuple[Any, ...]) -> str:
