@@ -218,6 +218,7 @@ class NetfilterSocket(NetlinkSocket):
 # Sockets that nobody uses, each with its process and namespace.
 _idle: list[tuple[_Home, NetfilterSocket]] = []
 _MOST_IDLE = 32
+_is_closed_at_exit = False
 
 
 def borrow(space: Namespace) -> NetfilterSocket:
@@ -244,16 +245,31 @@ def give_back(netfilter: NetfilterSocket, space: Namespace) -> None:
         netfilter.close()
         return
     home = (posix.getpid(), status.st_dev, status.st_ino)
-    for item in [item for item in _idle if item[0] != home]:
+    _close_idle(home)
+    if home[1:] == (space.device, space.inode) and len(_idle) < _MOST_IDLE:
+        _close_at_exit()
+        _idle.append((home, netfilter))
+    else:
+        netfilter.close()
+
+
+def _close_idle(but_of: _Home | None = None) -> None:
+    for item in [item for item in _idle if item[0] != but_of]:
         try:
             _idle.remove(item)
         except ValueError:  # another thread took it
             continue
         item[1].close()
-    if home[1:] == (space.device, space.inode) and len(_idle) < _MOST_IDLE:
-        _idle.append((home, netfilter))
-    else:
-        netfilter.close()
+
+
+def _close_at_exit() -> None:
+    """Have what is kept closed at the end: a socket that is not is a ResourceWarning."""
+    global _is_closed_at_exit  # noqa: PLW0603 - a process has one end
+    if not _is_closed_at_exit:
+        _is_closed_at_exit = True
+        import atexit
+
+        atexit.register(_close_idle)
 
 
 def supported(netfilter: NetfilterSocket) -> bool:

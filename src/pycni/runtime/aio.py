@@ -12,34 +12,26 @@ only then is the cancellation passed on.
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, Unpack
 from weakref import WeakKeyDictionary
 
-from pycni.runtime.call import checked, with_cancel
-from pycni.runtime.endpoint import IFNAME, Endpoint
-from pycni.runtime.many import WORKERS
+from pycni.runtime.call import Options, checked, with_cancel
+from pycni.runtime.config import NetworkConfig
+from pycni.runtime.endpoint import IFNAME, Args, Endpoint
+from pycni.runtime.errors import ConfigError
+from pycni.runtime.garbage import Garbage
+from pycni.runtime.many import WORKERS, Outcome
+from pycni.runtime.network import Network
 from pycni.runtime.operation import Operation
+from pycni.runtime.repair import Repaired
+from pycni.spec.config import Attachment
+from pycni.spec.result import Result
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Mapping
-    from typing import Any, Unpack
-
-    from pycni.runtime.call import Options
-    from pycni.runtime.config import NetworkConfig
-    from pycni.runtime.endpoint import Args
-    from pycni.runtime.errors import ConfigError
-    from pycni.runtime.garbage import Garbage
-    from pycni.runtime.many import Outcome
-    from pycni.runtime.network import Network
-    from pycni.runtime.repair import Repaired
-    from pycni.spec.config import Attachment
-    from pycni.spec.result import Result
-
-    Path = str | os.PathLike[str]
+Path = str | os.PathLike[str]
 
 T = TypeVar("T")
 

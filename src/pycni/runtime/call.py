@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 from _thread import RLock
+from collections.abc import Callable, Mapping
 from math import inf, isnan
 from typing import TypedDict
 
 from pycni.runtime.errors import Canceled, TimedOut
 from pycni.spec.errors import IO_FAILURE, CNIError
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 
 class Cancellation:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from pycni.spec.errors import INVALID_CONFIG, INVALID_ENVIRONMENT, CNIError
 from pycni.spec.jsontext import dumps
 from pycni.spec.names import check_container_id, check_interface_name
 from pycni.spec.record import Record
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    Args = Mapping[str, str] | Iterable[tuple[str, str]]
+Args = Mapping[str, str] | Iterable[tuple[str, str]]
 
 IFNAME = "eth0"
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pycni.spec.errors import INVALID_CONFIG, TRY_AGAIN_LATER, UNKNOWN, CNIError, join_errors
 from pycni.spec.fields import Fault
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 class FaultInFile(Fault):

@@ -5,19 +5,19 @@ Called by `Network.add_many` and `Network.delete_many`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from pycni.runtime import operation
-from pycni.runtime.call import with_cancel
+from pycni.runtime.call import Options, with_cancel
 from pycni.runtime.endpoint import Endpoint
 from pycni.spec.errors import CNIError
 from pycni.spec.record import Record
+from pycni.spec.result import Result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from pycni.runtime.call import Options
     from pycni.runtime.network import Network
-    from pycni.spec.result import Result
+
 
 # The kernel lets a deletion wait some 20 ms, in which others can go on; more than this many only
 # wait for its one lock on interfaces.

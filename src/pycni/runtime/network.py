@@ -12,16 +12,22 @@ read and write too. All methods may be called from many threads at once.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Self, Unpack
 
 from pycni.runtime import config as configs
 from pycni.runtime import find, operation
-from pycni.runtime.call import with_cancel
+from pycni.runtime.call import Options, with_cancel
 from pycni.runtime.chain import Chain, as_endpoint, completed
-from pycni.runtime.endpoint import IFNAME, Endpoint, check_args, check_capabilities, pairs
+from pycni.runtime.config import NetworkConfig, PluginConfig
+from pycni.runtime.endpoint import IFNAME, Args, Endpoint, check_args, check_capabilities, pairs
 from pycni.runtime.engine import Engine, in_version
-from pycni.runtime.errors import Canceled, PluginError, one_error
+from pycni.runtime.errors import Canceled, ConfigError, PluginError, one_error
+from pycni.runtime.garbage import Garbage
 from pycni.runtime.locks import Turn, Turns
-from pycni.runtime.many import ADD_WORKERS, WORKERS, add_many, delete_many
+from pycni.runtime.many import ADD_WORKERS, WORKERS, Outcome, add_many, delete_many
+from pycni.runtime.repair import Repaired
+from pycni.sdk.plugin import Plugin
 from pycni.spec import versions
 from pycni.spec.config import Attachment
 from pycni.spec.errors import (
@@ -31,25 +37,10 @@ from pycni.spec.errors import (
     UNKNOWN_CONTAINER,
     CNIError,
 )
-from pycni.state.cache import ROOT, ResultCache
+from pycni.spec.result import Result
+from pycni.state.cache import ROOT, CachedAttachment, ResultCache
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-    from typing import Any, Self, Unpack
-
-    from pycni.runtime.call import Options
-    from pycni.runtime.config import NetworkConfig, PluginConfig
-    from pycni.runtime.endpoint import Args
-    from pycni.runtime.errors import ConfigError
-    from pycni.runtime.garbage import Garbage
-    from pycni.runtime.many import Outcome
-    from pycni.runtime.repair import Repaired
-    from pycni.sdk.plugin import Plugin
-    from pycni.spec.result import Result
-    from pycni.state.cache import CachedAttachment
-
-    Path = str | os.PathLike[str]
+Path = str | os.PathLike[str]
 
 TURNS = Turns()
 

@@ -21,9 +21,34 @@ else:
         return lambda cls: cls
 
 
+class _Signature:
+    """What `inspect.signature` and editors show of a record's constructor."""
+
+    def __get__(self, _: object, cls: type[Record]) -> Any:
+        from inspect import Parameter, Signature
+
+        kinds: dict[str, Any] = {}
+        for base in reversed(cls.__mro__):
+            kinds.update(getattr(base, "__annotations__", {}))
+        fields, _, required = _layouts.get(cls) or _layout(cls)
+        return Signature(
+            [
+                Parameter(
+                    name,
+                    Parameter.POSITIONAL_OR_KEYWORD,
+                    default=Parameter.empty if name in required else getattr(cls, name),
+                    annotation=kinds[name],
+                )
+                for name in fields
+            ]
+        )
+
+
 @dataclass_transform()
 class Record:
     """Base of all plain data. Mutable defaults are shared, so use tuples or None for them."""
+
+    __signature__ = _Signature()
 
     def __init__(self, *values: Any, **named: Any) -> None:
         fields, names, required = _layouts.get(type(self)) or _layout(type(self))

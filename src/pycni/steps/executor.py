@@ -235,12 +235,24 @@ def current(plan: Plan, kernel: Kernel) -> Plan:
 def handler(kind: str) -> ModuleType:
     """The module that knows a kind of step; imported when first needed.
 
-    A kind with a dot is the whole name of a module: of a step that another package declares.
+    Where this package has none of that name, it is the whole name of a module: of a step that
+    others declare.
     """
     found = _handlers.get(kind)
     if found is None:
-        found = _handlers[kind] = module(kind if "." in kind else f"{__package__}.{kind}")
+        found = _handlers[kind] = _module_of(kind)
     return found
+
+
+def _module_of(kind: str) -> ModuleType:
+    if "." not in kind:
+        ours = f"{__package__}.{kind}"
+        try:
+            return module(ours)
+        except ModuleNotFoundError as error:
+            if error.name != ours:
+                raise
+    return module(kind)
 
 
 _handlers: dict[str, ModuleType] = {}
