@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from harness import Attachment, Host, Namespace, call_plugin, ip_json, run_in, run_plugin, snapshot
+from harness.ways import notes
 
 Sandbox = Callable[[], Namespace]
 Attach = Callable[..., Attachment]
@@ -447,3 +448,20 @@ def test_in_process_and_as_a_process_are_one(attach: Attach, tmp_path: Path) -> 
     one.check()
     one.delete()
     assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("call", [run_plugin, call_plugin])
+def test_delete_where_the_kept_configuration_is_lost(
+    attach: Attach, tmp_path: Path, call: Any
+) -> None:
+    """What the delegate noted is enough; so after an ADD that could not take all of it back."""
+    one = attach()
+    one.call = call
+    one.add()
+    for file in files(tmp_path):
+        (tmp_path / "flannel" / file).unlink()
+    one.delete()
+    assert ip_json("link", netns=one.sandbox)[1:] == []
+    assert [link["ifname"] for link in ip_json("link", "show", "type", "veth")] == []
+    assert list((tmp_path / "leases/flan").glob("10.*")) == []
+    assert notes() == []

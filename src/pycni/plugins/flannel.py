@@ -21,6 +21,7 @@ from pycni.spec.errors import (
 from pycni.spec.fields import Anything, MapOf, Text, field
 from pycni.spec.jsontext import dumps, lookup
 from pycni.spec.result import FAMILIES, merge
+from pycni.state.attachments import is_noted
 from pycni.state.documents import Documents
 from pycni.state.files import is_file_name
 
@@ -151,12 +152,14 @@ class Flannel(Plugin):
         config = self._read(request)
         documents = config.documents(request)
         found = _find(documents, request)
-        if found is None:
+        if found is None and not is_noted(request.owner.tag):
             return
-        name, document = found
-        document = document or _without_flanneld(config, request)  # damaged
+        # Of an ADD that could not take back all that it did, only what the delegate noted is kept.
+        name, document = found or ("", {})
+        document = document or _without_flanneld(config, request)  # lost, or damaged
         delegate(request, _type_of(document), "DEL", document)
-        documents.remove(name)
+        if name:
+            documents.remove(name)
 
     def gc(self, request: Request, keep: frozenset[Attachment]) -> None:
         config = self._read(request)
