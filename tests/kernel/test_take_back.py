@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, nft_list, run_in
+from harness import Attachment, Host, Namespace, ip_json, nft_list, run_in
 from harness.ways import notes
-from pycni.kernel import iptables
+from pycni.kernel import iptables, namespace
 from pycni.kernel.iptables import IPTablesError
 from pycni.kernel.netlink.errors import NetlinkError
-from pycni.plan.steps import Firewall, IngressPolicy, Masquerade, PortMap, PortMapping
+from pycni.plan.plan import Plan
+from pycni.plan.steps import Firewall, IngressPolicy, Masquerade, PortMap, PortMapping, SubLink
 from pycni.spec.ip import parse_network
 from pycni.spec.owner import Owner
 from pycni.steps import executor, forwarding
@@ -131,3 +132,25 @@ def test_what_is_left_is_noted_for_del(
     one.delete()
     assert not any("10.30.0.2" in line for line in own())
     assert notes() == []
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_a_macvlan_that_its_container_hides_meanwhile(
+    host: Host, sandbox: Callable[[], Namespace], another: bool
+) -> None:
+    """Before anything of it was noted, and with another MAC address."""
+    run_in(None, ["ip", "link", "add", "up0", "type", "veth", "peer", "up1"])
+    box, hidden = sandbox(), sandbox()
+    step = SubLink("eth0", "macvlan", master="up0", mode="bridge")
+    with Kernel(namespace.open_path(box.path), box.path) as kernel:
+        transaction = executor.Transaction(kernel)
+        transaction.apply(Plan((step,)))
+        (made,) = ip_json("link", "show", "dev", "eth0", netns=box)
+        run_in(box, ["ip", "link", "set", "eth0", "address", "02:00:00:00:00:77"])
+        run_in(box, ["ip", "link", "set", "eth0", "netns", hidden.name])
+        if another:
+            index = str(made["ifindex"])
+            run_in(box, ["ip", "link", "add", "eth0", "index", index, "type", "bridge"])
+        transaction.undo()
+    assert [link["ifname"] for link in ip_json("link", netns=hidden)] == ["lo"]
+    assert len(ip_json("link", netns=box)) == 1 + another

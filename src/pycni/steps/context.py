@@ -129,6 +129,13 @@ class Site:
             if error.errno != errno.ENODEV:
                 raise
 
+    def inode(self, found: Link) -> int:
+        """The inode of an interface's directory in sysfs; 0 if it cannot be told."""
+        from pycni.kernel import sysfs
+
+        with self.enter():
+            return sysfs.link_inode(found.name, found.index)
+
     def close(self) -> None:
         if self._netlink is not None:
             self._netlink.close()
@@ -172,7 +179,8 @@ class Kernel:
     None if it never does; claim: what the request says of its attachment, for `own`, None for a
     request about no attachment; is_attached: whether an attachment, by its owner's tag, is there,
     None if nothing tells. without_flows: the addresses whose flows have been forgotten during the
-    request; leaves: whether a step that failed left something of what it had made.
+    request; leaves: whether a step that failed left something of what it had made; inodes: in
+    sysfs, of links that were made in the sandbox, by name.
     """
 
     def __init__(
@@ -186,6 +194,7 @@ class Kernel:
         self.claim = claim
         self.without_flows: set[IPAddress] = set()
         self.leaves = False
+        self.inodes: dict[str, int] = {}
         self._is_attached = is_attached
         self._cancel = None if cancel is None else _poller(cancel)
         try:

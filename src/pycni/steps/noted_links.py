@@ -15,6 +15,8 @@ from pycni.kernel.netlink.errors import NetlinkError
 from pycni.plan.steps import HOST, SANDBOX
 from pycni.spec.identity import FOUND, Identity, NetnsID
 
+_LOOKS = 2  # through all namespaces: what is moved meanwhile can be missed once
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -83,15 +85,31 @@ def remove_hidden(
             continue
         is_inside = identity.netns is not None and here.is_same(identity.netns)
         if is_inside or (
-            _is_same(kernel, found, noted, space)
+            _inode(kernel, found, space) == noted.inode
             if noted.inode
             else _is_told(kernel, found, noted, identity, netlink)
         ):
-            try:
-                netlink.request(link.delete(found))
-            except NetlinkError as error:
-                if error.errno != errno.ENODEV:
-                    raise
+            _delete(netlink, found)
+
+
+def discard(kernel: Kernel, made: Link, inode: int) -> None:
+    """Delete a link that was just made on one of the host, wherever its container has put it since.
+
+    inode: in sysfs, 0 where that is not known. Raises NetlinkError.
+    """
+    from pycni.kernel import census
+
+    sandbox = kernel.site(SANDBOX)
+    found = sandbox.find(made.index)
+    if not inode or (found is not None and sandbox.inode(found) == inode):
+        sandbox.discard(made)
+        if not inode or sandbox.find(made.index) is None:
+            return
+    for _ in range(_LOOKS):
+        for space, netlink, one in census.links_on(made.link, (made.kind,)):
+            if _inode(kernel, one, space) == inode:
+                _delete(netlink, one)
+                return
 
 
 def leads_to_sandbox(kernel: Kernel, outer: Link) -> bool:
@@ -114,11 +132,20 @@ def _is_on(kernel: Kernel, found: Link | None, parent: int) -> bool:
     return found is not None and found.link == parent and leads_to_host(kernel, found)
 
 
-def _is_same(kernel: Kernel, found: Link, noted: OwnLink, space: Namespace) -> bool:
+def _delete(netlink: NetlinkSocket, found: Link) -> None:
+    """Delete a link; one that has gone already is no error."""
+    try:
+        netlink.request(link.delete(found))
+    except NetlinkError as error:
+        if error.errno != errno.ENODEV:
+            raise
+
+
+def _inode(kernel: Kernel, found: Link, space: Namespace) -> int:
     from pycni.kernel import sysfs
 
     with space.enter(kernel.host.namespace):
-        return sysfs.link_inode(found.name, found.index) == noted.inode
+        return sysfs.link_inode(found.name, found.index)
 
 
 def _is_told(

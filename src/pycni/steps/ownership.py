@@ -449,18 +449,11 @@ def _links(step: Step, kernel: Kernel) -> Iterator[OwnLink]:
         yield OwnLink(HOST, host_name, outer.index)
         yield OwnLink(SANDBOX, name, outer.link)
         return
-    sandbox = kernel.site(SANDBOX)
-    inner = sandbox.known(name)
+    inner = kernel.site(SANDBOX).known(name)
     if step.kind not in ("sub_link", "tap"):
         yield OwnLink(SANDBOX, name, inner.index)
         return
-    parent = inode = 0
-    if inner.link_netnsid is not None:
-        from pycni.kernel import sysfs
-
-        parent = inner.link
-        with sandbox.enter():
-            inode = sysfs.link_inode(inner.name, inner.index)
+    parent, inode = 0 if inner.link_netnsid is None else inner.link, kernel.inodes.get(name, 0)
     yield OwnLink(SANDBOX, name, inner.index, inner.kind, parent, inner.mac, inode)
 
 

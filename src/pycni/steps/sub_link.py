@@ -24,7 +24,16 @@ def apply(step: SubLink, kernel: Kernel) -> Undo:
     sandbox = kernel.site(SANDBOX)
     require_free(step.name, sandbox)
     made = sandbox.remember(_create(step, kernel, sandbox))
-    return lambda: sandbox.discard(made)
+    if made.link_netnsid is None:
+        return lambda: sandbox.discard(made)
+    inode = kernel.inodes[step.name] = sandbox.inode(made)
+
+    def take_back() -> None:
+        from pycni.steps import noted_links
+
+        noted_links.discard(kernel, made, inode)
+
+    return take_back
 
 
 def check(step: SubLink, kernel: Kernel) -> list[str]:
