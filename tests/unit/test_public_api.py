@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 import typing
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+import pycni
 from pycni import runtime
 from pycni.runtime import Endpoint, Network, Outcome
 from pycni.runtime.aio import AsyncNetwork
@@ -17,7 +20,7 @@ from pycni.runtime.call import Options
 
 def public() -> Iterator[tuple[str, Any]]:
     """Classes, functions, methods and properties."""
-    for owner in (AsyncNetwork, Options, *(getattr(runtime, name) for name in runtime.__all__)):
+    for owner in (Options, *(getattr(pycni, name) for name in pycni.__all__)):
         yield owner.__name__, owner
         for name, value in vars(owner).items():
             if inspect.isfunction(value) and (not name.startswith("_") or name == "__init__"):
@@ -37,6 +40,19 @@ def test_type_hints_can_be_resolved(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in PUBLIC if "__init__" not in name])
 def test_all_is_documented(name: str) -> None:
     assert PUBLIC[name].__doc__
+
+
+def test_what_runtimes_need_is_in_one_place() -> None:
+    assert {*runtime.__all__} < {*pycni.__all__}
+    assert pycni.AsyncNetwork is AsyncNetwork
+    assert {*pycni.__all__} < {*dir(pycni)}
+    with pytest.raises(AttributeError, match="module 'pycni' has no attribute 'Netwrok'"):
+        pycni.Netwrok  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_a_plugin_s_start_imports_none_of_it() -> None:
+    program = "import sys, pycni; sys.exit(any(name.startswith('pycni.') for name in sys.modules))"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_signature_of_a_record() -> None:

@@ -1,6 +1,6 @@
 """What a container runtime needs: networks from configurations, and the operations on them.
 
-    from pycni.runtime import Network
+    from pycni import Network
 
 See docs/python-api.md. This is to Python what libcni is to Go; it keeps the same cache, so that one
 can detach what the other attached.

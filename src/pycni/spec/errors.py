@@ -61,9 +61,9 @@ class CNIError(Exception):
         """For `pickle` and `copy`, which otherwise call a subclass with what its base keeps."""
         return _restored, (type(self), self.args, self.__dict__, self.__cause__)
 
-    def to_json(self, version: str = "") -> dict[str, Any]:
+    def to_json(self, version: str = "") -> dict[str, int | str]:
         """The error object; version: that of the specification it is written in, as cniVersion."""
-        document: dict[str, Any] = {"cniVersion": version} if version else {}
+        document: dict[str, int | str] = {"cniVersion": version} if version else {}
         document.update(code=self.code, msg=self.message)
         if self.details:
             document["details"] = self.details
