@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -465,3 +467,31 @@ def test_delete_where_the_kept_configuration_is_lost(
     assert [link["ifname"] for link in ip_json("link", "show", "type", "veth")] == []
     assert list((tmp_path / "leases/flan").glob("10.*")) == []
     assert notes() == []
+
+
+def test_a_delete_waits_for_the_add_of_its_attachment(
+    attach: Attach, spy: Path, tmp_path: Path
+) -> None:
+    program = spy / "spy"
+    answer = json.dumps({"cniVersion": "1.1.0", "ips": [{"address": "10.240.5.2/24"}]})
+    program.write_text(
+        "#!/bin/sh\n"
+        f'echo "$CNI_COMMAND begins" >> {tmp_path}/order\n'
+        f"[ $CNI_COMMAND = ADD ] && until [ -e {tmp_path}/go ]; do sleep 0.01; done\n"
+        f'echo "$CNI_COMMAND ends" >> {tmp_path}/order\n'
+        f"echo '{answer}'\n"
+    )
+    one = attach(delegate={"type": "spy"})
+    one.path, one.call = str(spy), run_plugin
+    order = tmp_path / "order"
+    with ThreadPoolExecutor(2) as pool:
+        added = pool.submit(one.run, "ADD")
+        while not order.exists():
+            time.sleep(0.01)
+        deleted = pool.submit(one.run, "DEL")
+        time.sleep(0.3)
+        assert order.read_text() == "ADD begins\n"
+        (tmp_path / "go").touch()
+        assert [added.result().code, deleted.result().code] == [0, 0]
+    assert order.read_text().splitlines() == ["ADD begins", "ADD ends", "DEL begins", "DEL ends"]
+    assert (files(tmp_path), notes()) == ([], [])

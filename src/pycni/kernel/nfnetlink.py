@@ -245,7 +245,7 @@ def give_back(netfilter: NetfilterSocket, space: Namespace) -> None:
         netfilter.close()
         return
     home = (posix.getpid(), status.st_dev, status.st_ino)
-    _close_idle(home)
+    close_idle(home)
     if home[1:] == (space.device, space.inode) and len(_idle) < _MOST_IDLE:
         _close_at_exit()
         _idle.append((home, netfilter))
@@ -253,7 +253,8 @@ def give_back(netfilter: NetfilterSocket, space: Namespace) -> None:
         netfilter.close()
 
 
-def _close_idle(but_of: _Home | None = None) -> None:
+def close_idle(but_of: _Home | None = None) -> None:
+    """Close the sockets that are kept; but_of: but for those of this process in this namespace."""
     for item in [item for item in _idle if item[0] != but_of]:
         try:
             _idle.remove(item)
@@ -269,7 +270,7 @@ def _close_at_exit() -> None:
         _is_closed_at_exit = True
         import atexit
 
-        atexit.register(_close_idle)
+        atexit.register(close_idle)
 
 
 def supported(netfilter: NetfilterSocket) -> bool:

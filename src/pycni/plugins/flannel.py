@@ -9,6 +9,7 @@ from __future__ import annotations
 from pycni.plugins.shared import subnet_env
 from pycni.sdk.delegate import delegate, find_delegate
 from pycni.sdk.plugin import Plugin
+from pycni.sdk.sandbox import locked
 from pycni.spec.config import VALID_ATTACHMENTS, Attachment, NetConf
 from pycni.spec.errors import (
     CHECK_FAILED,
@@ -21,7 +22,6 @@ from pycni.spec.errors import (
 from pycni.spec.fields import Anything, MapOf, Text, field
 from pycni.spec.jsontext import dumps, lookup
 from pycni.spec.result import FAMILIES, merge
-from pycni.state.attachments import is_noted
 from pycni.state.documents import Documents
 from pycni.state.files import is_file_name
 
@@ -95,22 +95,8 @@ class Flannel(Plugin):
         previous = request.prev_result
         document = delegate_config(config, config.environment(request))
         documents = config.documents(request)
-        ours, _ = find_delegate(request, config.delegate_type)
-        name, before = _save(documents, request, document)
-        try:
-            result = delegate(request, config.delegate_type, "ADD", document)
-        except CNIError:
-            try:
-                # One of ours has taken back what it did; DEL would also take what was there before.
-                if ours is None:
-                    delegate(request, config.delegate_type, "DEL", document)
-                if before is not None and ours is not None:  # of an attachment that is still there
-                    documents.write(name, dumps(before, sort_keys=True))
-                else:
-                    documents.remove(name)
-            except CNIError:
-                pass  # the runtime's DEL needs the file, and will tell
-            raise
+        with locked(request, adding=True):
+            result = _add(request, config.delegate_type, document, documents)
         if result is None:
             raise CNIError(INTERNAL, f"the delegate {config.delegate_type} gave no result")
         if previous is None or request.version in FAMILIES[0]:
@@ -151,15 +137,16 @@ class Flannel(Plugin):
     def delete(self, request: Request) -> None:
         config = self._read(request)
         documents = config.documents(request)
-        found = _find(documents, request)
-        if found is None and not is_noted(request.owner.tag):
-            return
-        # Of an ADD that could not take back all that it did, only what the delegate noted is kept.
-        name, document = found or ("", {})
-        document = document or _without_flanneld(config, request)  # lost, or damaged
-        delegate(request, _type_of(document), "DEL", document)
-        if name:
-            documents.remove(name)
+        with locked(request, deleting=True) as notes:
+            found = _find(documents, request)
+            if found is None and notes.identity is None and not notes.is_known:
+                return
+            # Of an ADD that could not take back all it did, only what the delegate noted is kept.
+            name, document = found or ("", {})
+            document = document or _without_flanneld(config, request)  # lost, or damaged
+            delegate(request, _type_of(document), "DEL", document)
+            if name:
+                documents.remove(name)
 
     def gc(self, request: Request, keep: frozenset[Attachment]) -> None:
         config = self._read(request)
@@ -173,8 +160,10 @@ class Flannel(Plugin):
             container_id = _container_of(name, document)
             stale = request.replace(container_id=container_id, ifname=ifname)
             try:
-                delegate(stale, _type_of(document), "DEL", _unmarked(document))
-                documents.remove(name)
+                with locked(stale, deleting=True):
+                    if documents.read(name) == document:
+                        delegate(stale, _type_of(document), "DEL", _unmarked(document))
+                        documents.remove(name)
             except CNIError as error:
                 failures.append(error)
         document = _without_flanneld(config, request)
@@ -198,6 +187,28 @@ class Flannel(Plugin):
     def _read(self, request: Request) -> FlannelConfig:
         faults: list[Fault] = []
         return self.config.read(request.document, "", faults)
+
+
+def _add(
+    request: Request, kind: str, document: dict[str, Any], documents: Documents
+) -> Result | None:
+    """Have the delegate attach, with its configuration kept meanwhile."""
+    ours, _ = find_delegate(request, kind)
+    name, before = _save(documents, request, document)
+    try:
+        return delegate(request, kind, "ADD", document)
+    except CNIError:
+        try:
+            # One of ours has taken back what it did; DEL would also take what was there before.
+            if ours is None:
+                delegate(request, kind, "DEL", document)
+            if before is not None and ours is not None:  # of an attachment that is still there
+                documents.write(name, dumps(before, sort_keys=True))
+            else:
+                documents.remove(name)
+        except CNIError:
+            pass  # the runtime's DEL needs the file, and will tell
+        raise
 
 
 def delegate_config(config: FlannelConfig, environment: SubnetEnv) -> dict[str, Any]:

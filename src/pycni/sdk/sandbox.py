@@ -38,7 +38,7 @@ def open_sandbox(request: Request) -> Kernel:
     Raises CNIError: code 8 if the sandbox cannot be opened, code 4 if an ADD finds the attachment
     alive in another namespace, code 101 if a CHECK finds another namespace than that of the ADD.
     """
-    notes = _locked(request, adding=request.command == "ADD")
+    notes = locked(request, adding=request.command == "ADD").__enter__()
     try:
         kernel = Kernel(
             _open_or_explain(request),
@@ -64,7 +64,7 @@ def open_sandbox(request: Request) -> Kernel:
 
 def find_sandbox(request: Request) -> Kernel:
     """The same for DEL, which goes on without a sandbox where its own is not there any more."""
-    notes = _locked(request, deleting=True)
+    notes = locked(request, deleting=True).__enter__()
 
     def find(home: Namespace) -> Site | None:
         return _own_sandbox(request, notes.identity, home)
@@ -80,6 +80,18 @@ def find_sandbox(request: Request) -> Kernel:
         kernel.close(failed=True)
         raise
     return kernel
+
+
+def locked(request: Request, *, adding: bool = False, deleting: bool = False) -> AttachmentLock:
+    """A context manager: the attachment's lock, unless the request's caller has it already."""
+    owner = request.owner
+    return AttachmentLock(
+        owner,
+        adding=adding,
+        deleting=deleting,
+        lockless=request.environ.get(HELD) == owner.tag,
+        cancel=request.cancel,
+    )
 
 
 def disregard_other_host(kernel: Kernel, notes: AttachmentLock) -> None:
@@ -166,17 +178,6 @@ def is_attached(kernel: Kernel, tag: str) -> bool | None:
     if identity is None or not ownership.is_of_host(kernel, identity):
         return None
     return ownership.is_alive(kernel, identity)
-
-
-def _locked(request: Request, *, adding: bool = False, deleting: bool = False) -> AttachmentLock:
-    owner = request.owner
-    return AttachmentLock(
-        owner,
-        adding=adding,
-        deleting=deleting,
-        lockless=request.environ.get(HELD) == owner.tag,
-        cancel=request.cancel,
-    ).__enter__()
 
 
 def _claim(request: Request, notes: AttachmentLock) -> ownership.Claim:
