@@ -258,8 +258,11 @@ def _index_of_elsewhere() -> Patches:
 
 
 def _path_believed() -> Patches:
-    """The namespace at an attachment's path is its own."""
-    return ((ownership, "is_own_namespace", lambda *_: True),)
+    """The namespace at an attachment's path is its own, and what has its interface's name there."""
+    return (
+        (ownership, "is_own_namespace", lambda *_: True),
+        (ownership, "_is_own", lambda *_: True),
+    )
 
 
 def _port_isolated() -> Patches:
