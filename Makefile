@@ -52,9 +52,10 @@ adversary: setup ## Hostile containers, second callers and tenants, twenty times
 
 interrupts: setup ## Interrupt operations of a program at every instruction (minutes, as root)
 	@PYCNI_EVERY_INSTRUCTION=1 PYCNI_TASKS=500 PYCNI_INTERRUPTS=300 PYCNI_FAILURES=5000 \
+		PYCNI_CYCLES=5000 \
 		$(python) -m pytest --timeout 1800 tests/kernel/test_interrupts.py \
 		tests/kernel/test_cancellation.py tests/kernel/test_executables.py \
-		tests/kernel/test_cli_interrupted.py
+		tests/kernel/test_cli_interrupted.py tests/kernel/test_growth.py
 
 soak: setup ## Faults and load at full length; writes docs/reliability.md (an hour, as root)
 	@tools/soak/run inside --write
