@@ -253,6 +253,7 @@ def test_what_is_the_host_s_may_be_named_by_any_name(way: Way, sandbox: Sandbox,
     (report,) = network.repair()
     assert report.is_sound
     if kind == "bridge":
+        assert result.interfaces[0].name == "br7"
         run_in(None, ["ping", "-qc1", "-W2", "10.61.0.2"])
         assert run_in(None, ["sysctl", "-n", "net.ipv6.conf.br7.accept_ra"]).stdout == "0\n"
     network.delete("a")

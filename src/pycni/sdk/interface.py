@@ -127,15 +127,17 @@ def report(kernel: Kernel, request: Request, plan: Plan, network: Result) -> Res
     container = None
     for index, reported in enumerate(plan.interfaces):
         site = kernel.site(reported.where)
-        mac, mtu = "", 0
+        name, mac, mtu = reported.name, "", 0
         if reported.in_kernel:
             try:
-                mac = site.known(reported.name, altnames=reported.where == HOST).mac
+                found = site.known(reported.name, altnames=reported.where == HOST)
             except OSError as error:
                 raise executor.translate(error) from error
+            # Later plugins match by names, which netfilter knows no alternative ones of.
+            name, mac = found.name, found.mac
         if reported.where == SANDBOX and reported.name == request.ifname:
             container, mtu = index, mtu_told(network, reported.name)
-        interfaces.append(Interface(name=reported.name, mac=mac, mtu=mtu, sandbox=site.path))
+        interfaces.append(Interface(name=name, mac=mac, mtu=mtu, sandbox=site.path))
     return Result(
         interfaces=tuple(interfaces),
         ips=tuple(entry.replace(interface=container) for entry in network.ips),

@@ -249,7 +249,7 @@ def check_interfaces(kernel: Kernel, plan: Plan, previous: Result) -> list[str]:
             differences.append(f"interface {reported.name} is missing in the {reported.where}")
             continue
         for interface in previous.interfaces:
-            if (interface.name, interface.sandbox) != (reported.name, site.path):
+            if interface.name not in (reported.name, link.name) or interface.sandbox != site.path:
                 continue
             if interface.mac and interface.mac != link.mac:
                 differences.append(
