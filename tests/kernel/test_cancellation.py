@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 import os
 import pickle
@@ -11,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,11 @@ from pycni.runtime import (
     SeveralErrors,
     TimedOut,
     chain,
+    locks,
 )
 from pycni.runtime.aio import AsyncNetwork
 from pycni.runtime.locks import ProcessLock
+from pycni.runtime.repair import REPLACED, repair_all
 from pycni.sdk.plugin import Plugin
 from pycni.sdk.request import Request
 from pycni.spec.errors import CNIError
@@ -98,6 +102,18 @@ def in_thread(work: Callable[[], object]) -> threading.Thread:
     return thread
 
 
+@contextmanager
+def locked_by_another(lab: Lab) -> Iterator[None]:
+    """The attachment's lock is held, and by none of the operations that are begun meanwhile."""
+    lock = ProcessLock(str(lab.way.folder / "cni"), Owner("n", "c", "eth0"))
+    elsewhere = contextvars.copy_context()
+    elsewhere.run(lock.__enter__)
+    try:
+        yield
+    finally:
+        elsewhere.run(lock.__exit__)
+
+
 # --- where an operation waits --------------------------------------------------------------------
 
 
@@ -122,7 +138,7 @@ def test_waiting_for_the_container_s_turn(lab: Lab, sandbox: Sandbox, how: str) 
 def test_waiting_for_another_process(lab: Lab, sandbox: Sandbox, how: str) -> None:
     network, box = lab.network(), sandbox()
     network.add("c", box.path)
-    with ProcessLock(str(lab.way.folder / "cni"), Owner("n", "c", "eth0")):
+    with locked_by_another(lab):
         for call in (network.check, network.delete):
             _ends(how, lambda call=call, **options: call("c", **options))
     network.delete("c")
@@ -140,6 +156,70 @@ def test_waiting_for_the_leases(
     network.delete("c")
     with LeaseStore(str(lab.way.folder / "cni/networks"), "n"):
         _ends(how, lambda **options: network.add("c", box.path, **options))
+    network.delete("c")
+    assert lab.left() == []
+
+
+def test_a_plugin_that_hangs_and_a_gc_that_waits_for_it_hold_up_no_others(
+    lab: Lab, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "PRECEDENCE", 0.2)
+    held = Held()
+    hanging, network = lab.network({"type": "held"}, resolve=resolver(held)), lab.network(name="m")
+    first = in_thread(lambda: hanging.add("c", sandbox().path))
+    assert held.entered.wait(10)
+    collected = threading.Event()
+    collector = in_thread(lambda: (network.gc([], force=True), collected.set()))
+    try:
+        network.add("d", sandbox().path)
+        network.delete("d")
+        assert not collected.is_set()
+    finally:
+        held.leave.set()
+        first.join()
+        collector.join()
+    assert collected.is_set()
+    hanging.delete("c")
+    assert lab.left() == []
+
+
+@pytest.mark.parametrize("verb", ["add", "gc"])
+def test_a_plugin_that_hangs_is_not_waited_for_without_end(
+    lab: Lab, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setattr(locks, "TIMEOUT", 0.3)
+    held, box = Held(), sandbox()
+    network = lab.network({"type": "held"}, resolve=resolver(held))
+    first = in_thread(lambda: network.add("c", box.path))
+    assert held.entered.wait(10)
+    try:
+        with pytest.raises(
+            CNIError, match=r"another operation .* is at work on c for 0\.3 s"
+        ) as told:
+            network.gc([]) if verb == "gc" else network.add("c", box.path, "eth1")
+        assert told.value.code == 11
+    finally:
+        held.leave.set()
+        first.join()
+    network.delete("c")
+    assert lab.left() == []
+
+
+def test_an_operation_within_a_repair_of_the_same_attachment(lab: Lab, sandbox: Sandbox) -> None:
+    """Its place is taken by another attachment of that name, and the repair leaves that alone."""
+    network, box = lab.network(), sandbox()
+    network.add("c", box.path)
+    moved = sandbox()
+
+    def replace(command: str, kind: str) -> None:
+        if (command, kind) == ("repair", "bridge"):
+            network.delete("c")
+            network.add("c", moved.path)
+
+    (report,) = repair_all(cache_dir=lab.way.folder / "cni", on_call=replace)
+    assert report.skipped == REPLACED
+    assert [link["ifname"] for link in ip_json("link", netns=box)] == ["lo"]
+    network.check("c", moved.path)
     network.delete("c")
     assert lab.left() == []
 
@@ -252,7 +332,7 @@ def test_time_out_of_asyncio_while_a_lock_is_held(lab: Lab, sandbox: Sandbox) ->
             await network.add("c", box.path)
 
     with (
-        ProcessLock(str(lab.way.folder / "cni"), Owner("n", "c", "eth0")),
+        locked_by_another(lab),
         pytest.raises(TimeoutError),
     ):
         asyncio.run(work())

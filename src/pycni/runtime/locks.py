@@ -28,24 +28,28 @@ if TYPE_CHECKING:
 
 FILE = "pycni.lock"
 TIMEOUT = 120.0  # seconds; runtimes give a whole ADD two to four minutes
+PRECEDENCE = 10.0  # seconds in which nothing begins while a GC waits for what has begun
 _LONGEST_PAUSE = 0.02  # seconds between two tries
 _STRETCH = 1 << 32  # bytes that stand for one network
 _EVERYTHING = ""  # no container has this id
 _held: ContextVar[frozenset[str]] = ContextVar("turns", default=frozenset())
+_locked: ContextVar[frozenset[tuple[str, Owner]]] = ContextVar("locked", default=frozenset())
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
 
 
 class Turns:
     """Turns among the threads of this process: one operation per container, and GC alone.
 
-    An operation that a plugin begins, within another one, has the turns that this one has.
+    An operation that a plugin begins, within another one, has the turns that this one has. One that
+    hangs holds up those that need its turn, for TIMEOUT at most, and no others.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._busy: set[str] = set()
-        self._collecting = False
-        self._waiting = 0
+        self._busy: dict[str, float] = {}  # by container: since when
+        self._collecting: float | None = None  # since when
+        self._waiting = 0  # to collect
+        self._closed_until = 0.0  # at the latest, while somebody waits to collect
         os.register_at_fork(after_in_child=self._forget)
 
     def container(self, container_id: str, cancel: Cancellation | None = None) -> Turn:
@@ -57,20 +61,21 @@ class Turns:
         return Turn(self, _EVERYTHING, cancel)
 
     def take(self, what: str, cancel: Cancellation | None) -> None:
-        """Wait for a turn. Raises Canceled."""
+        """Wait for a turn. Raises Canceled, and CNIError (code 11) when the time is over."""
         if cancel is not None:
             cancel.listen(self._wake)
         try:
             with self._changed:
                 if what != _EVERYTHING:
-                    self._wait(cancel, lambda: not (self._is_closed or what in self._busy))
-                    self._busy.add(what)
+                    self._wait(what, cancel, lambda: not (self._is_closed or what in self._busy))
+                    self._busy[what] = time.monotonic()
                     return
-                # Who waits to collect goes before those who would attach.
+                # Who waits to collect goes before those who would attach; not for ever.
+                self._closed_until = time.monotonic() + PRECEDENCE
                 self._waiting += 1
                 try:
-                    self._wait(cancel, lambda: not (self._busy or self._collecting))
-                    self._collecting = True
+                    self._wait(what, cancel, lambda: not self._busy and self._collecting is None)
+                    self._collecting = time.monotonic()
                 finally:
                     self._waiting -= 1
                     self._changed.notify_all()
@@ -82,20 +87,38 @@ class Turns:
         """Let others have a turn."""
         with self._changed:
             if what == _EVERYTHING:
-                self._collecting = False
+                self._collecting = None
             else:
-                self._busy.discard(what)
+                self._busy.pop(what, None)
             self._changed.notify_all()
 
     @property
     def _is_closed(self) -> bool:
-        return self._collecting or self._waiting > 0
+        is_next = self._waiting > 0 and time.monotonic() < self._closed_until
+        return self._collecting is not None or is_next
 
-    def _wait(self, cancel: Cancellation | None, is_free: Callable[[], bool]) -> None:
+    def _wait(self, what: str, cancel: Cancellation | None, is_free: Callable[[], bool]) -> None:
         while not is_free():
             if cancel is not None:
                 cancel.check()
-            self._changed.wait()
+            now = time.monotonic()
+            who, since = self._in_the_way(what, now)
+            if now >= since + TIMEOUT:
+                raise CNIError(
+                    TRY_AGAIN_LATER,
+                    f"another operation of this process is at work on {who} for {TIMEOUT:g} s now",
+                    "a plugin hangs in it; `timeout` ends an operation that takes longer",
+                )
+            times = (since + TIMEOUT, self._closed_until)
+            self._changed.wait(min(one - now for one in times if one > now))
+
+    def _in_the_way(self, what: str, now: float) -> tuple[str, float]:
+        """Whom an operation waits for, and since when that one has been at work."""
+        if self._collecting is not None:
+            return "all containers", self._collecting
+        if what == _EVERYTHING:
+            return min(self._busy.items(), key=lambda one: one[1])
+        return what, self._busy.get(what, now)
 
     def _wake(self) -> None:
         with self._changed:
@@ -105,7 +128,7 @@ class Turns:
         """In a forked child, which has none of the threads that have turns."""
         self._changed = threading.Condition()
         self._busy.clear()
-        self._collecting = False
+        self._collecting = None
         self._waiting = 0
         _held.set(frozenset())
 
@@ -142,9 +165,9 @@ class ProcessLock:
     """A lock against other processes during a `with` block; also against threads of this one.
 
     root: the cache's directory; owner: the attachment's, with neither container nor interface for
-    all of its network. Where the file cannot be had, nobody else can note anything there either,
-    and the block goes on without. Raises CNIError: code 11 when the time is over, code 5 on a file
-    system without locks; Canceled.
+    all of its network. What is begun within the block, as by `on_call`, has it too. Where the file
+    cannot be had, nobody else can note anything there either, and the block goes on without. Raises
+    CNIError: code 11 when the time is over, code 5 on a file system without locks; Canceled.
     """
 
     def __init__(self, root: str, owner: Owner, cancel: Cancellation | None = None) -> None:
@@ -152,8 +175,13 @@ class ProcessLock:
         self._owner = owner
         self._cancel = cancel
         self._descriptor = -1
+        self._before: Token[frozenset[tuple[str, Owner]]] | None = None
 
     def __enter__(self) -> None:
+        held = _locked.get()
+        network = Owner(self._owner.network, "", "")
+        if not held.isdisjoint(((self._root, self._owner), (self._root, network))):
+            return
         try:
             self._descriptor = self._open()
         except OSError:
@@ -164,8 +192,11 @@ class ProcessLock:
             os.close(self._descriptor)
             self._descriptor = -1
             raise
+        self._before = _locked.set(held | {(self._root, self._owner)})
 
     def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            _locked.reset(self._before)
         if self._descriptor >= 0:
             # By itself it ends with the last descriptor, and a child that was forked may have one.
             unlocked = self._span(fcntl.F_UNLCK)
