@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from harness import Host, Namespace
+from harness import Host, Namespace, run_in
 from harness.namespaces import covered
 
 PROGRAM = Path(sys.executable).parent / "pycni"
@@ -59,6 +59,20 @@ def test_a_file_that_is_in_the_way(node: Node) -> None:
     bad.write_text('{"cniVersion": "1.0.0",\n "name": ')
     words = node.pycni("add", "nosuch", node.sandbox().path).stderr
     assert f"the files there have lab; cannot be used: {bad}:2: " in words
+
+
+@pytest.mark.parametrize("kind", ["bridge", "ptp"])
+def test_a_new_subnet_that_the_host_is_in(node: Node, kind: str) -> None:
+    for line in ("link add lan0 type veth peer lan1", "address add 10.50.0.5/24 dev lan0",
+                 "link set lan0 up", "link set lan1 up",
+                 "route add 10.60.0.0/16 via 10.50.0.1"):  # fmt: skip
+        run_in(None, ["ip", *line.split()])
+    command = ("init", kind, "--conf-dir", str(node.conf_dir), "--subnet")
+    words = node.pycni(*command, "10.50.0.0/16").stderr
+    assert "10.50.0.0/16 overlaps with 10.50.0.0/24 of the host's lan0" in words
+    assert list(node.conf_dir.iterdir()) == []
+    node.pycni(*command, "10.60.1.0/24", code=0)
+    node.pycni(*command, "10.50.0.0/16", "--force", code=0)
 
 
 def test_an_address_plugin_that_is_misspelt(node: Node, plugin_dir: Path) -> None:

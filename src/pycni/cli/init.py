@@ -208,6 +208,8 @@ def _ipam(
         return {"type": "dhcp"}
     networks = [_subnet(text) for text in subnets]
     _refuse_overlap(networks, [] if force else _configured(others))
+    if kind in _ROUTED and not force:
+        _refuse_connected(networks)
     networks = networks or [_free([one for _, one in _configured(others)] + _routed())]
     ipam: dict[str, Any] = {
         "type": "host-local",
@@ -257,6 +259,18 @@ def _refuse_overlap(
                 )
 
 
+def _refuse_connected(networks: Sequence[IPNetwork]) -> None:
+    """Raise CNIError if the host is in a subnet by an interface of its own."""
+    for network in networks:
+        for interface, connected, gateway in _routes():
+            if connected.prefix and not gateway and network.overlaps(connected):
+                raise CNIError(
+                    INVALID_CONFIG,
+                    f"--subnet {network} overlaps with {connected} of the host's {interface}",
+                    "it would be reached by the new network only: take another one, or --force",
+                )
+
+
 def _free(used: list[IPNetwork]) -> IPNetwork:
     """The first of CANDIDATES that overlaps with nothing that is used."""
     for text in CANDIDATES:
@@ -280,7 +294,7 @@ def _configured(others: Sequence[NetworkConfig]) -> list[tuple[NetworkConfig, IP
 
 def _routed() -> list[IPNetwork]:
     """The networks that the host has routes to."""
-    return [network for _, network in _routes() if network.prefix]
+    return [network for _, network, _ in _routes() if network.prefix]
 
 
 def _subnets(value: Any) -> list[str]:
@@ -294,19 +308,19 @@ def _subnets(value: Any) -> list[str]:
     return found + [text for item in value.values() for text in _subnets(item)]
 
 
-def _routes() -> list[tuple[str, IPNetwork]]:
-    """The host's IPv4 routes: interface and destination (proc_net_route(5))."""
+def _routes() -> list[tuple[str, IPNetwork, bool]]:
+    """The host's IPv4 routes (proc_net_route(5)): interface, destination, if it is by a gateway."""
     routes = []
     for line in Path("/proc/thread-self/net/route").read_text().splitlines()[1:]:
-        interface, destination, *_, mask, _mtu, _window, _rtt = line.split()
+        interface, destination, gateway, *_, mask, _mtu, _window, _rtt = line.split()
         address = ".".join(str(byte) for byte in reversed(bytes.fromhex(destination)))
         prefix = int(mask, 16).bit_count()
-        routes.append((interface, parse_network(f"{address}/{prefix}")))
+        routes.append((interface, parse_network(f"{address}/{prefix}"), gateway.strip("0") != ""))
     return routes
 
 
 def _default_interface() -> str:
-    for interface, destination in _routes():
+    for interface, destination, _ in _routes():
         if destination.prefix == 0:
             return interface
     raise _needed("--master", "there is no default route to take the interface from")
