@@ -15,7 +15,7 @@ from pycni.plan.plan import Plan
 from pycni.plan.steps import HOST, SANDBOX
 from pycni.spec.errors import TRY_AGAIN_LATER, CNIError, is_shortage, short_of
 from pycni.spec.owner import Owners
-from pycni.steps import noted_links, ownership
+from pycni.steps import ownership
 from pycni.steps.context import Kernel
 
 # What carries its owner's mark on the host, in the order in which it is swept.
@@ -186,6 +186,7 @@ def remove_own_links(
             return _put_back_devices(identity)
         if identity.devices:
             return _put_back_devices(identity, kernel)
+        from pycni.steps import noted_links
 
         def remove_noted(noted: OwnLink) -> None:
             found = noted_links.find(kernel, identity, noted)

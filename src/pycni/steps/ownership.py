@@ -22,7 +22,6 @@ from pycni.spec.errors import CNIError
 from pycni.spec.identity import FOUND, Identity, NetnsID, OwnLink, Part, now
 from pycni.spec.ip import parse_address
 from pycni.spec.owner import Owner, is_whole, names_in, tag_of
-from pycni.steps import noted_links
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -191,6 +190,8 @@ def own_link(kernel: Kernel, name: str) -> Link | None:
     sandbox, claim = kernel.sandbox, kernel.claim
     if sandbox is None:
         return None
+    from pycni.steps import noted_links  # ADD does without
+
     identity = None if claim is None else claim.identity
     noted = None
     if identity is not None:
@@ -240,6 +241,8 @@ def peer_on_host(kernel: Kernel, inner: Link | None) -> Link | None:
     outer = kernel.host.find(inner.link)
     if outer is None or outer.kind != "veth" or outer.link != inner.index:
         return None
+    from pycni.steps import noted_links
+
     return outer if noted_links.leads_to_sandbox(kernel, outer) else None
 
 
