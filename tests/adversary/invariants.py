@@ -131,7 +131,8 @@ def _is_within(touch: Touch, roots: Iterable[str], plugins: Collection[str]) -> 
     if touch.kind == LIBRARY:
         return path == "libnftables.so.1"
     if touch.kind == CONNECTION:
-        is_daemon = "dhcp" in plugins and path.startswith("('/run/cni/") and "/.." not in path
+        is_daemon = "dhcp" in plugins and path.startswith(("('/run/cni/", "('/run/cni'"))
+        is_daemon = is_daemon and "/.." not in path
         return is_daemon or path in _CONNECTIONS
     if touch.kind == LOOK:
         # Hooks by a mere name are looked for where programs are.

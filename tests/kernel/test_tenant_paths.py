@@ -270,6 +270,19 @@ def test_data_dir_in_gc_of_the_runtime(way: Way, secret: Path, name: str) -> Non
         shutil.rmtree(folder)
 
 
+def test_data_dir_of_an_address_plugin_that_has_no_leases(way: Way, tmp_path: Path) -> None:
+    """An allowed one: whoever has leases there is none of this network's attachments."""
+    allow(f"host-local.dataDir {tmp_path}")
+    folder = tmp_path / "net"
+    folder.mkdir()
+    (folder / "10.4.0.2").write_text("gone\r\neth0")
+    addresses = [{"address": "10.4.0.9/24"}]
+    for kind, found in (("static", 0), ("host-local", 1)):
+        ipam = {"type": kind, "addresses": addresses, "dataDir": str(tmp_path)}
+        network = way.network("net", {"type": "bridge", "ipam": ipam})
+        assert len(network.garbage([]).leftovers) == found, kind
+
+
 # --- what is read, or connected to ---------------------------------------------------------------
 
 

@@ -144,7 +144,8 @@ def _data_dirs(config: NetworkConfig) -> list[str]:
     found: dict[str, None] = {}
     for plugin in config.plugins:
         section = plugin.document.get("ipam")
-        if isinstance(section, dict):
+        # flannel names no type, which is host-local then.
+        if isinstance(section, dict) and section.get("type", "host-local") == "host-local":
             own = section.get("dataDir")
             try:
                 found[data_dir(own if isinstance(own, str) else "")] = None
