@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, snapshot
+from harness import Attachment, Host, Namespace, call_plugin, ip_json, run_plugin, snapshot
 
 Sandbox = Callable[[], Namespace]
 
@@ -96,3 +96,41 @@ def test_a_device_without_an_interface_keeps_its_addresses(
     lab.fail("ADD", 123, "duplicate")
     assert lab.one.refused()["code"] == 123
     assert lab.calls() == ["ADD"]
+
+
+# --- what is none --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", [call_plugin, run_plugin])
+@pytest.mark.parametrize(
+    ("kind", "ipam"),
+    [("bridge", "bridge"), ("ptp", "portmap"), ("bridge", "flannel"), ("ptp", "loopback")],
+)
+def test_a_plugin_of_ours_that_is_none(
+    host: Host, sandbox: Sandbox, plugin_dir: Path, call: Any, kind: str, ipam: str
+) -> None:
+    """It would ask an address plugin, which is itself, in its turn."""
+    config = {"cniVersion": "1.1.0", "name": "net", "type": kind, "ipam": {"type": ipam}}
+    one = Attachment(plugin_dir / kind, config, sandbox(), "one", call=call)
+    previous = {"cniVersion": "1.1.0", "ips": [{"address": "10.9.0.2/24"}]}
+    for command, keys in (("ADD", {}), ("CHECK", {"prevResult": previous}), ("STATUS", {})):
+        run = one.run(command, **keys)
+        assert (run.code, run.result["code"]) == (1, 7), command
+        assert run.result["msg"] == f'"{ipam}" is no address plugin', command
+    assert one.run("DEL").code == 0
+    assert one.run("GC", **{"cni.dev/valid-attachments": []}).code == 0
+    assert [link["ifname"] for link in ip_json("link", netns=one.sandbox)] == ["lo"]
+
+
+def test_plugins_that_call_each_other(
+    host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
+) -> None:
+    """By a process of others between them, which hands on what it was asked."""
+    script = tmp_path / "around"
+    script.write_text(f'#!/bin/sh\necho >> {tmp_path}/calls\nexec "{plugin_dir}/bridge"\n')
+    script.chmod(0o755)
+    config = {"cniVersion": "1.1.0", "name": "net", "type": "bridge", "ipam": {"type": "around"}}
+    path = f"{plugin_dir}:{tmp_path}"
+    one = Attachment(plugin_dir / "bridge", config, sandbox(), "one", path=path, call=run_plugin)
+    assert '"around" would be called by 8 plugins' in one.refused("STATUS")["msg"]
+    assert len((tmp_path / "calls").read_text()) == 8

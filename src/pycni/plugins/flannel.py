@@ -88,6 +88,7 @@ class Flannel(Plugin):
     """A delegate with the host's subnets."""
 
     type: ClassVar[str] = "flannel"
+    gives_addresses: ClassVar[bool] = False
     config = FlannelConfig
 
     def add(self, request: Request) -> Result:

@@ -31,6 +31,7 @@ class Loopback(Plugin):
     """Whatever CNI_IFNAME says, the interface is `lo`; there are no keys of its own."""
 
     type: ClassVar[str] = "loopback"
+    gives_addresses: ClassVar[bool] = False
     kinds: ClassVar[tuple[str, ...]] = ()
     makes_link: ClassVar[bool] = False
 

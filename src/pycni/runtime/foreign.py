@@ -50,7 +50,7 @@ class Foreign(Plugin):
     def __init__(self, plugin: Any, kind: str) -> None:
         self._plugin = plugin
         self.__dict__["type"] = kind
-        for name in ("versions", "needs_link"):
+        for name in ("versions", "needs_link", "gives_addresses"):
             if hasattr(plugin, name):
                 self.__dict__[name] = getattr(plugin, name)
         self._faults = []

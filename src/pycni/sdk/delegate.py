@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from pycni.sdk.dispatch import perform_in
 from pycni.sdk.execute import execute, find_plugin
-from pycni.spec.errors import DECODING_FAILURE, INVALID_ENVIRONMENT, CNIError
+from pycni.spec.errors import DECODING_FAILURE, INVALID_CONFIG, INVALID_ENVIRONMENT, CNIError
 from pycni.spec.jsontext import JSONError, dumps, loads
 from pycni.spec.result import decode_result
 from pycni.state.attachments import HELD, is_held
+
+# In a delegated plugin's environment: how many plugins deep it is called.
+DEPTH = "PYCNI_DEPTH"
+_DEEPEST = 8
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,12 +51,25 @@ def delegate(
         return perform_in(plugin, inner)
     output = execute(
         path,
-        process_environ(inner),
+        {**process_environ(inner), DEPTH: str(_deeper(request, plugin_type))},
         dumps(inner.document, sort_keys=True).encode(),
         cancel=cancel,
         stderr=request.stderr,
     )
     return read_answer(output, inner.version) if command == "ADD" else None
+
+
+def _deeper(request: Request, plugin_type: str) -> int:
+    """How many plugins deep the other one is called. Raises CNIError: they may call each other."""
+    before = request.environ.get(DEPTH, "")
+    depth = int(before) + 1 if before.isascii() and before.isdigit() else 1
+    if depth > _DEEPEST:
+        raise CNIError(
+            INVALID_CONFIG,
+            f'"{plugin_type}" would be called by {_DEEPEST} plugins, each by the one before',
+            "plugins that hand an operation to each other come to no end",
+        )
+    return depth
 
 
 def find_delegate(request: Request, plugin_type: str) -> Found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pycni.sdk.delegate import delegate, find_delegate
-from pycni.spec.errors import ADDRESS_UNAVAILABLE, CNIError
+from pycni.spec.errors import ADDRESS_UNAVAILABLE, INVALID_CONFIG, CNIError
 from pycni.spec.result import Result
 from pycni.steps.executor import translate
 
@@ -40,7 +40,9 @@ class Allocation:
         if not plugin_type:
             return Result()
         try:
-            result = delegate(self._request, plugin_type, "ADD", found=self._found)
+            found = self._found or find_delegate(self._request, plugin_type)
+            _require_addresses(found, plugin_type)
+            result = delegate(self._request, plugin_type, "ADD", found=found)
         except CNIError as error:
             if self.fresh and (failure := self._release()) is not None:
                 told = f'DEL of the address plugin "{plugin_type}" failed as well: {failure}'
@@ -70,8 +72,16 @@ class Allocation:
 
 def delegate_ipam(request: Request, command: str = "DEL") -> None:
     """Have the address plugin do an operation too, if the configuration names one."""
-    if request.ipam_type:
-        delegate(request, request.ipam_type, command)
+    if not request.ipam_type:
+        return
+    found = find_delegate(request, request.ipam_type)
+    try:
+        _require_addresses(found, request.ipam_type)
+    except CNIError:
+        if command in ("DEL", "GC"):
+            return  # no ADD has had anything of it
+        raise
+    delegate(request, request.ipam_type, command, found=found)
 
 
 def have_ipam(request: Request, command: str) -> list[CNIError]:
@@ -101,6 +111,17 @@ def _find(request: Request) -> Found | None:
         return find_delegate(request, request.ipam_type)
     except CNIError:
         return None  # told when it is called
+
+
+def _require_addresses(found: Found, plugin_type: str) -> None:
+    """Raise a CNIError for one of ours that is no address plugin; it would ask one in its turn."""
+    plugin, _ = found
+    if plugin is not None and not plugin.gives_addresses:
+        raise CNIError(
+            INVALID_CONFIG,
+            f'"{plugin_type}" is no address plugin',
+            'expected in "ipam" the type of one, such as host-local, static or dhcp',
+        )
 
 
 def _works_on_link(found: Found | None) -> bool:

@@ -39,6 +39,7 @@ class PlannedPlugin(Plugin):
     unchained: what to say where a previous result is needed and missing.
     """
 
+    gives_addresses: ClassVar[bool] = False
     kinds: ClassVar[tuple[str, ...]] = ()
     makes_link: ClassVar[bool] = False
     unchained: ClassVar[str] = "Required prevResult missing"

@@ -30,13 +30,14 @@ class Plugin:
     type: the name of its executable; versions: those of the specification that it speaks;
     config: the class that declares its configuration's keys. needs_link: of an address plugin,
     whether it works on the container's interface, which then has to be there before its ADD and
-    until after its DEL.
+    until after its DEL; gives_addresses: whether it may be an address plugin at all.
     """
 
     type: ClassVar[str] = ""
     versions: ClassVar[tuple[str, ...]] = versions.ALL
     config: ClassVar[ConfigClass] = NetConf
     needs_link: ClassVar[bool] = False
+    gives_addresses: ClassVar[bool] = True
 
     def answer(self, environ: Mapping[str, str], read_stdin: Callable[[], bytes]) -> Outcome | None:
         """The outcome of a call by environment and stdin, where the plugin sees to all of it.
