@@ -26,6 +26,7 @@ import pytest
 
 from harness import Host, Namespace, PluginRun, ip_json, run_in, run_plugin
 from harness.agent import PYCNI, AgentProcess
+from harness.dhcp import Daemon
 from pycni.agent import protocol, server
 from pycni.agent.heartbeat import Heartbeat
 from pycni.agent.protocol import BEGIN_MS
@@ -93,6 +94,26 @@ class Caller:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def add(agent: AgentProcess, document: dict[str, Any], space: Namespace) -> subprocess.Popen[bytes]:
+    """Start a launcher for container c's eth0."""
+    launcher = subprocess.Popen(
+        [agent.plugins / document["type"]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={
+            "CNI_COMMAND": "ADD",
+            "CNI_CONTAINERID": "c",
+            "CNI_IFNAME": "eth0",
+            "CNI_NETNS": space.path,
+            "CNI_PATH": str(agent.plugins),
+        },
+    )
+    assert launcher.stdin is not None
+    launcher.stdin.write(json.dumps(document).encode())
+    launcher.stdin.close()
+    return launcher
 
 
 @contextmanager
@@ -255,27 +276,10 @@ def test_the_attachment_s_lock_is_waited_for_as_long_as_somebody_wants_it(
             "dataDir": str(tmp_path / "leases"),
         },
     }
-    environ = {
-        "CNI_COMMAND": "ADD",
-        "CNI_CONTAINERID": "c",
-        "CNI_IFNAME": "eth0",
-        "CNI_NETNS": space.path,
-        "CNI_PATH": str(agent.plugins),
-    }
-
-    def start() -> subprocess.Popen[bytes]:
-        launcher = subprocess.Popen(
-            [agent.plugins / "bridge"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ
-        )
-        assert launcher.stdin is not None
-        launcher.stdin.write(json.dumps(document).encode())
-        launcher.stdin.close()
-        return launcher
-
     with held(lock_of(tmp_path, "a")):
-        first = start()
+        first = add(agent, document, space)
         wait_for(lambda: running(agent) == 1)
-        second = start()
+        second = add(agent, document, space)
         wait_for(lambda: running(agent) == 2)
         second.kill()
         second.wait()
@@ -286,6 +290,35 @@ def test_the_attachment_s_lock_is_waited_for_as_long_as_somebody_wants_it(
     assert [link["ifname"] for link in ip_json("link", netns=space)] == ["lo"]
     assert [link["ifname"] for link in ip_json("link")] == ["lo"]
     assert leases(tmp_path, "a") == []
+
+
+@pytest.mark.parametrize("plugin", ["bridge", "dhcp"])
+def test_the_wait_for_a_dhcp_server_ends_with_its_caller(
+    plugin: str, agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
+) -> None:
+    """Nobody answers, and the daemon would ask for longer than the test waits for anything."""
+    agent.start()
+    space = sandbox()
+    if plugin == "dhcp":  # for which the interface has to be there
+        run_in(space, ["ip", "link", "add", "eth0", "type", "veth", "peer", "x"])
+        run_in(space, ["ip", "link", "set", "x", "up"])
+    before = [ip_json("link", netns=netns) for netns in (None, space)]
+    with Daemon(tmp_path / "daemon", "-timeout", "1s", "-resendtimeout", "600s") as daemon:
+        ipam = {"type": "dhcp", "daemonSocketPath": str(daemon.socket)}
+        document = {
+            "cniVersion": "1.1.0", "name": "a", "type": plugin, "bridge": "br0", "ipam": ipam
+        }  # fmt: skip
+        caller = add(agent, document, space)
+        wait_for(lambda: daemon.said("no lease yet"))
+        assert Caller(agent, "b", 0).result()["ips"]
+        assert agent.calls() == {("host-local", "ADD"): 1}
+        assert (running(agent), caller.poll()) == (1, None)
+        caller.kill()
+        caller.wait()
+        wait_for(lambda: running(agent) == 0)
+        assert daemon.leases() == []
+    if plugin == "bridge":
+        assert [ip_json("link", netns=netns) for netns in (None, space)] == before
 
 
 # --- agents that do not begin --------------------------------------------------------------------

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import Host, Namespace, ip_json, nft_list
+from harness import Host, Namespace, ip_json, nft_list, run_in
 from harness.ways import WAYS, Way, notes, ports_of, way_of
-from pycni.runtime import Network
+from pycni.runtime import Network, PluginError
 
 Sandbox = Callable[[], Namespace]
 
@@ -57,10 +57,17 @@ def test_plugins_that_take_some(way: Way, sandbox: Sandbox, value: str) -> None:
         "type": "bridge", "bridge": "br1", "isDefaultGateway": True, "ipMasq": True,
         "ipam": way.host_local("10.61.0.0/24"),
     }  # fmt: skip
-    network = way.network("n", bridge, PORTMAP)
+    network = way.network("n", bridge, PORTMAP, {"type": "tuning", "mtu": 1400})
     box = sandbox()
     network.add("a", box.path, capabilities=ports_of((8080, 80)))
     note_arguments(way, network, value)
+    network.check("a")
+    run_in(box, ["ip", "link", "set", "eth0", "mtu", "1300"])
+    with pytest.raises(PluginError, match="MTU"):
+        network.check("a")
+    (report,) = network.repair()
+    assert report.ok, report.findings
+    network.check("a")
     network.delete("a")
     assert [link["ifname"] for link in ip_json("link", "show", netns=box)] == ["lo"]
     assert "10.61.0.2" not in str(nft_list())

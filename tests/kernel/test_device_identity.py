@@ -40,7 +40,7 @@ def make_device(name: str, mac: str) -> None:
     run_in(None, ["ip", "link", "add", name, "address", mac, "type", "veth", "peer", f"{name}-p"])
 
 
-def network(way: Way, **selector: str) -> Network:
+def network(way: Way, **selector: Any) -> Network:
     selector = selector or {"device": "dev0"}
     device = {"type": "host-device", "ipam": way.host_local("10.61.0.0/24"), **selector}
     return way.network("n", device)
@@ -158,6 +158,42 @@ def test_names_that_the_container_gave(
     inside(box, *lines)
     net.delete("a")
     assert_back(way)
+
+
+@pytest.fixture
+def bus() -> Iterator[Path]:
+    """The folder that /sys would have for a device's interfaces; dev0 is the only one."""
+    card = "pci0000:00/0000:00:01.0"
+    run_in(None, ["mount", "-t", "tmpfs", "none", "/sys/devices"])
+    run_in(None, ["mount", "-t", "tmpfs", "none", "/sys/bus"])
+    found = Path("/sys/devices", card, "net")
+    found.mkdir(parents=True)
+    listed = Path("/sys/bus/pci/devices")
+    listed.mkdir(parents=True)
+    (listed / "0000:00:01.0").symlink_to(found.parent)
+    yield found
+    run_in(None, ["umount", "/sys/bus"])
+    run_in(None, ["umount", "/sys/devices"])
+
+
+@pytest.mark.parametrize("key", ["pciBusID", "kernelpath", "deviceID"])
+def test_device_that_is_told_by_its_place(way: Way, sandbox: Sandbox, bus: Path, key: str) -> None:
+    place = {"pciBusID": bus.parent.name, "kernelpath": str(bus.parent)}.get(key)
+    net = network(way, **{key: place} if place else {"capabilities": {"deviceID": True}})
+    renamed = [
+        "ip link set eth0 down", "ip link set eth0 alias up0", "ip link set eth0 name mine",
+        "ip link property add dev mine altname up0",
+    ]  # fmt: skip
+    another = [f"ip link add eth0 address {MAC} type veth peer x", "ip link set eth0 alias dev0"]
+    for lines, left in ((renamed, ["lo"]), (renamed + another, ["eth0", "lo", "x"])):
+        box = sandbox()
+        (bus / "dev0").mkdir()
+        net.add("a", box.path, capabilities=None if place else {"deviceID": bus.parent.name})
+        (bus / "dev0").rmdir()  # /sys shows it in its own namespace only
+        inside(box, *lines)
+        net.delete("a")
+        assert_back(way)
+        assert sorted(item["ifname"] for item in ip_json("link", netns=box)) == left
 
 
 def test_names_that_the_container_goes_on_giving(way: Way, sandbox: Sandbox) -> None:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import fcntl
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from harness import Host, Namespace, ip_json, run_in
+from harness.locks import NOBODY, held
 from harness.ways import WAYS, Way, way_of
 from pycni.kernel import namespace
 from pycni.runtime import Canceled, Cancellation, Network
@@ -27,14 +26,6 @@ from pycni.state.sandboxes import SandboxLock
 
 Sandbox = Callable[[], Namespace]
 
-HOLD = """
-import fcntl, os, sys
-fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)
-print("has it", flush=True)
-sys.stdin.read()
-"""
-NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-
 
 @pytest.fixture(params=WAYS)
 def way(
@@ -42,22 +33,6 @@ def way(
 ) -> Iterator[Way]:
     with way_of(request.param, tmp_path, plugin_dir) as found:
         yield found
-
-
-@contextmanager
-def held(path: str, *prefix: str) -> Iterator[None]:
-    """A file that another process has locked."""
-    holder = subprocess.Popen(
-        [*prefix, "/usr/bin/python3", "-c", HOLD, path],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "has it\n"
-    yield
-    assert holder.poll() is None  # it had it all the time
-    holder.communicate("")
 
 
 def routed(way: Way) -> Network:

@@ -247,3 +247,34 @@ def test_repair_plugs_no_stranger_in(way: Way, sandbox: Sandbox, kind: str) -> N
     assert seen() == before
     theirs.check("victim")
     assert sorted(links(box)) == ["eth0", "x"]
+
+
+@pytest.mark.parametrize("how", ["DEL", "DEL without notes", "GC"])
+def test_bandwidth_of_a_stranger_stays(way: Way, sandbox: Sandbox, how: str) -> None:
+    """The same, the pair's far end in another namespace of the container's."""
+    limits = {"Rate": 10**7, "Burst": 10**6}
+    rates = {f"{to}{key}": limits[key] for to in ("ingress", "egress") for key in limits}
+    network = way.network("n", maker(way, "bridge"), {"type": "bandwidth", **rates})
+    theirs = way.network("m", strangers(way, "bridge"), {"type": "bandwidth", **rates})
+    victim, box, other = sandbox(), sandbox(), sandbox()
+    theirs.add("victim", victim.path)
+    made = set(links(None))
+    (outer,) = (one for one in links(None).values() if "link_netnsid" in one)
+    network.add("a", box.path)
+    forged = f"index {outer['link_index']} type veth peer x index {outer['ifindex']}"
+    do(box, ["link delete eth0", f"link add eth0 {forged} netns {other.name}"])
+
+    def seen() -> list[Any]:
+        (ifb,) = (one for one in made if one.startswith("bwp"))
+        where = ["dev", outer["ifname"]]
+        commands = (["qdisc", "show", *where], ["qdisc", "show", "dev", ifb],
+                    ["filter", "show", *where, "ingress"])  # fmt: skip
+        return [run_in(None, ["tc", *command]).stdout for command in commands]
+
+    before = seen()
+    assert ["tbf" in before[0], "tbf" in before[1], "mirred" in before[2]] == [True] * 3
+    end(network, way, how, box)
+    assert seen() == before
+    theirs.check("victim", victim.path)
+    assert set(links(None)) - {"br1"} == made
+    assert (way.leases("n"), list(links(box))) == ({}, ["eth0"])

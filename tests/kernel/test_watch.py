@@ -13,6 +13,7 @@ import pytest
 
 from harness import ask, ip_json, run_in, run_plugin, service
 from harness.agent import AgentProcess
+from harness.locks import NOBODY, held
 from harness.machines import CLIENT, HOST, Machines
 from pycni.agent import server
 from pycni.cli.install import LAUNCHER
@@ -43,16 +44,17 @@ class Watched:
             },
         }
         portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
-        self.network = Network.from_dict(
-            {"cniVersion": "1.1.0", "name": "lab", "plugins": [bridge, portmap]},
-            plugin_dirs=agent.plugins,
-            cache_dir=self.cache,
-        )
+        self.plugins: list[dict[str, Any]] = [bridge, portmap]
 
     def add(self, name: str) -> None:
         self.boxes[name] = self.machines.sandbox()
         mapping = {"hostPort": 8080 + len(self.names), "containerPort": 80, "protocol": "tcp"}
-        self.network.add(name, self.boxes[name].path, capabilities={"portMappings": [mapping]})
+        network = Network.from_dict(
+            {"cniVersion": "1.1.0", "name": "lab", "plugins": self.plugins},
+            plugin_dirs=self.agent.plugins,
+            cache_dir=self.cache,
+        )
+        network.add(name, self.boxes[name].path, capabilities={"portMappings": [mapping]})
         self.names.append(name)
         self.machines.stack.enter_context(service(self.boxes[name], name, 80))
 
@@ -189,6 +191,28 @@ def test_it_stops_although_an_attachment_is_busy(watched: Watched) -> None:
             "--plugin-dir", str(watched.agent.plugins),
         )  # fmt: skip
         watched.agent.stop()  # while it is still held
+        assert watched.agent.process is not None
+        assert watched.agent.process.returncode == 0
+
+
+def test_a_namespace_that_somebody_else_has_locked(watched: Watched) -> None:
+    """It is repaired, inside too, and the agent ends when it is told to."""
+    watched.plugins.append({"type": "sbr"})
+    watched.add("one")
+    box = watched.boxes["one"]
+
+    def lose() -> None:
+        run_in(box, ["ip", "rule", "del", "from", "10.1.0.2"])
+        run_in(None, ["nft", "flush", "ruleset"])
+
+    with held(box.path, *NOBODY):
+        watched.start()
+        lose()
+        watched.wait(watched.answer)
+        watched.wait(lambda: "from 10.1.0.2 lookup" in run_in(box, ["ip", "rule"]).stdout)
+        assert watched.repairs()["failed"] == 0
+        lose()
+        watched.agent.stop()
         assert watched.agent.process is not None
         assert watched.agent.process.returncode == 0
 

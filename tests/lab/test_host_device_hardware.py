@@ -72,6 +72,8 @@ def found_and_given_back(
     run_in(None, ["ip", "link", "set", other, "netns", neighbour.name])
     run_in(neighbour, ["ip", "address", "add", "192.0.2.1/24", "dev", other])
     run_in(neighbour, ["ip", "link", "set", other, "up"])
+    run_in(None, ["ip", "link", "add", "up0", "type", "bridge"])
+    (before,) = ip_json("link", "show", "dev", own)
     for keys in (
         {"pciBusID": address},
         {"kernelpath": device},
@@ -88,10 +90,17 @@ def found_and_given_back(
         assert not name_of(VIRTIO)
         run_in(one.sandbox, ["ping", "-c1", "-W10", "192.0.2.1"])
         one.check()
+        # What the container does decides nothing.
+        for words in ("down", "alias up0", "name mine"):
+            run_in(one.sandbox, ["ip", "link", "set", "net1", *words.split()])
+        run_in(one.sandbox, ["ip", "link", "property", "add", "dev", "mine", "altname", "up0"])
         one.delete()
-        assert name_of(VIRTIO) == own
+        (back,) = ip_json("link", "show", "dev", own)
+        names = back["address"], back.get("ifalias"), back.get("altnames", [])
+        assert names == (VIRTIO, None, before.get("altnames", []))
         one.delete()
         one.sandbox.delete()
+    run_in(None, ["ip", "link", "delete", "up0"])
 
 
 def lost_with_its_sandbox(plugin_dir: Path, own: str, address: str) -> None:

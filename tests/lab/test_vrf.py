@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in, run_plugin
+from harness import (
+    Attachment,
+    Host,
+    Namespace,
+    PluginRun,
+    call_plugin,
+    ip_json,
+    run_in,
+    run_plugin,
+)
 from harness.chained import make_veth, previous_result
+from harness.dhcp import Program
 from harness.faults import each_request_failing
+from harness.locks import NOBODY, held
+from pycni.dhcp import wire
+from pycni.dhcp.exchange import Client
+from pycni.dhcp.keeper import Keeper
+from pycni.dhcp.lease import Lease, Record, now
 from pycni.runtime import Network
 
 Sandbox = Callable[[], Namespace]
@@ -259,6 +275,68 @@ def test_repair_stays_within_the_vrf(
     for ifname in ("eth0", "eth1"):
         network.check("c", box.path, ifname)
         network.delete("c", box.path, ifname)
+
+
+@pytest.mark.parametrize("call", [call_plugin, run_plugin])
+def test_a_namespace_that_somebody_else_has_locked(
+    attach: Attach, call: Callable[..., PluginRun]
+) -> None:
+    one = attach()
+    one.call = call
+    assert one.sandbox is not None
+    holders: dict[Any, list[str]] = {
+        call_plugin: ["/proc/self/ns/net", "nsenter", f"--net={one.sandbox.path}"],
+        run_plugin: [one.sandbox.path, *NOBODY],
+    }
+    with held(*holders[call]):
+        one.add()
+        one.check()
+        one.delete()
+    assert vrfs(one.sandbox) == {}
+
+
+def test_routes_come_back_with_a_lease_that_was_lost(attach: Attach, tmp_path: Path) -> None:
+    """Into the VRF's table, and none into the main one."""
+    one = attach()
+    one.add()
+    assert one.sandbox is not None
+    tables = ["-4", "route", "show", "table", "all"]
+    before = sorted(map(str, ip_json(*tables, netns=one.sandbox)))
+    assert ("10.21.0.0/16", "10.1.1.1", 7) in routes(one.sandbox, "net1", "1")
+    end = now()
+    lease = Lease("10.1.1.2", 24, "10.1.1.1", "", end - 3, end - 2, end - 1, end)
+    client = Client(b"test", (1, 3), within=2)
+    place = wire.Sandbox(one.sandbox.path, "net1")
+    server = Program(
+        ["dnsmasq", "-k", "-C", "/dev/null", "-u", "root", "--port=0", "--interface=veth1",
+         "--bind-interfaces", "--no-ping", f"--pid-file={tmp_path}/pid",
+         f"--dhcp-leasefile={tmp_path}/leases", "--dhcp-range=10.1.1.2,10.1.1.2,10m"],
+        tmp_path / "dnsmasq.log",
+    )  # fmt: skip
+
+    async def reached(state: Callable[[], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not state():
+                await asyncio.sleep(0.1)
+
+    async def lose_and_regain() -> None:
+        record = Record(
+            "net", one.container, "net1", place.path, {}, (1, 3), wire.UNKNOWN, "", lease
+        )
+        with place.open() as space:
+            place.find(space)
+        keeper = Keeper(record, client, place, lambda _: None, lambda _: None, asyncio.Semaphore())
+        keeper.start()
+        await reached(lambda: "10.1.1.2" not in addresses(one))
+        assert routes(one.sandbox, "net1", "1") & {("10.21.0.0/16", "10.1.1.1", 7)} == set()
+        with server:
+            await reached(lambda: keeper.state == "bound")
+        await keeper.stop()
+
+    asyncio.run(lose_and_regain())
+    assert sorted(map(str, ip_json(*tables, netns=one.sandbox))) == before
+    one.check()
+    run_in(one.sandbox, ["ping", "-c1", "-W5", "-I", "blue", "10.1.1.1"])
 
 
 def test_delete_where_the_container_deleted_a_rule(attach: Attach) -> None:

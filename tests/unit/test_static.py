@@ -144,6 +144,10 @@ def test_check() -> None:
     previous = {"cniVersion": "1.1.0", "ips": [FOUR, {"address": "10.7.0.1/24"}]}
     assert call("CHECK", FOUR, prevResult=previous) == (0, None)
     assert call("CHECK", {"address": FOUR["address"]}, prevResult=previous) == (0, None)
+    # As an ADD that read no arguments left it; what is an argument is compared.
+    assert call("CHECK", FOUR, prevResult=previous, cni_args="A=b=c") == (0, None)
+    by_args = refused(FOUR, command="CHECK", prevResult=previous, cni_args="IP=10.1.0.6/16")
+    assert "10.1.0.6/16" in by_args["msg"]
     other = {**FOUR, "gateway": "10.1.0.9"}
     for wanted in (other, SIX, {"address": "10.1.0.5/24"}):
         told = refused(wanted, command="CHECK", prevResult=previous)["msg"]

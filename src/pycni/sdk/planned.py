@@ -12,6 +12,7 @@ from pycni.plan.steps import HOST
 from pycni.sdk.ipam import delegate_ipam, have_ipam, needs_link
 from pycni.sdk.plugin import Plugin
 from pycni.sdk.sandbox import find_sandbox, open_sandbox, plugin_type, without_others
+from pycni.spec.args import args_of_an_add
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError, join_errors
 from pycni.spec.owner import Owners
 from pycni.spec.result import Result
@@ -80,13 +81,13 @@ class PlannedPlugin(Plugin):
         return request
 
     def check(self, request: Request) -> None:
-        request = self.as_checked(request)
-        config = self.resolve(self.config.decode(request.document))
-        previous = require_prev_result(request, self.unchained)
+        checked = self.as_checked(request.replace(args=args_of_an_add(request.args)))
+        config = self.resolve(self.config.decode(checked.document))
+        previous = require_prev_result(checked, self.unchained)
         delegate_ipam(request, "CHECK")
-        network = self.complete(config, self.concern(request, previous))
+        network = self.complete(config, self.concern(checked, previous))
         with open_sandbox(request) as kernel:
-            plan = self.plan(request, config, network)
+            plan = self.plan(checked, config, network)
             differences = check_interfaces(kernel, plan, previous)
             differences += executor.check(plan, kernel)
         if differences:

@@ -30,6 +30,18 @@ def parse_args(text: str) -> dict[str, str]:
     return arguments
 
 
+def args_of_an_add(text: str) -> str:
+    """CNI_ARGS as an ADD can have been asked by them; "" for what is no pairs, which each refuses.
+
+    What attached with such read none. That is no reason to refuse its CHECK.
+    """
+    try:
+        parse_args(text)
+    except CNIError:
+        return ""
+    return text
+
+
 def known_args(text: str, *known: str) -> dict[str, str]:
     """The arguments a plugin knows; others are refused unless IgnoreUnknown is true."""
     arguments = parse_args(text)
