@@ -63,6 +63,7 @@ namespace, network = namespaces.open_path(path), parse_network("10.5.0.2/16")
 from pycni.kernel.netlink.codec import STRING, U32, Schema
 from pycni.kernel.netlink.constants import IFLA_IFNAME, IFLA_MTU
 """,
+    "__init__.py": "",
     "runtime/__init__.py": "",
     "runtime/aio.py": """
 from pycni.runtime import Network

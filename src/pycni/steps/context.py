@@ -133,8 +133,11 @@ class Site:
         """The inode of an interface's directory in sysfs; 0 if it cannot be told."""
         from pycni.kernel import sysfs
 
-        with self.enter():
-            return sysfs.link_inode(found.name, found.index)
+        try:
+            with self.enter():
+                return sysfs.link_inode(found.name, found.index)
+        except OSError:  # the interface can be told by less
+            return 0
 
     def close(self) -> None:
         if self._netlink is not None:
