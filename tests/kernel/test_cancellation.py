@@ -475,6 +475,32 @@ def test_errors_of_a_pool(host: Host, tmp_path: Path, method: str) -> None:
     assert (done.returncode, done.stdout) == (0, "nonesuch\n"), done.stderr
 
 
+ATTACHING_POOL = """
+import multiprocessing, sys
+from harness.pools import attach_and_detach
+from pycni.runtime import Network, namespaces
+with namespaces.temporary() as path:  # this process has attached before, with what that loads
+    attach_and_detach(sys.argv[2], path, 1)
+with multiprocessing.get_context(sys.argv[1]).Pool(4) as pool:
+    for found in pool.starmap(attach_and_detach, [(sys.argv[2], path, 5) for path in sys.argv[3:]]):
+        print(len(found))
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_pool_that_attaches(lab: Lab, sandbox: Sandbox, method: str) -> None:
+    paths = [sandbox().path for _ in range(8)]
+    done = subprocess.run(
+        [sys.executable, "-c", ATTACHING_POOL, method, lab.way.folder / "cni", *paths],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "5\n" * 8), done.stderr
+    assert lab.left() == []
+
+
 @pytest.mark.parametrize(
     "error",
     [
