@@ -112,7 +112,9 @@ def test_altname(netlink: NetlinkSocket) -> None:
     assert shown("br0")["mtu"] == 1300
 
 
-@pytest.mark.parametrize("target", ["nothing", "no-link-has-a-name-of-this-length", 9999])
+@pytest.mark.parametrize(
+    "target", ["nothing", "no-link-has-a-name-of-this-length", "x" * 127, "x" * 128, "é" * 64, 9999]
+)
 def test_missing(netlink: NetlinkSocket, target: str | int) -> None:
     assert link.find(netlink, target) is None
     for act in (

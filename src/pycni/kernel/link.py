@@ -690,12 +690,19 @@ def _vlan_request(
 
 
 def _target(target: Link | int | str) -> tuple[int, dict[str, str]]:
-    """The index for the header and, for a target given by name, the attribute that names it."""
+    """The index for the header and, for a target given by name, the attribute that names it.
+
+    Raises NetlinkError (ENODEV) for a name that no link can have; the kernel says ERANGE.
+    """
     if isinstance(target, int):
         return target, {}
     if isinstance(target, Link):
         return target.index, {}
-    return 0, {"name" if len(target.encode()) < c.IFNAMSIZ else "altname": target}
+    size = len(target.encode())
+    if size >= c.ALTIFNAMSIZ:
+        reason = f"names have at most {c.ALTIFNAMSIZ - 1} bytes"
+        raise NetlinkError(errno.ENODEV, reason, f"get link {_label(target)}")
+    return 0, {"name" if size < c.IFNAMSIZ else "altname": target}
 
 
 def _label(target: Link | int | str) -> str:
