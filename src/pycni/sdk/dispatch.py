@@ -8,6 +8,7 @@ version rules, the namespace rule, and the operation itself.
 
 from __future__ import annotations
 
+import errno
 import posix
 
 from pycni.sdk.request import Request
@@ -24,6 +25,7 @@ from pycni.spec.errors import (
     NEEDS_ROOT,
     TRY_AGAIN_LATER,
     CNIError,
+    short_of,
 )
 from pycni.spec.jsontext import dumps, lookup
 from pycni.spec.names import check_container_id, check_interface_name
@@ -157,6 +159,9 @@ def internal_error(error: Exception, plugin: Plugin | None = None) -> CNIError:
     while trace is not None:
         where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
         trace = trace.tb_next
+    # A library of Python's own that is loaded late; the loader tells in words alone.
+    if isinstance(error, ImportError) and posix.strerror(errno.EMFILE) in str(error):
+        return short_of(OSError(errno.EMFILE, posix.strerror(errno.EMFILE)))
     if isinstance(error, PermissionError):
         at = f"{error.filename}: " if error.filename else ""
         return CNIError(INVALID_ENVIRONMENT, f"{at}{error.strerror}", NEEDS_ROOT)
