@@ -18,9 +18,10 @@ def attach_and_detach(folder: str, path: str, times: int) -> list[str]:
     document = {"cniVersion": "1.1.0", "name": "n", "plugins": [bridge]}
     network = Network.from_dict(document, cache_dir=folder)
     found = []
+    container = path.rpartition("/")[2]
     for _ in range(times):
-        result = network.add(path.rpartition("/")[2], path)
-        network.check(path.rpartition("/")[2])
-        network.delete(path.rpartition("/")[2])
+        result = network.add(container, path)
+        network.check(container)
+        network.delete(container)
         found += [str(entry.address) for entry in result.ips]
     return found

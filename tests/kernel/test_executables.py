@@ -5,7 +5,6 @@ host-local is run by bridge as an executable of somebody else's would be: as a p
 
 from __future__ import annotations
 
-import gc
 import os
 import random
 import subprocess
@@ -17,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from harness import Host, Namespace, ip_json, nft_list
+from harness.process import of_this_process
 from harness.ways import Way, notes
-from pycni.kernel import nfnetlink
 from pycni.runtime import Network
 from pycni.runtime.errors import TimedOut
 from pycni.spec.errors import CNIError
@@ -65,17 +64,6 @@ def left(tmp_path: Path) -> list[object]:
     elements = [e for e in nft_list() for kind in ("set", "map") if "elem" in e.get(kind, {})]
     veths = [link["ifname"] for link in ip_json("link", "show", "type", "veth")]
     return [*way.leases("n"), *way.cached(), *elements, *veths, *notes()]
-
-
-def of_this_process() -> tuple[int, int]:
-    """How many descriptors and children it has; those that have ended count.
-
-    Not those that are kept for the next operation, which are bounded.
-    """
-    gc.collect()
-    nfnetlink.close_idle()
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return len(os.listdir("/proc/self/fd")), len(children)
 
 
 def test_time_outs_at_many_moments(network: Network, sandbox: Sandbox, tmp_path: Path) -> None:

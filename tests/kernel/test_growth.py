@@ -6,7 +6,6 @@ PYCNI_CYCLES is how many cycles are run (`make interrupts` runs more).
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import threading
 from collections.abc import Callable
@@ -16,8 +15,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from harness import Host, Namespace
+from harness.process import of_this_process
 from harness.ways import Way, notes, ports_of
-from pycni.kernel import nfnetlink
 from pycni.runtime import Endpoint, Network
 from pycni.runtime.aio import AsyncNetwork
 from pycni.spec.errors import CNIError
@@ -40,14 +39,13 @@ class Used(NamedTuple):
 
 
 def used(folder: Path) -> Used:
-    gc.collect()
-    nfnetlink.close_idle()  # what is kept for the next operation is bounded
+    descriptors, children = of_this_process()
     status = Path("/proc/self/status").read_text()
     (resident,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:"))
     return Used(
         threading.active_count(),
-        len(os.listdir("/proc/self/fd")),
-        len(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()),
+        descriptors,
+        children,
         sum(1 for _ in folder.rglob("*")) + len(notes()),
         int(resident) * 1024,
     )

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from harness import Host, Namespace, ip_json, run_in
-from harness.namespaces import inside
+from harness import Host, Namespace, run_in
+from pycni.kernel import link, namespace
 from pycni.kernel.sysfs import link_inode
 
 Sandbox = Callable[[], Namespace]
 
 
-def inode(netns: Namespace, name: str) -> int:
-    (link,) = ip_json("link", "show", "dev", name, netns=netns)
-    with inside(netns):
-        return link_inode(name, link["ifindex"])
+def inode(netns: Namespace, device: str, **changes: Any) -> int:
+    """Of an interface; changes: to what is asked for."""
+    with (
+        namespace.current() as home,
+        namespace.open_path(netns.path) as space,
+        space.netlink() as netlink,
+    ):
+        found = link.get(netlink, device).replace(**changes)
+        return link_inode(found, space, home)
 
 
 def test_it_is_kept_for_life(host: Host, sandbox: Sandbox) -> None:
@@ -33,6 +39,5 @@ def test_it_is_kept_for_life(host: Host, sandbox: Sandbox) -> None:
 def test_another_of_that_name_has_none(host: Host, sandbox: Sandbox) -> None:
     box = sandbox()
     run_in(box, ["ip", "link", "add", "one", "index", "50", "type", "bridge"])
-    with inside(box):
-        assert [link_inode("one", 51), link_inode("nonesuch", 50)] == [0, 0]
-        assert link_inode("one", 50)
+    assert [inode(box, "one", index=51), inode(box, "one", name="nonesuch")] == [0, 0]
+    assert inode(box, "one")

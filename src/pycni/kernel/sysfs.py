@@ -10,20 +10,27 @@ import posix
 
 from pycni.kernel import libc
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycni.kernel.link import Link
+    from pycni.kernel.namespace import Namespace
+
 _MOST_DIGITS = 16
 
 
-def link_inode(name: str, index: int) -> int:
-    """The inode of a link of the calling thread's namespace, in sysfs; 0 if that cannot be told.
+def link_inode(found: Link, space: Namespace, home: Namespace) -> int:
+    """The inode in sysfs of a link of a namespace; 0 if it cannot be told.
 
-    index: what it has to have, since a container can have given its name to another.
+    home: the calling thread's namespace. A link of that name with another index is another one, to
+    which a container has given the name.
     """
     try:
-        root = libc.detached_mount("sysfs", libc.MOUNT_ATTR_RDONLY)
+        with space.enter(home):
+            root = libc.detached_mount("sysfs", libc.MOUNT_ATTR_RDONLY)
     except OSError:  # not root of the machine, or a kernel before 5.2
         return 0
     try:
-        return _inode(root, name, index)
+        return _inode(root, found.name, found.index)
     except (OSError, ValueError):
         return 0
     finally:

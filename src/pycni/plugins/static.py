@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pycni.sdk.planned import require_prev_result
 from pycni.sdk.plugin import Plugin
-from pycni.spec.args import args_of_an_add, known_args
+from pycni.spec.args import known_args, valid_args
 from pycni.spec.config import DNS, NetConf
 from pycni.spec.errors import CHECK_FAILED, INVALID_ENVIRONMENT, CNIError, invalid_config
 from pycni.spec.fields import Address, Config, ListOf, Object, Text, field
@@ -96,7 +96,7 @@ class Static(Plugin):
     def check(self, request: Request) -> None:
         config = StaticConf.decode(request.document)
         given = {entry.address: entry for entry in require_prev_result(request).ips}
-        for wanted in _addresses(config, args_of_an_add(request.args)):
+        for wanted in _addresses(config, valid_args(request.args)):
             found = given.get(wanted.address)
             gateway_differs = (
                 found is not None and wanted.gateway is not None and found.gateway != wanted.gateway

@@ -159,6 +159,7 @@ class Tuning(ChainedPlugin):
 
     def as_checked(self, request: Request) -> Request:
         """What a later tuning of the list has set is as it should be."""
+        request = super().as_checked(request)
         faults: list[Fault] = []
         config = self.config.read(request.document, "", faults)
         given, now = config.wanted(request.args), in_force(config.documents(request), request)

@@ -12,7 +12,6 @@ only then is the cancellation passed on.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -21,7 +20,7 @@ from weakref import WeakKeyDictionary
 
 from pycni.runtime.call import Options, checked, with_cancel
 from pycni.runtime.config import NetworkConfig
-from pycni.runtime.endpoint import IFNAME, Args, Endpoint
+from pycni.runtime.endpoint import IFNAME, Args, Endpoint, Path
 from pycni.runtime.errors import ConfigError
 from pycni.runtime.garbage import Garbage
 from pycni.runtime.many import WORKERS, Outcome
@@ -30,8 +29,6 @@ from pycni.runtime.operation import Operation
 from pycni.runtime.repair import Repaired
 from pycni.spec.config import Attachment
 from pycni.spec.result import Result
-
-Path = str | os.PathLike[str]
 
 T = TypeVar("T")
 

@@ -11,6 +11,7 @@ from pycni.spec.jsontext import dumps
 from pycni.spec.names import check_container_id, check_interface_name
 from pycni.spec.record import Record
 
+Path = str | os.PathLike[str]
 Args = Mapping[str, str] | Iterable[tuple[str, str]]
 
 IFNAME = "eth0"

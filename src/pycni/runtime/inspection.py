@@ -5,8 +5,6 @@ Only pycni's own plugins have plans to show. Called by `pycni inspect`.
 
 from __future__ import annotations
 
-import os
-
 from pycni.runtime import find
 from pycni.runtime.chain import as_endpoint
 from pycni.runtime.engine import Engine
@@ -21,9 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from pycni.runtime.endpoint import Path
     from pycni.state.cache import CachedAttachment
-
-    Path = str | os.PathLike[str]
 
 
 class Shown(Record):

@@ -20,7 +20,15 @@ from pycni.runtime import find, operation
 from pycni.runtime.call import Options, with_cancel
 from pycni.runtime.chain import Chain, as_endpoint, completed
 from pycni.runtime.config import NetworkConfig, PluginConfig
-from pycni.runtime.endpoint import IFNAME, Args, Endpoint, check_args, check_capabilities, pairs
+from pycni.runtime.endpoint import (
+    IFNAME,
+    Args,
+    Endpoint,
+    Path,
+    check_args,
+    check_capabilities,
+    pairs,
+)
 from pycni.runtime.engine import Engine, in_version
 from pycni.runtime.errors import Canceled, ConfigError, PluginError, one_error
 from pycni.runtime.garbage import Garbage
@@ -39,8 +47,6 @@ from pycni.spec.errors import (
 )
 from pycni.spec.result import Result
 from pycni.state.cache import ROOT, CachedAttachment, ResultCache
-
-Path = str | os.PathLike[str]
 
 TURNS = Turns()
 

@@ -31,12 +31,11 @@ if TYPE_CHECKING:
 
     from pycni.runtime.call import Options
     from pycni.runtime.config import PluginConfig
+    from pycni.runtime.endpoint import Path
     from pycni.runtime.locks import Turns
     from pycni.spec.owner import Owner
     from pycni.spec.result import Result
     from pycni.state.cache import CachedAttachment, Unreadable
-
-    Path = str | os.PathLike[str]
 
 MISSING = "missing"
 MENDED = "mended"

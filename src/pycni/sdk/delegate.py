@@ -16,7 +16,7 @@ from pycni.state.attachments import HELD, is_held
 
 # In a delegated plugin's environment: how many plugins deep it is called.
 DEPTH = "PYCNI_DEPTH"
-_DEEPEST = 8
+_MAX_DEPTH = 8
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def delegate(
         return perform_in(plugin, inner)
     output = execute(
         path,
-        {**process_environ(inner), DEPTH: str(_deeper(request, plugin_type))},
+        {**process_environ(inner), DEPTH: str(_depth(request, plugin_type))},
         dumps(inner.document, sort_keys=True).encode(),
         cancel=cancel,
         stderr=request.stderr,
@@ -59,14 +59,14 @@ def delegate(
     return read_answer(output, inner.version) if command == "ADD" else None
 
 
-def _deeper(request: Request, plugin_type: str) -> int:
+def _depth(request: Request, plugin_type: str) -> int:
     """How many plugins deep the other one is called. Raises CNIError: they may call each other."""
     before = request.environ.get(DEPTH, "")
     depth = int(before) + 1 if before.isascii() and before.isdigit() else 1
-    if depth > _DEEPEST:
+    if depth > _MAX_DEPTH:
         raise CNIError(
             INVALID_CONFIG,
-            f'"{plugin_type}" would be called by {_DEEPEST} plugins, each by the one before',
+            f'"{plugin_type}" would be called by {_MAX_DEPTH} plugins, each by the one before',
             "plugins that hand an operation to each other come to no end",
         )
     return depth

@@ -159,9 +159,10 @@ def internal_error(error: Exception, plugin: Plugin | None = None) -> CNIError:
     while trace is not None:
         where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
         trace = trace.tb_next
-    # A library of Python's own that is loaded late; the loader tells in words alone.
-    if isinstance(error, ImportError) and posix.strerror(errno.EMFILE) in str(error):
-        return short_of(OSError(errno.EMFILE, posix.strerror(errno.EMFILE)))
+    # Of a library that is loaded late, the loader tells the errno in words alone.
+    too_many = posix.strerror(errno.EMFILE)
+    if isinstance(error, ImportError) and too_many in str(error):
+        return short_of(OSError(errno.EMFILE, too_many))
     if isinstance(error, PermissionError):
         at = f"{error.filename}: " if error.filename else ""
         return CNIError(INVALID_ENVIRONMENT, f"{at}{error.strerror}", NEEDS_ROOT)

@@ -133,7 +133,7 @@ def report(kernel: Kernel, request: Request, plan: Plan, network: Result) -> Res
                 found = site.known(reported.name, altnames=reported.where == HOST)
             except OSError as error:
                 raise executor.translate(error) from error
-            # Later plugins match by names, which netfilter knows no alternative ones of.
+            # Later plugins have netfilter match this name, which knows no alternative ones.
             name, mac = found.name, found.mac
         if reported.where == SANDBOX and reported.name == request.ifname:
             container, mtu = index, mtu_told(network, reported.name)

@@ -75,12 +75,9 @@ def delegate_ipam(request: Request, command: str = "DEL") -> None:
     if not request.ipam_type:
         return
     found = find_delegate(request, request.ipam_type)
-    try:
-        _require_addresses(found, request.ipam_type)
-    except CNIError:
-        if command in ("DEL", "GC"):
-            return  # no ADD has had anything of it
-        raise
+    if command in ("DEL", "GC") and not _gives_addresses(found):
+        return  # no ADD has had anything of it
+    _require_addresses(found, request.ipam_type)
     delegate(request, request.ipam_type, command, found=found)
 
 
@@ -113,10 +110,15 @@ def _find(request: Request) -> Found | None:
         return None  # told when it is called
 
 
-def _require_addresses(found: Found, plugin_type: str) -> None:
-    """Raise a CNIError for one of ours that is no address plugin; it would ask one in its turn."""
+def _gives_addresses(found: Found) -> bool:
+    """Whether it may be an address plugin; an interface plugin would ask one in its turn."""
     plugin, _ = found
-    if plugin is not None and not plugin.gives_addresses:
+    return plugin is None or plugin.gives_addresses
+
+
+def _require_addresses(found: Found, plugin_type: str) -> None:
+    """Raise a CNIError for one of ours that is no address plugin."""
+    if not _gives_addresses(found):
         raise CNIError(
             INVALID_CONFIG,
             f'"{plugin_type}" is no address plugin',

@@ -12,7 +12,7 @@ from pycni.plan.steps import HOST
 from pycni.sdk.ipam import delegate_ipam, have_ipam, needs_link
 from pycni.sdk.plugin import Plugin
 from pycni.sdk.sandbox import find_sandbox, open_sandbox, plugin_type, without_others
-from pycni.spec.args import args_of_an_add
+from pycni.spec.args import valid_args
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError, join_errors
 from pycni.spec.owner import Owners
 from pycni.spec.result import Result
@@ -78,10 +78,10 @@ class PlannedPlugin(Plugin):
 
     def as_checked(self, request: Request) -> Request:
         """The request to compare with the kernel, for CHECK and repair."""
-        return request
+        return request.replace(args=valid_args(request.args))
 
     def check(self, request: Request) -> None:
-        checked = self.as_checked(request.replace(args=args_of_an_add(request.args)))
+        checked = self.as_checked(request)
         config = self.resolve(self.config.decode(checked.document))
         previous = require_prev_result(checked, self.unchained)
         delegate_ipam(request, "CHECK")

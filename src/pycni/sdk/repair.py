@@ -14,7 +14,6 @@ from pycni.sdk.ipam import delegate_ipam
 from pycni.sdk.planned import require_prev_result
 from pycni.sdk.sandbox import open_sandbox
 from pycni.spec import versions
-from pycni.spec.args import args_of_an_add
 from pycni.spec.errors import CHECK_FAILED, CNIError
 from pycni.steps import executor, ownership
 from pycni.steps.repair import is_absent, is_in_place, repair, require_own
@@ -69,7 +68,7 @@ def inspect_planned(plugin: PlannedPlugin, request: Request) -> list[Part]:
 
 
 def _plan(plugin: PlannedPlugin, request: Request, previous: Result) -> Plan:
-    request = plugin.as_checked(request.replace(args=args_of_an_add(request.args)))
+    request = plugin.as_checked(request)
     config = plugin.resolve(plugin.config.decode(request.document))
     network = plugin.complete(config, plugin.concern(request, previous))
     return plugin.plan(request, config, network)

@@ -30,10 +30,10 @@ def parse_args(text: str) -> dict[str, str]:
     return arguments
 
 
-def args_of_an_add(text: str) -> str:
-    """CNI_ARGS as an ADD can have been asked by them; "" for what is no pairs, which each refuses.
+def valid_args(text: str) -> str:
+    """CNI_ARGS if they can be parsed, else "".
 
-    What attached with such read none. That is no reason to refuse its CHECK.
+    An ADD that reads them refuses others, so that what was attached with such did not read them.
     """
     try:
         parse_args(text)

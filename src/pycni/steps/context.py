@@ -129,16 +129,6 @@ class Site:
             if error.errno != errno.ENODEV:
                 raise
 
-    def inode(self, found: Link) -> int:
-        """The inode of an interface's directory in sysfs; 0 if it cannot be told."""
-        from pycni.kernel import sysfs
-
-        try:
-            with self.enter():
-                return sysfs.link_inode(found.name, found.index)
-        except OSError:  # the interface can be told by less
-            return 0
-
     def close(self) -> None:
         if self._netlink is not None:
             self._netlink.close()

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pycni.kernel.link import Link
-    from pycni.kernel.namespace import Namespace
     from pycni.kernel.netlink.socket import NetlinkSocket
     from pycni.spec.identity import OwnLink
     from pycni.steps.context import Kernel
@@ -66,7 +65,7 @@ def remove_hidden(
     made such links, it is known by its inode in sysfs; where none was noted, by its MAC address or
     an address of the attachment. All namespaces are looked at. Raises NetlinkError.
     """
-    from pycni.kernel import census  # rarely: a container has deleted or hidden its interface
+    from pycni.kernel import census, sysfs  # rarely: a container deleted or hid its interface
 
     if not noted.parent:
         return
@@ -85,7 +84,7 @@ def remove_hidden(
             continue
         is_inside = identity.netns is not None and here.is_same(identity.netns)
         if is_inside or (
-            _inode(kernel, found, space) == noted.inode
+            sysfs.link_inode(found, space, kernel.host.namespace) == noted.inode
             if noted.inode
             else _is_told(kernel, found, noted, identity, netlink)
         ):
@@ -97,17 +96,19 @@ def discard(kernel: Kernel, made: Link, inode: int) -> None:
 
     inode: in sysfs, 0 where that is not known. Raises NetlinkError.
     """
-    from pycni.kernel import census
+    from pycni.kernel import census, sysfs
 
-    sandbox = kernel.site(SANDBOX)
+    sandbox, home = kernel.site(SANDBOX), kernel.host.namespace
     found = sandbox.find(made.index)
-    if not inode or (found is not None and sandbox.inode(found) == inode):
+    if not inode or (
+        found is not None and sysfs.link_inode(found, sandbox.namespace, home) == inode
+    ):
         sandbox.discard(made)
         if not inode or sandbox.find(made.index) is None:
             return
     for _ in range(_LOOKS):
         for space, netlink, one in census.links_on(made.link, (made.kind,)):
-            if _inode(kernel, one, space) == inode:
+            if sysfs.link_inode(one, space, home) == inode:
                 _delete(netlink, one)
                 return
 
@@ -139,13 +140,6 @@ def _delete(netlink: NetlinkSocket, found: Link) -> None:
     except NetlinkError as error:
         if error.errno != errno.ENODEV:
             raise
-
-
-def _inode(kernel: Kernel, found: Link, space: Namespace) -> int:
-    from pycni.kernel import sysfs
-
-    with space.enter(kernel.host.namespace):
-        return sysfs.link_inode(found.name, found.index)
 
 
 def _is_told(

@@ -26,7 +26,10 @@ def apply(step: SubLink, kernel: Kernel) -> Undo:
     made = sandbox.remember(_create(step, kernel, sandbox))
     if made.link_netnsid is None:
         return lambda: sandbox.discard(made)
-    inode = kernel.inodes[step.name] = sandbox.inode(made)
+    from pycni.kernel import sysfs  # DEL does without
+
+    inode = sysfs.link_inode(made, sandbox.namespace, kernel.host.namespace)
+    kernel.inodes[step.name] = inode
 
     def take_back() -> None:
         from pycni.steps import noted_links
