@@ -20,7 +20,8 @@ from scenarios import data_dir
 
 from harness import Namespace, inside
 from pycni.cli.install import install
-from pycni.kernel import namespace, nfnetlink
+from pycni.kernel import namespace
+from pycni.kernel.netfilter import nfnetlink
 from pycni.runtime import namespaces
 from pycni.runtime.engine import Engine
 from pycni.sdk.request import Request
@@ -149,7 +150,7 @@ class InProcess(Contender):
         # A process has one host. This one goes from room to room, and so closes the sockets it kept
         # in the last one, for which the kernel may make it wait.
         with namespace.current() as here:
-            nfnetlink.give_back(nfnetlink.borrow(here), here)
+            nfnetlink.release(nfnetlink.acquire(here), here)
 
     def perform(self, call: Call) -> tuple[int, Result | None]:
         engine = Engine((os.fspath(self.directory),))

@@ -18,7 +18,7 @@ from harness.fault_cases import CASES, LAB_CASES
 from pycni import plugins
 from pycni.spec import versions
 from pycni.spec.config import NetConf
-from pycni.spec.fields import (
+from pycni.spec.schema import (
     Address,
     Anything,
     Config,

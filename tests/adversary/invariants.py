@@ -27,7 +27,7 @@ from harness.host import Snapshot, ip_json, nft_list, run_in
 from harness.namespaces import Namespace
 from harness.plugin import PluginRun
 from harness.worlds import World, difference
-from pycni.kernel.iptables import SYSTEM_PATH
+from pycni.kernel.netfilter.iptables import SYSTEM_PATH
 from pycni.spec.errors import INTERNAL
 
 # Of the host's network, or of a part of it, wherever they are.

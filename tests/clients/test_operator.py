@@ -49,7 +49,7 @@ def look_and_repair(plugins: Plugins, network: str, container: str, pod: str) ->
     flush()
     found = json.loads(pycni("repair", "--all", *where, "-o", "json"))
     states = {item["containerID"]: {one["state"] for one in item["findings"]} for item in found}
-    assert states[container] == {"mended"}
+    assert states[container] == {"repaired"}
     assert page("127.0.0.1", 8088) == PAGE
     assert pycni("repair", "--all", *where) == ""
 

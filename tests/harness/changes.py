@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from unittest import mock
 
-from pycni.kernel import firewalld, namespace, nftables
+from pycni.kernel import namespace
+from pycni.kernel.netfilter import firewalld, nftables
 from pycni.kernel.netlink import socket
 from pycni.kernel.netlink.codec import Request
 from pycni.kernel.netlink.constants import RTM_DELLINK

@@ -10,7 +10,8 @@ from typing import Any
 from unittest import mock
 
 from harness.plugin import PluginRun
-from pycni.kernel import nftables, process, sysctl
+from pycni.kernel import process, sysctl
+from pycni.kernel.netfilter import nftables
 from pycni.kernel.netlink import socket
 from pycni.kernel.netlink.codec import Request
 from pycni.kernel.netlink.errors import NetlinkError

@@ -6,7 +6,7 @@ import gc
 import os
 from pathlib import Path
 
-from pycni.kernel import nfnetlink
+from pycni.kernel.netfilter import nfnetlink
 
 
 def of_this_process() -> tuple[int, int]:

@@ -27,18 +27,8 @@ from pycni.cli import linter
 from pycni.dhcp.lease import Lease, Store
 from pycni.dhcp.message import MalformedMessage as MalformedReply
 from pycni.dhcp.message import Reply
-from pycni.kernel import (
-    address,
-    conntrack,
-    link,
-    nat_rules,
-    neighbour,
-    netconf,
-    nfnetlink,
-    route,
-    rule,
-    tc,
-)
+from pycni.kernel import address, forwarding_events, link, neighbour, route, rule, tc
+from pycni.kernel.netfilter import conntrack, nat_rules, nfnetlink
 from pycni.kernel.netlink import codec
 from pycni.kernel.netlink.codec import MalformedMessage, Message
 from pycni.plan.steps import Sysctl
@@ -51,7 +41,7 @@ from pycni.runtime.errors import ConfigError
 from pycni.sdk.delegate import read_answer
 from pycni.sdk.dispatch import Outcome, check_variables, make_request, serve
 from pycni.sdk.execute import failed
-from pycni.sdk.planned import PlannedPlugin, known_part
+from pycni.sdk.planned import PlannedPlugin, prev_result_or_empty
 from pycni.sdk.request import Request
 from pycni.spec import identity as identities
 from pycni.spec import versions
@@ -61,8 +51,8 @@ from pycni.spec.errors import CNIError
 from pycni.spec.ip import parse_address
 from pycni.spec.jsontext import JSONError, dumps, loads
 from pycni.spec.result import decode_result, encode_result, print_result, result_version
+from pycni.state.attachment_files import Documents
 from pycni.state.cache import ResultCache
-from pycni.state.documents import Documents
 from pycni.state.lease_index import boot_id
 from pycni.state.leases import LeaseStore
 
@@ -183,15 +173,15 @@ def configuration(data: bytes) -> None:
         document = parse_config(stdin)
     except CNIError:
         return
-    faults = plugin.config.faults(document)
+    faults = plugin.config.errors(document)
     dumps([str(fault) for fault in faults])
     if not isinstance(plugin, PlannedPlugin):
         return
     request = Request("DEL", document, "one", "/run/netns/one", "eth0")
-    config = plugin.config.read(document, "", [])
+    config = plugin.config.read_lenient(document, "", [])
     with contextlib.suppress(CNIError):
         request = request.replace(document={**document, "name": network_name(document)})
-        plugin.plan(request, config, plugin.complete(config, known_part(request)))
+        plugin.plan(request, config, plugin.fill_in_gateways(config, prev_result_or_empty(request)))
 
 
 def address_plugin(data: bytes) -> None:
@@ -427,7 +417,7 @@ def netlink(data: bytes) -> None:
         for decode in decoders:
             with contextlib.suppress(MalformedMessage):
                 decode(message.payload)
-        for parse in (route.parse, netconf.turned_off):
+        for parse in (route.parse, forwarding_events.turned_off):
             with contextlib.suppress(MalformedMessage):
                 parse(message)
         with contextlib.suppress(MalformedMessage):

@@ -16,7 +16,7 @@ from harness.agent import AgentProcess
 from harness.firewalld import Firewalld
 from harness.machines import CLIENT, FAR, HOST, Machines
 from pycni.cli.install import LAUNCHER
-from pycni.kernel import iptables
+from pycni.kernel.netfilter import iptables
 from pycni.runtime import Network, PluginError
 
 PORTS = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}

@@ -250,7 +250,7 @@ def test_caches_of_clients_are_looked_through(
     assert pycni("check", *place).stderr == ""
     flush()
     assert "pycni repair lab puts it back" in pycni("check", *place, code=1).stderr
-    assert "mended" in pycni("repair", "lab", *configured).stdout
+    assert "repaired" in pycni("repair", "lab", *configured).stdout
     assert pycni("check", *place).stderr == ""
     assert pycni("inspect", "lab", *configured).stdout.startswith("lab one eth0, pod shop/web\n")
     flush()

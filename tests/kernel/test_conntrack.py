@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from harness import Host, run_in
-from pycni.kernel import conntrack
-from pycni.kernel.conntrack import Query
+from pycni.kernel.netfilter import conntrack
+from pycni.kernel.netfilter.conntrack import Query
+from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
 from pycni.kernel.netlink import socket as netlink_socket
 from pycni.kernel.netlink.codec import Request
 from pycni.kernel.netlink.errors import NetlinkError
-from pycni.kernel.nfnetlink import NetfilterSocket
 from pycni.spec.ip import parse_address
 
 LOCAL = {4: "127.0.0.1", 6: "::1"}

@@ -104,7 +104,7 @@ def test_interface_gets_it(
             network.check("one", box.path)
         (report,) = network.repair("one")
         assert [(item.what, item.state) for item in report.findings] == [
-            ("MTU of eth0 is 1500, expected 1400", "mended")
+            ("MTU of eth0 is 1500, expected 1400", "repaired")
         ]
         assert mtu(box) == 1400
         run_in(box, ["ip", "link", "delete", "eth0"])

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from harness import Attachment, Host, Namespace, inside, ip_json, run_in
-from pycni.kernel import iptables
+from pycni.kernel.netfilter import iptables
+from pycni.kernel.netfilter.nfnetlink import NFPROTO_IPV4
 from pycni.kernel.netlink.constants import RTNLGRP_LINK
 from pycni.kernel.netlink.socket import NetlinkSocket
-from pycni.kernel.nfnetlink import NFPROTO_IPV4
 from pycni.sdk.delegate import delegate
 from pycni.sdk.request import Request
 from pycni.spec.errors import (

@@ -43,7 +43,7 @@ namespaces.create_named("web-1").close()
 """
 KERNEL = """
 from pycni.kernel import namespace as namespaces
-from pycni.steps.context import Kernel
+from pycni.steps.namespaces import HostAndSandbox
 path = "/run/netns/web-1"
 """
 BEFORE = {
@@ -51,7 +51,7 @@ BEFORE = {
 from pycni.steps.executor import Transaction
 from pycni.plan.plan import Plan
 from pycni.plan.steps import SANDBOX, LinkUp
-kernel, plan = Kernel(namespaces.open_path(path), path), Plan((LinkUp(SANDBOX, "lo"),))
+kernel, plan = HostAndSandbox(namespaces.open_path(path), path), Plan((LinkUp(SANDBOX, "lo"),))
 """,
     "kernel/netlink/__init__.py": """
 from pycni.kernel import address, link
@@ -88,7 +88,7 @@ from pycni import plugins
 from pycni.sdk import testing
 plugin = plugins.load("tuning")
 """,
-    "spec/fields.py": "from pycni.spec.fields import Config, Integer, field",
+    "spec/schema.py": "from pycni.spec.schema import Config, Integer, field",
 }
 RUN = """
 import ast, asyncio, sys

@@ -17,9 +17,10 @@ from harness import firewalld as real
 from harness.faults import each_change_failing
 from harness.firewalld import Firewalld
 from harness.machines import CLIENT, FAR, HOST, Machines, addresses, commands
-from pycni.kernel import firewalld as client_of_firewalld
-from pycni.kernel import ipset, iptables, nfnetlink, nftables, process
-from pycni.kernel.nfnetlink import NetfilterSocket
+from pycni.kernel import process
+from pycni.kernel.netfilter import firewalld as client_of_firewalld
+from pycni.kernel.netfilter import ipset, iptables, nfnetlink, nftables
+from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
 from pycni.spec.ip import parse_address
 
 BACKENDS = ("iptables", "nftables", "")  # "": chosen, which here are sets that iptables looks into
@@ -554,7 +555,7 @@ def test_one_family_needs_one_program(
     result = {**one.result, "ips": [ip for ip in one.result["ips"] if ":" not in ip["address"]]}
     for name in ("iptables", "iptables-save", "iptables-restore"):
         (tmp_path / name).symlink_to(f"/usr/sbin/{name}")
-    monkeypatch.setattr("pycni.kernel.iptables.SYSTEM_PATH", str(tmp_path))
+    monkeypatch.setattr("pycni.kernel.netfilter.iptables.SYSTEM_PATH", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     firewall = machines.chained("firewall", one, prevResult=result, backend="iptables")
     firewall.add()
@@ -742,7 +743,7 @@ def test_the_automatic_choice(
     firewall.delete()
     run_in(None, ["nft", "flush ruleset"])
     with monkeypatch.context() as patch:
-        patch.setattr("pycni.kernel.iptables.SYSTEM_PATH", str(tmp_path))
+        patch.setattr("pycni.kernel.netfilter.iptables.SYSTEM_PATH", str(tmp_path))
         patch.setenv("PATH", str(tmp_path))
         firewall.add()
         firewall.check()
@@ -901,8 +902,8 @@ def test_what_speaks_to_the_bus_is_loaded_where_there_is_one(
         place.touch()
     script = f"""if True:
         import sys
-        from pycni.kernel import firewalld
-        from pycni.kernel.nfnetlink import NetfilterSocket
+        from pycni.kernel.netfilter import firewalld
+        from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
         firewalld.PROGRAM, firewalld.BUS = "/bin/true", {str(place)!r}
         assert not firewalld.is_active(NetfilterSocket())
         print("jeepney" in sys.modules)

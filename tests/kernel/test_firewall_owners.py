@@ -16,12 +16,12 @@ from harness import Attachment, Namespace, ask, ip_json, ipset_elements, run_in,
 from harness import firewalld as real
 from harness.firewalld import Firewalld
 from harness.machines import FAR, Machines
-from pycni.kernel import census
+from pycni.kernel import all_addresses
 from pycni.plan.steps import Firewall
 from pycni.spec.ip import parse_address
 from pycni.spec.owner import Owner
 from pycni.steps import firewall
-from pycni.steps.context import Kernel
+from pycni.steps.namespaces import HostAndSandbox
 
 ADDRESS = "10.15.20.2"
 OURS, REFERENCE = "ours", "reference"
@@ -358,11 +358,11 @@ def test_a_forged_index_is_no_holder_of_another_s_name(node: Node) -> None:
     victim.add(OURS)
     tag = Owner("first", "victim", "eth0").tag
     address = parse_address(ADDRESS)
-    with Kernel(None) as kernel:
-        (holder,) = census.holders({address}, kernel.host.netlink)[address]
+    with HostAndSandbox(None) as kernel:
+        (holder,) = all_addresses.holders({address}, kernel.host.netlink)[address]
         assert holder.alias.startswith(tag)
         forge(victim, a)
-        (found,) = census.holders({address}, kernel.host.netlink)[address]
+        (found,) = all_addresses.holders({address}, kernel.host.netlink)[address]
     assert victim.sandbox is not None
     assert found.path == victim.sandbox.path
     assert found.alias.startswith(tag)
@@ -374,7 +374,9 @@ def test_a_forged_index_is_no_holder_of_another_s_name(node: Node) -> None:
 def test_namespaces_are_counted_only_where_there_is_doubt(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(census, "holders", lambda *_: pytest.fail("all namespaces were read"))
+    monkeypatch.setattr(
+        all_addresses, "holders", lambda *_: pytest.fail("all namespaces were read")
+    )
     a = node.pod("a")
     a.add(OURS)
     a.delete(OURS)
@@ -405,7 +407,7 @@ def test_repair_enters_who_has_the_address(node: Node) -> None:
     b.add(REFERENCE)
     owner_of_b = Owner("first", "b", "eth0")
     step = Firewall(owner_of_b, (parse_address(ADDRESS),), node.ours["backend"])
-    with Kernel(None) as kernel:
+    with HostAndSandbox(None) as kernel:
         (difference,) = firewall.repairable(step, kernel)
         assert "belongs to another attachment, which is gone: " in difference
         assert "id: a" in difference
@@ -414,7 +416,7 @@ def test_repair_enters_who_has_the_address(node: Node) -> None:
     assert owner() == "b"
     # An owner that is known to be there keeps it; the other one is noted beside.
     other = step.replace(owner=Owner("second", "c", "eth0"))
-    with Kernel(None, is_attached=lambda _, tag: tag == owner_of_b.tag) as kernel:
+    with HostAndSandbox(None, is_attached=lambda _, tag: tag == owner_of_b.tag) as kernel:
         (difference,) = firewall.repairable(other, kernel)
         assert "would be closed with that" in difference
         firewall.repair(other, kernel)
@@ -467,7 +469,9 @@ def test_firewalld_trusts_an_address_of_two_networks(daemon: Firewalld) -> None:
     a, b = (
         Firewall(Owner(name, name, "eth0"), (parse_address(ADDRESS),), "firewalld") for name in "ab"
     )
-    with Kernel(None, is_attached=lambda _, tag: tag in (a.owner.tag, b.owner.tag)) as kernel:
+    with HostAndSandbox(
+        None, is_attached=lambda _, tag: tag in (a.owner.tag, b.owner.tag)
+    ) as kernel:
         for first, last in ((a, b), (b, a)):
             firewall.apply(a, kernel)
             firewall.apply(b, kernel)

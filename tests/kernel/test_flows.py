@@ -23,7 +23,7 @@ from pycni.runtime import PluginError
 from pycni.spec.ip import parse_address, parse_network
 from pycni.spec.owner import Owner, Owners
 from pycni.steps import firewall, masquerade, port_map
-from pycni.steps.context import Kernel
+from pycni.steps.namespaces import HostAndSandbox
 
 both_families = pytest.mark.parametrize("version", [4, 6])
 
@@ -364,7 +364,7 @@ def test_an_earlier_holder_takes_no_flows_along(
     before = tracked(version, "dport=8443")
     owner = Owner("m", "gone", "eth0")
     mappings = PortMapping("udp", 8443, 443), PortMapping("udp", 8444, 443)
-    with Kernel(None) as kernel:
+    with HostAndSandbox(None) as kernel:
         if way == "DEL":
             step = PortMap(owner, mappings, (parse_network(f"{own}/24"),), "nftables")
             port_map.remove(step, kernel)
@@ -392,7 +392,7 @@ def test_gc_forgets_what_nothing_leads_to_an_address(lan: Lan) -> None:
     run_in(None, ["nft", "delete element inet pycni port-map4 { udp . 8444 }"])
     noted = {"port_map": (own[4],)}
     owners = Owners("m", (Owner("m", "gone", "eth0").attachment,), addresses=noted)
-    with Kernel(None) as kernel:
+    with HostAndSandbox(None) as kernel:
         port_map.collect(kernel, owners)
     assert sessions[0].goes_on()
     assert not tracked(4, "dport=8444")
@@ -452,7 +452,7 @@ def test_a_lost_del_leaves_the_next_holder_no_answers(lan: Lan, version: int) ->
     step = Masquerade(
         Owner("n", "new", "eth0"), (parse_network(f"{own[version]}/{prefix}"),), "nftables"
     )
-    with Kernel(None) as kernel:
+    with HostAndSandbox(None) as kernel:
         masquerade.apply(step, kernel)
     assert tracked(version, f"src={own[version]}") == set()
     assert tracked(version, f"src={other[version]}") == kept != set()
@@ -529,7 +529,7 @@ def test_flows_of_an_address_that_another_still_has_go_on(lan: Lan, version: int
     assert before
     owner = Owner("n", "a", "eth0")
     other = Firewall(Owner("m", "b", "eth0"), (parse_address(own[version]),), "nftables")
-    with Kernel(None, is_attached=lambda _, tag: tag == owner.tag) as kernel:
+    with HostAndSandbox(None, is_attached=lambda _, tag: tag == owner.tag) as kernel:
         for leave in (firewall.remove, lambda *_: firewall.collect(kernel, Owners("m"))):
             firewall.apply(other, kernel)
             leave(other, kernel)
@@ -569,7 +569,7 @@ def test_masqueraded_flows_of_an_address_that_another_still_has_go_on(
     before = tracked(version, f"src={own}")
     prefix = {4: 24, 6: 64}[version]
     step = Masquerade(Owner("m", "b", "eth0"), (parse_network(f"{own}/{prefix}"),), "nftables")
-    with Kernel(None) as kernel:
+    with HostAndSandbox(None) as kernel:
 
         def leave() -> None:
             undo = masquerade.apply(step, kernel)
@@ -599,7 +599,7 @@ def test_an_address_taken_over_has_no_flows(lan: Lan, version: int) -> None:
         Session(udp(lan.sandbox(container), version, 5000), server, FAR[version], 53)
     kept = tracked(version, f"src={other[version]}")
     step = Firewall(Owner("n", "new", "eth0"), (parse_address(own[version]),), "nftables")
-    with Kernel(None) as kernel:
+    with HostAndSandbox(None) as kernel:
         firewall.apply(step, kernel)
     assert tracked(version, f"src={own[version]}") == set()
     assert tracked(version, f"src={other[version]}") == kept != set()

@@ -23,8 +23,8 @@ from pycni.kernel import sysctl
 from pycni.runtime.errors import ConfigError
 from pycni.runtime.find import all_networks, find_network
 from pycni.spec.errors import IO_FAILURE, CNIError
+from pycni.state.attachment_files import Documents
 from pycni.state.cache import CachedAttachment, ResultCache
-from pycni.state.documents import Documents
 from pycni.state.files import Lock
 from pycni.state.leases import LeaseStore
 

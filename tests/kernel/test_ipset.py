@@ -9,9 +9,9 @@ from socket import AF_INET, AF_INET6
 import pytest
 
 from harness import enter_new_netns, run_in
-from pycni.kernel import ipset
+from pycni.kernel.netfilter import ipset
+from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
 from pycni.kernel.netlink.errors import NetlinkError
-from pycni.kernel.nfnetlink import NetfilterSocket
 from pycni.spec.ip import parse_address
 
 ADDRESSES = {AF_INET: ("10.1.2.3", "10.1.2.4"), AF_INET6: ("fd00::3", "fd00::4")}

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from harness import Host, run_in
-from pycni.kernel import iptables, iptables_legacy, nat_rules, process
-from pycni.kernel.nfnetlink import NFPROTO_IPV4, NFPROTO_IPV6, NetfilterSocket
+from pycni.kernel import process
+from pycni.kernel.netfilter import iptables, iptables_legacy, nat_rules
+from pycni.kernel.netfilter.nfnetlink import NFPROTO_IPV4, NFPROTO_IPV6, NetfilterSocket
 
 COMMENT = iptables.comment('name: "net" id: "one"')
 RULES = [

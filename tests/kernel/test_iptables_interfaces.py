@@ -16,7 +16,7 @@ from harness import Attachment, ask, run_in, run_plugin
 from harness.host import forget_attachments
 from harness.machines import BRIDGE, CLIENT, FAR, HOST, Machines, addresses
 from harness.services import service
-from pycni.kernel import iptables
+from pycni.kernel.netfilter import iptables
 from pycni.runtime import Network
 from pycni.spec.owner import Owner
 

@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from harness import Host, Namespace, nft_list, run_in, run_plugin
-from pycni.kernel import namespace, nfnetlink, nftables
+from pycni.kernel import namespace
+from pycni.kernel.netfilter import nfnetlink, nftables
 from pycni.kernel.netlink import Request
 from pycni.kernel.netlink import socket as netlink_socket
 from pycni.plan.steps import Masquerade
@@ -27,7 +28,7 @@ from pycni.spec.config import Attachment
 from pycni.spec.ip import parse_address, parse_network
 from pycni.spec.owner import Owner, Owners
 from pycni.steps import masquerade
-from pycni.steps.context import Kernel
+from pycni.steps.namespaces import HostAndSandbox
 
 Sandbox = Callable[[], Namespace]
 
@@ -37,8 +38,8 @@ PORT = 5353
 
 
 @pytest.fixture
-def kernel(host: Host) -> Iterator[Kernel]:
-    with Kernel(None) as kernel:
+def kernel(host: Host) -> Iterator[HostAndSandbox]:
+    with HostAndSandbox(None) as kernel:
         yield kernel
 
 
@@ -76,7 +77,7 @@ def commands(batch: str) -> None:
 
 
 def test_gc_asks_no_more_for_more_containers(
-    host: Host, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+    host: Host, kernel: HostAndSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts = []
     for number in range(3):
@@ -181,7 +182,7 @@ def lab(host: Host, sandbox: Sandbox) -> Lab:
 
 @pytest.mark.parametrize("backend", ["nftables", "iptables", ""])
 @pytest.mark.parametrize("version", [4, 6])
-def test_source_address(lab: Lab, kernel: Kernel, backend: str, version: int) -> None:
+def test_source_address(lab: Lab, kernel: HostAndSandbox, backend: str, version: int) -> None:
     address = {4: "10.15.20.2/24", 6: "fd00:15:20::2/64"}[version]
     neighbour = {4: "10.15.20.3", 6: "fd00:15:20::3"}[version]
     own = address.partition("/")[0]
@@ -202,7 +203,7 @@ def test_source_address(lab: Lab, kernel: Kernel, backend: str, version: int) ->
 
 
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])
-def test_multicast_keeps_its_source(lab: Lab, kernel: Kernel, backend: str) -> None:
+def test_multicast_keeps_its_source(lab: Lab, kernel: HostAndSandbox, backend: str) -> None:
     """An address of the host stands for the container: multicast is not forwarded by itself."""
     masquerade.apply(step("one", "10.15.20.1/24", backend=backend), kernel)
     seen = lab.source_seen(None, lab.outside, "239.1.1.1", source="10.15.20.1")
@@ -211,7 +212,7 @@ def test_multicast_keeps_its_source(lab: Lab, kernel: Kernel, backend: str) -> N
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_overlapping_subnets(lab: Lab, kernel: Kernel, version: int) -> None:
+def test_overlapping_subnets(lab: Lab, kernel: HostAndSandbox, version: int) -> None:
     """What is inside for a container is so by its own subnet, not by one that overlaps with it."""
     narrow, wide, near = {
         4: ("10.15.20.2/24", "10.15.20.3/16", "10.15.99.1"),
@@ -244,7 +245,7 @@ def test_overlapping_subnets(lab: Lab, kernel: Kernel, version: int) -> None:
 # --- nftables ------------------------------------------------------------------------------------
 
 
-def test_rules_do_not_grow_with_the_containers(kernel: Kernel) -> None:
+def test_rules_do_not_grow_with_the_containers(kernel: HostAndSandbox) -> None:
     def rules() -> int:
         return sum("rule" in entry for entry in nft_list())
 
@@ -260,7 +261,7 @@ def test_rules_do_not_grow_with_the_containers(kernel: Kernel) -> None:
     assert members("10.15.0.0/16") == []
 
 
-def test_applying_twice_changes_nothing(kernel: Kernel) -> None:
+def test_applying_twice_changes_nothing(kernel: HostAndSandbox) -> None:
     wanted = step("one", "10.15.20.2/24", "fd00::2/64")
     assert masquerade.apply(wanted, kernel) is not None
     before = ruleset()
@@ -269,7 +270,7 @@ def test_applying_twice_changes_nothing(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])
-def test_undo(kernel: Kernel, backend: str) -> None:
+def test_undo(kernel: HostAndSandbox, backend: str) -> None:
     masquerade.apply(step("other", "10.15.20.9/24", "fd00::9/64", backend=backend), kernel)
     before = ruleset(), saved()
     undo = masquerade.apply(step("one", "10.15.20.2/24", "fd00::2/64", backend=backend), kernel)
@@ -279,7 +280,7 @@ def test_undo(kernel: Kernel, backend: str) -> None:
     assert (ruleset(), saved()) == before
 
 
-def test_undo_of_the_first_of_a_subnet_leaves_nothing(kernel: Kernel) -> None:
+def test_undo_of_the_first_of_a_subnet_leaves_nothing(kernel: HostAndSandbox) -> None:
     undo = masquerade.apply(step("one", "10.15.20.2/24", "fd00::2/64"), kernel)
     assert undo is not None
     undo()
@@ -292,7 +293,7 @@ def test_undo_of_the_first_of_a_subnet_leaves_nothing(kernel: Kernel) -> None:
     assert ruleset() == before
 
 
-def test_stale_element_gives_way(kernel: Kernel) -> None:
+def test_stale_element_gives_way(kernel: HostAndSandbox) -> None:
     masquerade.apply(step("crashed", "10.15.20.2/24"), kernel)
     new = step("one", "10.15.20.2/25")
     assert masquerade.check(new, kernel)
@@ -303,7 +304,7 @@ def test_stale_element_gives_way(kernel: Kernel) -> None:
     assert any("10.15.20.2" in difference and "id: one" in difference for difference in told)
 
 
-def test_late_removal_spares_the_next_owner_of_the_address(kernel: Kernel) -> None:
+def test_late_removal_spares_the_next_owner_of_the_address(kernel: HostAndSandbox) -> None:
     old, new = step("old", "10.15.20.2/24"), step("new", "10.15.20.2/24")
     masquerade.apply(old, kernel)
     masquerade.apply(new, kernel)
@@ -312,7 +313,7 @@ def test_late_removal_spares_the_next_owner_of_the_address(kernel: Kernel) -> No
         assert masquerade.check(new, kernel) == []
 
 
-def test_removal_without_addresses(kernel: Kernel) -> None:
+def test_removal_without_addresses(kernel: HostAndSandbox) -> None:
     masquerade.apply(step("keep", "10.15.20.9/24"), kernel)
     before = ruleset()
     masquerade.apply(step("one", "10.15.20.2/24", "10.15.20.3/24", "fd00::2/64"), kernel)
@@ -324,7 +325,7 @@ def test_removal_without_addresses(kernel: Kernel) -> None:
 
 
 def test_removal_where_nothing_is_runs_no_program(
-    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+    kernel: HostAndSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(posix, "posix_spawn", lambda *_, **__: pytest.fail("a program was run"))
     before = ruleset()
@@ -348,7 +349,7 @@ def test_removal_where_nothing_is_runs_no_program(
     ],
 )
 def test_check_tells_what_is_missing_and_apply_repairs_it(
-    kernel: Kernel, damage: str, words: list[str]
+    kernel: HostAndSandbox, damage: str, words: list[str]
 ) -> None:
     wanted = step("one", "10.15.20.2/24")
     masquerade.apply(wanted, kernel)
@@ -371,7 +372,7 @@ def test_check_tells_what_is_missing_and_apply_repairs_it(
     assert masquerade.check(wanted, kernel) == []
 
 
-def test_first_attachments_in_threads(kernel: Kernel) -> None:
+def test_first_attachments_in_threads(kernel: HostAndSandbox) -> None:
     steps = [step(f"c{number}", f"10.15.{number % 4}.{number + 2}/24") for number in range(24)]
     failures: list[Exception] = []
     start = threading.Barrier(len(steps))
@@ -379,7 +380,7 @@ def test_first_attachments_in_threads(kernel: Kernel) -> None:
     def attach(wanted: Masquerade) -> None:
         try:
             start.wait()
-            with Kernel(None) as own:
+            with HostAndSandbox(None) as own:
                 masquerade.apply(wanted, own)
         except Exception as error:  # noqa: BLE001 - told by the test
             failures.append(error)
@@ -395,7 +396,7 @@ def test_first_attachments_in_threads(kernel: Kernel) -> None:
 
 
 @pytest.fixture
-def unused_set(kernel: Kernel) -> None:
+def unused_set(kernel: HostAndSandbox) -> None:
     """The set of a subnet, and its rule, without a member."""
     gone = step("gone", "10.15.20.2/24")
     masquerade.apply(gone, kernel)
@@ -403,7 +404,7 @@ def unused_set(kernel: Kernel) -> None:
 
 
 def interfere(
-    monkeypatch: pytest.MonkeyPatch, before: str, act: Callable[[Kernel], None]
+    monkeypatch: pytest.MonkeyPatch, before: str, act: Callable[[HostAndSandbox], None]
 ) -> list[str]:
     """Have another act just before a request that begins so is sent. Returns what is sent."""
     sent: list[str] = []
@@ -412,7 +413,7 @@ def interfere(
         sent.append(request.what)
         if request.what.startswith(before):
             monkeypatch.setattr(netlink_socket, "before_send", None)
-            with Kernel(None) as other:
+            with HostAndSandbox(None) as other:
                 act(other)
 
     monkeypatch.setattr(netlink_socket, "before_send", watch)
@@ -421,7 +422,7 @@ def interfere(
 
 @pytest.mark.usefixtures("unused_set")
 def test_a_set_that_gets_a_member_is_not_collected(
-    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+    kernel: HostAndSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel refuses to delete set and rule, which were looked at before the member came."""
     new = step("new", "10.15.20.3/24")
@@ -436,13 +437,13 @@ def test_a_set_that_gets_a_member_is_not_collected(
 
 @pytest.mark.usefixtures("unused_set")
 def test_a_set_that_was_collected_is_made_again(
-    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+    kernel: HostAndSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The set is deleted when ADD has seen it, and before it enters its address."""
     new = step("new", "10.15.20.3/24")
     missing: list[str] = []
 
-    def collect(other: Kernel) -> None:
+    def collect(other: HostAndSandbox) -> None:
         masquerade.collect(other, Owners("net"))
         missing.append(ruleset())
 
@@ -453,7 +454,7 @@ def test_a_set_that_was_collected_is_made_again(
     assert masquerade.check(new, kernel) == []
 
 
-def test_a_rule_that_two_have_added_is_there_once_again(kernel: Kernel) -> None:
+def test_a_rule_that_two_have_added_is_there_once_again(kernel: HostAndSandbox) -> None:
     """As two ADDs leave it that found it missing at the same time."""
     masquerade.apply(step("one", "10.15.20.2/24"), kernel)
     before = rule_lines(ruleset())
@@ -464,7 +465,7 @@ def test_a_rule_that_two_have_added_is_there_once_again(kernel: Kernel) -> None:
     assert masquerade.check(step("one", "10.15.20.2/24"), kernel) == []
 
 
-def test_addresses_are_removed_when_their_rules_are_gone(kernel: Kernel) -> None:
+def test_addresses_are_removed_when_their_rules_are_gone(kernel: HostAndSandbox) -> None:
     for number in (2, 3):
         masquerade.apply(step(f"c{number}", f"10.15.20.{number}/24"), kernel)
     run_in(None, ["nft", "flush table inet pycni"])
@@ -476,7 +477,7 @@ def test_addresses_are_removed_when_their_rules_are_gone(kernel: Kernel) -> None
 
 PROCESS = """
 import sys
-from pycni.steps.context import Kernel
+from pycni.steps.namespaces import HostAndSandbox
 from pycni.steps import masquerade
 from pycni.plan.steps import Masquerade
 from pycni.spec.ip import parse_network
@@ -484,7 +485,7 @@ from pycni.spec.owner import Owner, Owners
 number = int(sys.argv[1])
 owner, address = Owner("net", f"c{number}", "eth0"), f"10.15.{number % 2}.{number}/24"
 step = Masquerade(owner, (parse_network(address),))
-with Kernel(None) as kernel:
+with HostAndSandbox(None) as kernel:
     sys.stdin.read()
     masquerade.apply(step, kernel)
     if number % 3 == 0:
@@ -493,7 +494,7 @@ with Kernel(None) as kernel:
 """
 
 
-def test_first_attachments_in_processes(kernel: Kernel) -> None:
+def test_first_attachments_in_processes(kernel: HostAndSandbox) -> None:
     """Meanwhile others remove theirs, and the sets of subnets that are not used."""
     numbers = range(2, 14)
     started = [
@@ -517,7 +518,11 @@ def test_threads_work_in_their_own_namespaces(host: Host, sandbox: Sandbox) -> N
     spaces = [sandbox(), sandbox()]
 
     def attach(space: Namespace) -> None:
-        with namespace.open_path(space.path) as opened, opened.enter(), Kernel(None) as kernel:
+        with (
+            namespace.open_path(space.path) as opened,
+            opened.enter(),
+            HostAndSandbox(None) as kernel,
+        ):
             masquerade.apply(step(space.name, "10.15.20.2/24"), kernel)
 
     threads = [threading.Thread(target=attach, args=(space,)) for space in spaces]
@@ -532,7 +537,7 @@ def test_threads_work_in_their_own_namespaces(host: Host, sandbox: Sandbox) -> N
         assert listed.count("id: ") == 1
 
 
-def test_collect(kernel: Kernel) -> None:
+def test_collect(kernel: HostAndSandbox) -> None:
     kept, gone = step("kept", "10.15.20.2/24"), step("gone", "10.15.20.3/24", "10.15.99.3/24")
     foreign = step("gone", "10.15.20.4/24", net="another")
     for each in (kept, gone, foreign):
@@ -548,7 +553,7 @@ def test_collect(kernel: Kernel) -> None:
     assert "10.15.20.0/24" not in ruleset()
 
 
-def test_sets_of_earlier_subnets_do_not_pile_up(kernel: Kernel) -> None:
+def test_sets_of_earlier_subnets_do_not_pile_up(kernel: HostAndSandbox) -> None:
     lasting = step("lasting", "10.15.20.2/24")
     masquerade.apply(lasting, kernel)
     for number in range(30, 40):
@@ -568,7 +573,7 @@ def test_sets_of_earlier_subnets_do_not_pile_up(kernel: Kernel) -> None:
 # --- iptables and the reference ------------------------------------------------------------------
 
 
-def test_iptables_rules_are_the_reference_s(kernel: Kernel) -> None:
+def test_iptables_rules_are_the_reference_s(kernel: HostAndSandbox) -> None:
     """Rules and their order as main-plugins describe them: the reference's DEL must match."""
     owner = Owner("test", "1234", "eth0")
     wanted = Masquerade(owner, tuple(map(parse_network, ("10.1.2.3/24", "fd00::3/64"))), "iptables")
@@ -594,7 +599,7 @@ def test_iptables_rules_are_the_reference_s(kernel: Kernel) -> None:
     assert saved() == []
 
 
-def test_iptables_accepts_each_subnet_before_it_masquerades(kernel: Kernel) -> None:
+def test_iptables_accepts_each_subnet_before_it_masquerades(kernel: HostAndSandbox) -> None:
     """What stays in the second subnet would else be masqueraded by the first one's rules."""
     one = step("one", "10.15.20.2/24", "10.15.21.2/24", backend="iptables")
     undo = masquerade.apply(one, kernel)
@@ -660,7 +665,7 @@ def reference(reference_dir: Path, tmp_path: Path) -> Callable[..., list[str]]:
 
 @pytest.mark.parametrize("known", [True, False])
 def test_what_the_reference_made(
-    kernel: Kernel, sandbox: Sandbox, reference: Callable[..., list[str]], known: bool
+    kernel: HostAndSandbox, sandbox: Sandbox, reference: Callable[..., list[str]], known: bool
 ) -> None:
     inside, other = sandbox(), sandbox()
     addresses = reference("ADD", "one", inside)
@@ -686,7 +691,7 @@ def test_what_the_reference_made(
 
 
 def test_reference_s_del_follows_our_add(
-    kernel: Kernel, sandbox: Sandbox, reference: Callable[..., list[str]]
+    kernel: HostAndSandbox, sandbox: Sandbox, reference: Callable[..., list[str]]
 ) -> None:
     inside = sandbox()
     addresses = reference("ADD", "one", inside)
@@ -698,7 +703,7 @@ def test_reference_s_del_follows_our_add(
     assert saved() == []
 
 
-def test_reference_s_nftables_rules(kernel: Kernel) -> None:
+def test_reference_s_nftables_rules(kernel: HostAndSandbox) -> None:
     """The table that releases after 1.1.1 make, as main-plugins 3.3 has it."""
     one, two = Owner("net", "one", "eth0"), Owner("net", "two", "eth0")
     run_in(
@@ -727,7 +732,7 @@ def test_reference_s_nftables_rules(kernel: Kernel) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("iptables-legacy"), reason="no iptables-legacy")
-def test_what_iptables_legacy_keeps(kernel: Kernel) -> None:
+def test_what_iptables_legacy_keeps(kernel: HostAndSandbox) -> None:
     comment = '-m comment --comment "name: \\"net\\" id: \\"{0}\\""'
     for container, number in (("one", 2), ("two", 3)):
         chain, text = Owner("net", container, "").chain(), comment.format(container)
@@ -755,7 +760,7 @@ def test_what_iptables_legacy_keeps(kernel: Kernel) -> None:
 
 
 def test_iptables_where_nftables_cannot_be_had(
-    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+    kernel: HostAndSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nftables, "LIBRARY", "libnftables-not-there.so.1")
     monkeypatch.setattr(nftables, "_library", None)

@@ -8,7 +8,7 @@ from socket import AF_INET, AF_INET6
 import pytest
 
 from harness import enter_new_netns, run_in
-from pycni.kernel.netconf import forwards
+from pycni.kernel.forwarding_events import forwards
 from pycni.kernel.netlink.socket import NetlinkSocket
 
 

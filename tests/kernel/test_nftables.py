@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from harness import Host, Namespace, nft_list, run_in
-from pycni.kernel import constant_rules, namespace, nfnetlink, nftables
-from pycni.kernel.constant_rules import Chain
+from pycni.kernel import namespace
+from pycni.kernel.netfilter import constant_rules, nfnetlink, nftables
+from pycni.kernel.netfilter.constant_rules import Chain
+from pycni.kernel.netfilter.nfnetlink import NFPROTO_INET, NFPROTO_IPV4, Element, NetfilterSocket
 from pycni.kernel.netlink import NetlinkError, Request
-from pycni.kernel.nfnetlink import NFPROTO_INET, NFPROTO_IPV4, Element, NetfilterSocket
 
 Sandbox = Callable[[], Namespace]
 
@@ -394,28 +395,28 @@ def test_commit_without_rights(host: Host) -> None:
 
 def test_an_idle_socket_serves_the_next(host: Host) -> None:
     with namespace.current() as here, namespace.create() as other:
-        one = nfnetlink.borrow(here)
-        nfnetlink.give_back(one, here)
-        assert nfnetlink.borrow(here) is one
+        one = nfnetlink.acquire(here)
+        nfnetlink.release(one, here)
+        assert nfnetlink.acquire(here) is one
         with other.enter():
-            inside = nfnetlink.borrow(other)
+            inside = nfnetlink.acquire(other)
         assert inside is not one
-        nfnetlink.give_back(inside, other)
+        nfnetlink.release(inside, other)
         assert inside.fileno() == -1
-        nfnetlink.give_back(one, here)
+        nfnetlink.release(one, here)
         assert one.fileno() >= 0
 
 
 def test_no_idle_socket_keeps_a_namespace_that_the_process_has_left(host: Host) -> None:
     with namespace.current() as here, namespace.create() as other:
-        one = nfnetlink.borrow(here)
-        nfnetlink.give_back(one, here)
+        one = nfnetlink.acquire(here)
+        nfnetlink.release(one, here)
         with other.enter():
-            two = nfnetlink.borrow(other)
+            two = nfnetlink.acquire(other)
             assert two is not one
-            nfnetlink.give_back(two, other)
+            nfnetlink.release(two, other)
             assert one.fileno() == -1
-        three = nfnetlink.borrow(here)
+        three = nfnetlink.acquire(here)
         assert three is not two
-        nfnetlink.give_back(three, here)
+        nfnetlink.release(three, here)
         assert two.fileno() == -1

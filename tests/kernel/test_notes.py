@@ -28,8 +28,8 @@ from pycni.plugins import firewall, loopback
 from pycni.runtime import Network
 from pycni.sdk.collection import remove_leftovers
 from pycni.sdk.delegate import process_environ
+from pycni.sdk.netns import find_sandbox, open_sandbox
 from pycni.sdk.request import Request
-from pycni.sdk.sandbox import find_sandbox, open_sandbox
 from pycni.spec.errors import IO_FAILURE, KERNEL_REFUSED, CNIError
 from pycni.spec.identity import now
 from pycni.spec.owner import Owner
@@ -37,7 +37,7 @@ from pycni.spec.result import encode_result
 from pycni.state import attachments
 from pycni.state.attachments import AttachmentLock
 from pycni.steps import executor, ownership
-from pycni.steps.context import Kernel
+from pycni.steps.namespaces import HostAndSandbox
 
 Sandbox = Callable[[], Namespace]
 
@@ -386,7 +386,7 @@ def fail(*_: object) -> Any:
 def test_opening_that_fails(
     attached: Request,
     monkeypatch: pytest.MonkeyPatch,
-    opened: Callable[[Request], Kernel],
+    opened: Callable[[Request], HostAndSandbox],
     place: tuple[Any, str],
 ) -> None:
     monkeypatch.setattr(*place, fail)
@@ -445,7 +445,7 @@ def test_add_whose_interface_goes_before_it_is_noted(
 ) -> None:
     note = ownership.note
 
-    def late(kernel: Kernel, *args: Any) -> None:
+    def late(kernel: HostAndSandbox, *args: Any) -> None:
         monkeypatch.undo()
         kernel.host.forget(ip_json("link", "show", "type", "veth")[0]["ifname"])
         run_in(box, ["ip", "link", "delete", "eth0"])

@@ -18,13 +18,14 @@ from harness import Attachment, ask, run_in, run_plugin, service
 from harness.host import forget_attachments
 from harness.lan import Lan, port, received, udp
 from harness.machines import CLIENT, FAR, HOST, SECOND, Machines, addresses
-from pycni.kernel import iptables, nftables, process
+from pycni.kernel import process
+from pycni.kernel.netfilter import iptables, nftables
 from pycni.kernel.netlink.socket import NetlinkSocket
 from pycni.runtime import PluginError
 from pycni.spec.owner import Owner, Owners
 from pycni.steps import port_map
-from pycni.steps.context import Kernel
-from pycni.steps.port_map_layout import OWN
+from pycni.steps.namespaces import HostAndSandbox
+from pycni.steps.port_map.layout import OWN
 
 both_families = pytest.mark.parametrize("version", [4, 6])
 
@@ -622,7 +623,7 @@ def test_gc_finds_chains_that_nothing_leads_to(ports: Ports, way: str) -> None:
     run_in(None, ["nft", "flush chain inet pycni port-map-conditional"])
     left, kept = (Owner("first", name, "eth0").attachment for name in ("one", "two"))
     owners = Owners("first", keep=[kept]) if way == "GC" else Owners("first", [left])
-    with Kernel(None) as kernel:
+    with HostAndSandbox(None) as kernel:
         port_map.collect(kernel, owners)
     chains = {line.split()[1] for line in rules() if line.strip().startswith("chain port-map-if")}
     tag = Owner("first", "two", "eth0").tag

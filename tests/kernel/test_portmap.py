@@ -25,7 +25,7 @@ from harness.faults import each_change_failing
 from harness.frames import sctp_init
 from harness.machines import BRIDGE, CLIENT, FAR, HOST, LOCAL, SECOND, Machines, addresses, commands
 from harness.ways import WAYS, way_of
-from pycni.kernel import nfnetlink, nftables
+from pycni.kernel.netfilter import nfnetlink, nftables
 
 BACKENDS = ("nftables", "iptables")
 both_backends = pytest.mark.parametrize("backend", BACKENDS)

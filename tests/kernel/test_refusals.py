@@ -12,7 +12,7 @@ import pytest
 from harness import Host, Namespace, run_in
 from harness.machines import fill_bridge
 from harness.ways import WAYS, Way, way_of
-from pycni.kernel.iptables import IPTablesError, _explain
+from pycni.kernel.netfilter.iptables import IPTablesError, _explain
 from pycni.runtime import PluginError
 from pycni.steps.executor import translate
 

@@ -803,7 +803,7 @@ def test_command(lab: Lab) -> None:
     assert (code, output) == (1, "")
     code, output, words = pycni("lab", "--container-id", "one")
     assert code == 0, output + words
-    assert "mended" in output.splitlines()[1]
+    assert "repaired" in output.splitlines()[1]
     assert ask(lab.machines.client, HOST[4], 8080)
     assert pycni("--all")[0] == 0
     assert pycni("lab", "--all")[0] == 1

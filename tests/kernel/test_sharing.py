@@ -23,8 +23,9 @@ from pycni.runtime import PluginError
 from pycni.spec.errors import CNIError
 from pycni.spec.ip import parse_address, parse_network
 from pycni.spec.owner import Owner, Owners
-from pycni.steps import firewall, masquerade, port_map, port_map_nftables
-from pycni.steps.context import Kernel
+from pycni.steps import firewall, masquerade, port_map
+from pycni.steps.namespaces import HostAndSandbox
+from pycni.steps.port_map import nftables as port_map_nftables
 
 CONDITIONAL = {"conditionsV4": ["ip", "ttl", "1-255"], "conditionsV6": ["ip6", "hoplimit", "1-255"]}
 
@@ -285,7 +286,7 @@ def test_an_address_of_two_networks_stays_masqueraded(
     mine, theirs = TWO[version][0], TWO[version][other]
     a, b = masqueraded("a", mine), masqueraded("b", theirs)
     attached = {a.owner.tag, b.owner.tag}
-    with Kernel(None, is_attached=lambda _, tag: tag in attached) as kernel:
+    with HostAndSandbox(None, is_attached=lambda _, tag: tag in attached) as kernel:
         for first, last in ((a, b), (b, a)):
             masquerade.apply(a, kernel)
             masquerade.apply(b, kernel)
@@ -302,7 +303,7 @@ def test_an_address_of_two_networks_stays_masqueraded(
 def test_gc_hands_an_address_on(machines: Machines, version: int) -> None:
     a, b, c = (masqueraded(name, TWO[version][0]) for name in "abc")
     attached = {one.owner.tag for one in (a, b, c)}
-    with Kernel(None, is_attached=lambda _, tag: tag in attached) as kernel:
+    with HostAndSandbox(None, is_attached=lambda _, tag: tag in attached) as kernel:
         for one in (a, b, c):
             masquerade.apply(one, kernel)
         masquerade.collect(kernel, Owners("net-a"))
@@ -318,7 +319,9 @@ def test_gc_hands_an_address_on(machines: Machines, version: int) -> None:
 @both_families
 def test_undo_of_the_second_leaves_the_first(machines: Machines, version: int) -> None:
     a, b = (masqueraded(name, TWO[version][0]) for name in "ab")
-    with Kernel(None, is_attached=lambda _, tag: tag in (a.owner.tag, b.owner.tag)) as kernel:
+    with HostAndSandbox(
+        None, is_attached=lambda _, tag: tag in (a.owner.tag, b.owner.tag)
+    ) as kernel:
         masquerade.apply(a, kernel)
         before = holders(version)
         undo = masquerade.apply(b, kernel)
@@ -335,7 +338,7 @@ def test_who_is_not_attached_any_more_gives_way(machines: Machines, version: int
     gone, new = masqueraded("gone", TWO[version][0]), masqueraded("new", TWO[version][0])
     crashed = Masquerade(Owner("net-new", "crashed", "eth0"), new.addresses, "nftables")
     attached = {crashed.owner.tag, new.owner.tag}
-    with Kernel(None, is_attached=lambda _, tag: tag in attached) as kernel:
+    with HostAndSandbox(None, is_attached=lambda _, tag: tag in attached) as kernel:
         for left in (gone, crashed):
             masquerade.apply(left, kernel)
             masquerade.apply(new, kernel)
@@ -356,7 +359,9 @@ def mapped(name: str, host: int, address: str, container: int = 80) -> PortMap:
 def test_ports_of_an_address_of_two_networks(machines: Machines, version: int) -> None:
     """Each has its port; both are in the set of who is masqueraded on the way there."""
     a, b = mapped("a", 8080, TWO[version][0]), mapped("b", 8081, TWO[version][0])
-    with Kernel(None, is_attached=lambda _, tag: tag in (a.owner.tag, b.owner.tag)) as kernel:
+    with HostAndSandbox(
+        None, is_attached=lambda _, tag: tag in (a.owner.tag, b.owner.tag)
+    ) as kernel:
         for one in (a, b):
             port_map.apply(one, kernel)
         with pytest.raises(CNIError, match=r"host port 8080/tcp .* is taken by container a"):
@@ -379,7 +384,9 @@ def test_no_port_of_a_shared_address_is_left_by_somebody(
         mapped(name, port, TWO[version][0]).replace(backend=backend)
         for name, port, backend in zip("ab", (8080, 8081), backends, strict=True)
     )
-    with Kernel(None, is_attached=lambda _, tag: tag in (a.owner.tag, b.owner.tag)) as kernel:
+    with HostAndSandbox(
+        None, is_attached=lambda _, tag: tag in (a.owner.tag, b.owner.tag)
+    ) as kernel:
         for one in (a, b):
             port_map.apply(one, kernel)
         for one in (a, b, a):
@@ -393,7 +400,7 @@ def test_a_repair_looks_once_for_what_was_left(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left, new = mapped("left", 8080, "10.30.0.2/24"), mapped("new", 8080, "10.30.0.2/24")
-    with Kernel(None) as kernel:
+    with HostAndSandbox(None) as kernel:
         port_map.apply(left, kernel)
         asked: list[str] = []
         monkeypatch.setattr(
@@ -412,7 +419,7 @@ def test_what_somebody_else_has_removed_meanwhile_was_not_replaced(
     left, new = mapped("left", 8080, "10.30.0.2/24"), mapped("new", 8080, "10.30.0.2/24")
     new = new.replace(snat=False)
     left = left.replace(snat=False)
-    with Kernel(None) as kernel:
+    with HostAndSandbox(None) as kernel:
         port_map.apply(left, kernel)
         asked: list[str] = []
 
@@ -448,7 +455,7 @@ def test_who_is_gone_does_not_get_the_port(machines: Machines, version: int, by:
         )
     )
     attached = {first.owner.tag: True, gone.owner.tag: True, last.owner.tag: True}
-    with Kernel(None, is_attached=lambda _, tag: attached.get(tag)) as kernel:
+    with HostAndSandbox(None, is_attached=lambda _, tag: attached.get(tag)) as kernel:
         for followers in ((gone,), (gone, last)):
             undo = port_map.apply(first, kernel)
             assert undo is not None
@@ -473,7 +480,7 @@ def test_who_is_gone_does_not_get_the_port(machines: Machines, version: int, by:
 def test_a_port_of_a_container_that_is_gone(machines: Machines, own: str) -> None:
     """Left with an address that is another's by now, it gives way to that one only."""
     left, new = mapped("left", 8080, "10.30.0.2/24"), mapped("new", 8080, f"{own}/24")
-    with Kernel(None) as kernel:
+    with HostAndSandbox(None) as kernel:
         port_map.apply(left, kernel)
         if own == "10.30.0.2":
             port_map.apply(new, kernel)
@@ -580,7 +587,9 @@ def test_undo_of_the_second_leaves_it_let_through(
     machines: Machines, version: int, backend: str
 ) -> None:
     a, b = (let_through(name, version, backend) for name in "ab")
-    with Kernel(None, is_attached=lambda _, tag: tag in (a.owner.tag, b.owner.tag)) as kernel:
+    with HostAndSandbox(
+        None, is_attached=lambda _, tag: tag in (a.owner.tag, b.owner.tag)
+    ) as kernel:
         firewall.apply(a, kernel)
         before = naming(a.addresses[0])
         undo = firewall.apply(b, kernel)
@@ -602,7 +611,7 @@ def test_who_is_gone_gives_way_in_the_firewall(
     gone, new = let_through("gone", version, backend), let_through("new", version, backend)
     crashed = let_through("new", version, backend, "crashed")
     attached = {crashed.owner.tag, new.owner.tag}
-    with Kernel(None, is_attached=lambda _, tag: tag in attached) as kernel:
+    with HostAndSandbox(None, is_attached=lambda _, tag: tag in attached) as kernel:
         for left in (gone, crashed):
             firewall.apply(left, kernel)
             firewall.apply(new, kernel)
@@ -618,7 +627,7 @@ def test_who_is_gone_gives_way_in_the_firewall(
 def test_three_networks_with_one_address(machines: Machines, version: int, backend: str) -> None:
     a, b, c = (let_through(name, version, backend) for name in "abc")
     attached = {one.owner.tag for one in (a, b, c)}
-    with Kernel(None, is_attached=lambda _, tag: tag in attached) as kernel:
+    with HostAndSandbox(None, is_attached=lambda _, tag: tag in attached) as kernel:
         for one in (a, b, c):
             firewall.apply(one, kernel)
         firewall.remove(b, kernel)
@@ -638,7 +647,9 @@ def test_three_networks_with_one_address(machines: Machines, version: int, backe
 def test_repair_notes_the_second_network(machines: Machines, backend: str) -> None:
     """As an earlier release, which did not, has left it."""
     a, b = (let_through(name, 4, backend) for name in "ab")
-    with Kernel(None, is_attached=lambda _, tag: tag in (a.owner.tag, b.owner.tag)) as kernel:
+    with HostAndSandbox(
+        None, is_attached=lambda _, tag: tag in (a.owner.tag, b.owner.tag)
+    ) as kernel:
         for one in (a, b):
             firewall.apply(one, kernel)
         run_in(None, ["nft", "flush set inet pycni firewall4-waiting"])
@@ -656,7 +667,7 @@ def test_a_new_container_asks_for_no_more(
 ) -> None:
     """What is not shared needs no look at who else may have it, and no further set."""
     a, b = let_through("a", 4, "nftables"), let_through("b", 6, "nftables")
-    with Kernel(None) as kernel:
+    with HostAndSandbox(None) as kernel:
         firewall.apply(a, kernel)
         asked: list[str] = []
         monkeypatch.setattr(

@@ -16,7 +16,7 @@ from pycni.plan.steps import SpoofGuard
 from pycni.spec.config import Attachment
 from pycni.spec.owner import Owner, Owners
 from pycni.steps import spoof_guard
-from pycni.steps.context import Kernel
+from pycni.steps.namespaces import HostAndSandbox
 
 Sandbox = Callable[[], Namespace]
 
@@ -26,8 +26,8 @@ FORGED = "0a:58:0a:0f:14:66"
 
 
 @pytest.fixture
-def kernel(host: Host) -> Iterator[Kernel]:
-    with Kernel(None) as kernel:
+def kernel(host: Host) -> Iterator[HostAndSandbox]:
+    with HostAndSandbox(None) as kernel:
         yield kernel
 
 
@@ -80,7 +80,7 @@ def passes(container: Namespace, source: str) -> bool:
         return first[14] == 0
 
 
-def test_forged_frames_are_dropped(container: Namespace, kernel: Kernel) -> None:
+def test_forged_frames_are_dropped(container: Namespace, kernel: HostAndSandbox) -> None:
     assert passes(container, FORGED)
     undo = spoof_guard.apply(step(), kernel)
     assert undo is not None
@@ -91,12 +91,12 @@ def test_forged_frames_are_dropped(container: Namespace, kernel: Kernel) -> None
     assert passes(container, FORGED)
 
 
-def test_other_ports_are_not_guarded(container: Namespace, kernel: Kernel) -> None:
+def test_other_ports_are_not_guarded(container: Namespace, kernel: HostAndSandbox) -> None:
     spoof_guard.apply(step(link="veth3"), kernel)
     assert passes(container, FORGED)
 
 
-def test_undo_applying_twice_and_stale_ports(kernel: Kernel) -> None:
+def test_undo_applying_twice_and_stale_ports(kernel: HostAndSandbox) -> None:
     spoof_guard.apply(step("other", "veth9"), kernel)
     before = ruleset()
     spoof_guard.apply(step("crashed", mac=FORGED), kernel)
@@ -110,7 +110,7 @@ def test_undo_applying_twice_and_stale_ports(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("mac", [MAC, ""])
-def test_removal(kernel: Kernel, mac: str) -> None:
+def test_removal(kernel: HostAndSandbox, mac: str) -> None:
     spoof_guard.apply(step("keep", "veth9"), kernel)
     before = ruleset()
     spoof_guard.apply(step(), kernel)
@@ -131,7 +131,7 @@ def test_removal(kernel: Kernel, mac: str) -> None:
     ],
 )
 def test_check_tells_what_is_missing_and_apply_repairs_it(
-    kernel: Kernel, damage: str, words: list[str]
+    kernel: HostAndSandbox, damage: str, words: list[str]
 ) -> None:
     spoof_guard.apply(step(), kernel)
     run_in(None, ["nft", damage])
@@ -142,7 +142,7 @@ def test_check_tells_what_is_missing_and_apply_repairs_it(
     assert spoof_guard.check(step(), kernel) == []
 
 
-def test_threads(kernel: Kernel) -> None:
+def test_threads(kernel: HostAndSandbox) -> None:
     steps = [step(f"c{number}", f"veth{number}") for number in range(24)]
     failures: list[Exception] = []
     start = threading.Barrier(len(steps))
@@ -150,7 +150,7 @@ def test_threads(kernel: Kernel) -> None:
     def attach(wanted: SpoofGuard) -> None:
         try:
             start.wait()
-            with Kernel(None) as own:
+            with HostAndSandbox(None) as own:
                 spoof_guard.apply(wanted, own)
         except Exception as error:  # noqa: BLE001 - told by the test
             failures.append(error)
@@ -165,7 +165,7 @@ def test_threads(kernel: Kernel) -> None:
     assert sum("rule" in entry for entry in nft_list()) == 1
 
 
-def test_collect(kernel: Kernel) -> None:
+def test_collect(kernel: HostAndSandbox) -> None:
     kept, gone, foreign = step("kept"), step("gone", "veth3"), step("gone", "veth4", net="another")
     for each in (kept, gone, foreign):
         spoof_guard.apply(each, kernel)
@@ -178,7 +178,7 @@ def test_collect(kernel: Kernel) -> None:
 
 
 def test_what_the_reference_made(
-    kernel: Kernel, sandbox: Sandbox, reference_dir: Path, tmp_path: Path
+    kernel: HostAndSandbox, sandbox: Sandbox, reference_dir: Path, tmp_path: Path
 ) -> None:
     config = {
         "cniVersion": "1.0.0",

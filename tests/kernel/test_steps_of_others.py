@@ -22,18 +22,18 @@ class Ignored(Step):
 
 
 def apply(step, kernel):
-    before = kernel.site(SANDBOX).write_sysctl("net.ipv4.icmp_echo_ignore_all", "1")
-    return lambda: kernel.site(SANDBOX).write_sysctl("net.ipv4.icmp_echo_ignore_all", before)
+    before = kernel.netns(SANDBOX).write_sysctl("net.ipv4.icmp_echo_ignore_all", "1")
+    return lambda: kernel.netns(SANDBOX).write_sysctl("net.ipv4.icmp_echo_ignore_all", before)
 
 
 def check(step, kernel):
-    found = kernel.site(SANDBOX).read_sysctl("net.ipv4.icmp_echo_ignore_all")
+    found = kernel.netns(SANDBOX).read_sysctl("net.ipv4.icmp_echo_ignore_all")
     return [] if found == "1" else ["ping is answered"]
 
 
 def remove(step, kernel):
     if kernel.sandbox is not None:
-        kernel.site(SANDBOX).write_sysctl("net.ipv4.icmp_echo_ignore_all", "0")
+        kernel.netns(SANDBOX).write_sysctl("net.ipv4.icmp_echo_ignore_all", "0")
 
 
 class IgnoredPlugin(ChainedPlugin):

@@ -12,15 +12,16 @@ import pytest
 
 from harness import Attachment, Host, Namespace, ip_json, nft_list, run_in
 from harness.ways import notes
-from pycni.kernel import iptables, namespace
-from pycni.kernel.iptables import IPTablesError
+from pycni.kernel import namespace
+from pycni.kernel.netfilter import iptables
+from pycni.kernel.netfilter.iptables import IPTablesError
 from pycni.kernel.netlink.errors import NetlinkError
 from pycni.plan.plan import Plan
-from pycni.plan.steps import Firewall, IngressPolicy, Masquerade, PortMap, PortMapping, SubLink
+from pycni.plan.steps import ChildLink, Firewall, IngressPolicy, Masquerade, PortMap, PortMapping
 from pycni.spec.ip import parse_network
 from pycni.spec.owner import Owner
 from pycni.steps import executor, forwarding
-from pycni.steps.context import Kernel
+from pycni.steps.namespaces import HostAndSandbox
 
 NETWORKS = tuple(map(parse_network, ("10.30.0.2/24", "fd00:30::2/64")))
 ADDRESSES = tuple(network.address for network in NETWORKS)
@@ -58,7 +59,7 @@ def test_what_cannot_be_taken_back_does_not_keep_the_rest(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: Any
 ) -> None:
     run_in(None, ["ip", "link", "add", "br0", "type", "bridge"])
-    with Kernel(None) as kernel:
+    with HostAndSandbox(None) as kernel:
         undo = executor.handler(step.kind).apply(step, kernel)
         assert undo is not None
         assert own()
@@ -81,7 +82,7 @@ def test_the_first_error_is_the_one_that_is_told(
         hide("ip", tmp_path / "programs", monkeypatch)
 
     monkeypatch.setattr(iptables, "restore", fail)
-    with Kernel(None) as kernel, pytest.raises(IPTablesError, match="ip6tables"):
+    with HostAndSandbox(None) as kernel, pytest.raises(IPTablesError, match="ip6tables"):
         executor.handler(step.kind).apply(step, kernel)
 
 
@@ -141,8 +142,8 @@ def test_a_macvlan_that_its_container_hides_meanwhile(
     """Before anything of it was noted, and with another MAC address."""
     run_in(None, ["ip", "link", "add", "up0", "type", "veth", "peer", "up1"])
     box, hidden = sandbox(), sandbox()
-    step = SubLink("eth0", "macvlan", master="up0", mode="bridge")
-    with Kernel(namespace.open_path(box.path), box.path) as kernel:
+    step = ChildLink("eth0", "macvlan", master="up0", mode="bridge")
+    with HostAndSandbox(namespace.open_path(box.path), box.path) as kernel:
         transaction = executor.Transaction(kernel)
         transaction.apply(Plan((step,)))
         (made,) = ip_json("link", "show", "dev", "eth0", netns=box)

@@ -31,7 +31,7 @@ from pycni.runtime.chain import Chain
 from pycni.spec.errors import CNIError
 from pycni.spec.owner import Owner
 from pycni.steps import forwarding, masquerade, veth
-from pycni.steps.context import Kernel
+from pycni.steps.namespaces import HostAndSandbox
 
 TABLES_OF_IPTABLES = {
     "table ip nat {",
@@ -194,7 +194,7 @@ def test_the_first_failure_is_told_when_the_link_has_gone_meanwhile(
             raise NetlinkError(errno.EBUSY, "", request.what)
 
     step = VethPair(Owner("net", "one", "eth0"), "eth0", "vethtest")
-    with Kernel(namespace.create()) as kernel:
+    with HostAndSandbox(namespace.create()) as kernel:
         monkeypatch.setattr(netlink_socket, "before_send", refuse)
         with pytest.raises(NetlinkError) as caught:
             veth.apply(step, kernel)

@@ -100,7 +100,7 @@ def test_a_flush_is_repaired_once(watched: Watched) -> None:
     watched.start()
     watched.wait(watched.answer)
     first = watched.repairs()
-    assert first["mended"] > 0
+    assert first["repaired"] > 0
     assert first["failed"] == 0
 
     for command in (["nft", "flush", "ruleset"], ["nft", "flush map inet pycni port-map4"]):
@@ -109,7 +109,7 @@ def test_a_flush_is_repaired_once(watched: Watched) -> None:
         assert not watched.answer()
         watched.wait(watched.answer)
         time.sleep(QUIET)
-        assert watched.repairs()["mended"] > before["mended"]
+        assert watched.repairs()["repaired"] > before["repaired"]
         # One for the flush, and at most one that found nothing.
         assert watched.repairs()["passes"] - before["passes"] <= 2
     log = watched.agent.stop()
@@ -176,7 +176,7 @@ def test_other_things_that_go(watched: Watched, command: list[str]) -> None:
     assert watched.answer()
     veth = next(link["ifname"] for link in ip_json("link", "show", "master", "cni0"))
     run_in(None, [word.format(veth=veth) for word in command])
-    watched.wait(lambda: watched.repairs()["mended"] > 0)
+    watched.wait(lambda: watched.repairs()["repaired"] > 0)
     watched.wait(watched.answer)
 
 

@@ -13,10 +13,11 @@ from socket import AF_INET
 from typing import Any
 from unittest import mock
 
-from pycni.kernel import address, conntrack, subnet_sets
+from pycni.kernel import address
 from pycni.kernel import link as links
+from pycni.kernel.netfilter import conntrack, subnet_sets
+from pycni.kernel.netfilter.nfnetlink import IP_FAMILIES
 from pycni.kernel.netlink.codec import Request
-from pycni.kernel.nfnetlink import IP_FAMILIES
 from pycni.plugins.host_local import HostLocal
 from pycni.plugins.shared import tuning_backup
 from pycni.runtime import chain
@@ -32,15 +33,15 @@ from pycni.steps import (
     executor,
     gateway_address,
     masquerade,
-    masquerade_flows,
-    masquerade_iptables,
     ownership,
-    port_map_flows,
-    port_map_iptables,
-    port_map_nftables,
     shaping,
     veth,
 )
+from pycni.steps.masquerade import flows as masquerade_flows
+from pycni.steps.masquerade import iptables as masquerade_iptables
+from pycni.steps.port_map import flows as port_map_flows
+from pycni.steps.port_map import iptables as port_map_iptables
+from pycni.steps.port_map import nftables as port_map_nftables
 
 Patches = tuple[tuple[Any, str, Any], ...]
 

@@ -59,7 +59,7 @@ def plan(
 ) -> Plan:
     asked = request(config, command, args)
     decoded = BridgeConfig.decode(asked.document)
-    return plugin.plan(asked, decoded, plugin.complete(decoded, addresses or Result()))
+    return plugin.plan(asked, decoded, plugin.fill_in_gateways(decoded, addresses or Result()))
 
 
 def steps(found: Plan, kind: type[Step]) -> list[Any]:
@@ -216,7 +216,7 @@ def test_default_gateway_leaves_a_default_route_that_was_given(given: dict[str, 
     addresses = network("10.1.2.7/24").replace(routes=(own,))
     config = BridgeConfig.decode({**BASE, "ipam": IPAM, "isDefaultGateway": True})
     gateway = given.get("gw", parse_address("10.1.2.1"))
-    assert plugin.complete(config, addresses).routes == (own.replace(gw=gateway),)
+    assert plugin.fill_in_gateways(config, addresses).routes == (own.replace(gw=gateway),)
 
 
 @pytest.mark.parametrize("given", [{"table": 100}, {"dst": parse_network("10.9.0.0/16")}])
@@ -224,7 +224,7 @@ def test_default_gateway_is_in_the_main_table(given: dict[str, Any]) -> None:
     own = ResultRoute(**{"dst": default_network(AF_INET), **given})
     addresses = network("10.1.2.7/24").replace(routes=(own,))
     config = BridgeConfig.decode({**BASE, "ipam": IPAM, "isDefaultGateway": True})
-    assert plugin.complete(config, addresses).routes == (
+    assert plugin.fill_in_gateways(config, addresses).routes == (
         own,
         ResultRoute(dst=default_network(AF_INET), gw=parse_address("10.1.2.1")),
     )
@@ -232,8 +232,8 @@ def test_default_gateway_is_in_the_main_table(given: dict[str, Any]) -> None:
 
 def test_completing_twice_is_completing_once() -> None:
     config = BridgeConfig.decode({**BASE, "ipam": IPAM, "isDefaultGateway": True})
-    once = plugin.complete(config, network("10.1.2.7/24", "fd00::2/64"))
-    assert plugin.complete(config, once) == once
+    once = plugin.fill_in_gateways(config, network("10.1.2.7/24", "fd00::2/64"))
+    assert plugin.fill_in_gateways(config, once) == once
 
 
 def test_route_without_a_gateway_goes_through_the_first_of_its_family() -> None:
@@ -283,12 +283,16 @@ def test_probes_and_announcements_come_when_the_bridge_carries_them() -> None:
     for enabledad in (False, True):
         config = {"ipam": IPAM, "enabledad": enabledad}
         kinds = [step.kind for step in plan(config, network("fd00::2/64")).steps]
-        assert kinds.index("port_running") < kinds.index("settled") < kinds.index("announced")
+        assert (
+            kinds.index("port_running")
+            < kinds.index("dad_finished")
+            < kinds.index("gratuitous_arp")
+        )
         config["runtimeConfig"] = {"mac": "c2:11:22:33:44:55"}
         kinds = [step.kind for step in plan(config, network("10.1.0.2/24")).steps]
-        assert "settled" not in kinds
-        assert kinds.index("port_running") < kinds.index("announced")
-    assert "announced" not in [step.kind for step in plan({}).steps]
+        assert "dad_finished" not in kinds
+        assert kinds.index("port_running") < kinds.index("gratuitous_arp")
+    assert "gratuitous_arp" not in [step.kind for step in plan({}).steps]
 
 
 def test_neighbours_are_told() -> None:
@@ -301,7 +305,7 @@ def test_neighbours_are_told() -> None:
 def test_mac_address_goes_with_the_address_and_need_not_be_told() -> None:
     found = plan({"ipam": IPAM}, network("10.1.0.2/24"))
     assert only(found, VethPair).mac == "0a:58:0a:01:00:02"
-    assert "announced" not in [step.kind for step in found.steps]
+    assert "gratuitous_arp" not in [step.kind for step in found.steps]
 
 
 @pytest.mark.parametrize("mac", ["0a:58:0a:01:00:02", "02:00:00:00:00:07", ""])
@@ -544,6 +548,6 @@ def test_fault_names_the_key_or_its_value(config: dict[str, Any], name: str) -> 
 )
 def test_what_is_to_be_removed_does_not_depend_on_faults(config: dict[str, Any], args: str) -> None:
     asked = request(config, "DEL", args)
-    lenient = BridgeConfig.read(asked.document, "", [])
+    lenient = BridgeConfig.read_lenient(asked.document, "", [])
     found = plugin.plan(asked.replace(args=""), lenient, Result())
     assert only(found, VethPair).name == "eth0"

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 import pytest
 
 from pycni.sdk.dispatch import Outcome, serve
+from pycni.sdk.netns import find_sandbox
 from pycni.sdk.plugin import Plugin
 from pycni.sdk.request import Request
-from pycni.sdk.sandbox import find_sandbox
 from pycni.spec import versions
 from pycni.spec.config import Attachment
 from pycni.spec.errors import TRY_AGAIN_LATER, CNIError

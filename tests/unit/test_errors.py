@@ -31,8 +31,8 @@ def test_json() -> None:
     assert list(CNIError(7, "m").to_json()) == ["code", "msg"]
 
 
-def test_within_adds_to_the_message_and_keeps_the_rest() -> None:
-    outer = CNIError(7, "inner", "way out").within("outer")
+def test_with_context_adds_to_the_message_and_keeps_the_rest() -> None:
+    outer = CNIError(7, "inner", "way out").with_context("outer")
     assert (outer.code, outer.message, outer.details) == (7, "outer: inner", "way out")
 
 

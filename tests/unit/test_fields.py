@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pycni.spec.errors import CNIError
-from pycni.spec.fields import (
+from pycni.spec.ip import IPAddress, IPNetwork, parse_address, parse_network
+from pycni.spec.schema import (
     Address,
     Anything,
     Config,
@@ -25,7 +26,6 @@ from pycni.spec.fields import (
     field,
     normal_mac,
 )
-from pycni.spec.ip import IPAddress, IPNetwork, parse_address, parse_network
 
 
 class Range(Config):
@@ -171,14 +171,14 @@ def test_a_fault_names_path_value_and_what_was_expected(
 
 
 def test_all_faults_at_once_for_tools_that_check() -> None:
-    faults = Plugin.faults({"mtu": "x", "mode": 1, "isEnabled": True}, "plugins[2]")
+    faults = Plugin.errors({"mtu": "x", "mode": 1, "isEnabled": True}, "plugins[2]")
     assert [str(fault) for fault in faults] == [
         'plugins[2].mtu: "x" is not valid',
         "plugins[2].mode: 1 is not valid",
     ]
-    (rule,) = Plugin.faults({"isEnabled": True})
+    (rule,) = Plugin.errors({"isEnabled": True})
     assert (str(rule), rule.expected) == ("isEnabled needs a name", "set name")
-    assert Plugin.faults({"name": "n"}) == []
+    assert Plugin.errors({"name": "n"}) == []
 
 
 def test_to_json_writes_what_is_not_the_default_and_reads_back() -> None:
@@ -293,7 +293,7 @@ def test_nul_is_refused_anywhere() -> None:
         ({"names": ["a", "\0"]}, "names[1]"),
         ({"free": {"key": "\0"}}, "free.key"),
     ):
-        (fault,) = Texts.faults(document)
+        (fault,) = Texts.errors(document)
         assert (fault.path, fault.problem) == (path, "a NUL character is not valid")
 
 
@@ -307,5 +307,5 @@ def test_nul_in_a_key_of_a_map_is_refused() -> None:
     class Free(Config):
         sysctl: dict[str, str] = field("sysctl", MapOf(Text()), None, doc="")
 
-    (fault,) = Free.faults({"sysctl": {"net\0x": "1", "net.y": "2"}})
+    (fault,) = Free.errors({"sysctl": {"net\0x": "1", "net.y": "2"}})
     assert str(fault) == 'sysctl: a NUL character in the key "net\\x00x" is not valid'

@@ -366,7 +366,7 @@ def test_version_0_2_0_takes_one_address_of_each_family(net: Network) -> None:
 
 def test_faults_are_all_named(net: Network) -> None:
     document = {"ipam": {"subnet": "x", "ranges": [[{"subnet": 7}]], "routes": [{"gw": "y"}]}}
-    assert [fault.path for fault in HostLocalConf.faults(document)] == [
+    assert [fault.path for fault in HostLocalConf.errors(document)] == [
         "ipam.subnet",
         "ipam.ranges[0][0].subnet",
         "ipam.routes[0].gw",

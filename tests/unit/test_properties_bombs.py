@@ -104,6 +104,6 @@ def test_bombs(bomb: str) -> None:
 
 def test_only_so_many_faults_are_told() -> None:
     """A configuration that is wrong a million times gets an error that can be read."""
-    faults = NetConf.faults({"capabilities": dict.fromkeys(map(str, range(100_000)), 7)})
+    faults = NetConf.errors({"capabilities": dict.fromkeys(map(str, range(100_000)), 7)})
     assert 10 < len(faults) < 200
     assert "too many" in str(faults[-1])

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from harness.surfaces import SURFACES
 from pycni import plugins
 from pycni.spec import versions
-from pycni.spec.fields import Anything, Config, Flag, Integer, Kind, ListOf, MapOf, Object
+from pycni.spec.schema import Anything, Config, Flag, Integer, Kind, ListOf, MapOf, Object
 
 CORPUS = Path(__file__).parents[2] / "fuzz" / "corpus"
 EXAMPLES = int(os.environ.get("PYCNI_EXAMPLES", "25"))

@@ -15,7 +15,7 @@ import pycni
 from pycni import runtime
 from pycni.runtime import Endpoint, Network, Outcome
 from pycni.runtime.aio import AsyncNetwork
-from pycni.runtime.call import Options
+from pycni.runtime.options import Options
 
 
 def public() -> Iterator[tuple[str, Any]]:

@@ -24,7 +24,7 @@ from pycni.spec.ip import parse_address, parse_network
 from pycni.spec.owner import Owner
 
 FOR_REPAIR = {
-    "pycni.kernel.notices",
+    "pycni.kernel.monitor",
     "pycni.steps.repair",
     "pycni.plan.difference",
     "pycni.sdk.repair",

@@ -14,7 +14,7 @@ import pytest
 
 from pycni.spec.errors import IO_FAILURE, TRY_AGAIN_LATER, CNIError
 from pycni.state import files
-from pycni.state.documents import Documents
+from pycni.state.attachment_files import Documents
 from pycni.state.files import (
     Lock,
     create_file,

@@ -36,7 +36,7 @@ class Metrics:
         self._errors: list[dict[str, Any]] = []
         self.running = 0
         self.refused: dict[str, int] = {}
-        self._repairs = {"passes": 0, "mended": 0, "failed": 0}
+        self._repairs = {"passes": 0, "repaired": 0, "failed": 0}
 
     def begin(self) -> None:
         """A call was taken."""
@@ -74,7 +74,7 @@ class Metrics:
     def repaired(self, mended: int, failed: int) -> None:
         """All attachments were looked after: so much was put back, so much could not be."""
         with self._lock:
-            for name, count in (("passes", 1), ("mended", mended), ("failed", failed)):
+            for name, count in (("passes", 1), ("repaired", mended), ("failed", failed)):
                 self._repairs[name] += count
 
     @property

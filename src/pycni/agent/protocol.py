@@ -81,13 +81,13 @@ def encode_call(version: str, plugin: str, environ: Mapping[str, str]) -> bytes:
     return _HEADER.pack(PROTOCOL, len(body)) + body
 
 
-def receive_call(connection: socket.socket, within: float) -> Call:
+def receive_call(connection: socket.socket, timeout: float) -> Call:
     """Read one call. Raises Refused if it is not one, OSError if it is not there in time.
 
-    within: seconds for all of it, however slowly it comes.
+    timeout: seconds for all of it, however slowly it comes.
     """
-    until = time.monotonic() + within
-    connection.settimeout(within)
+    until = time.monotonic() + timeout
+    connection.settimeout(timeout)
     # Not socket.recv_fds, which ignores its flags: another call's program would inherit these.
     data, controls, flags, _ = connection.recvmsg(
         _HEADER.size + MAX_REQUEST, _RIGHTS, socket.MSG_CMSG_CLOEXEC
@@ -158,12 +158,12 @@ def ask(connection: socket.socket, request: bytes, *descriptors: int) -> tuple[i
         return read_answer(reply.fileno(), connection.gettimeout())
 
 
-def read_answer(reply: int, within: float | None) -> tuple[int, str]:
+def read_answer(reply: int, timeout: float | None) -> tuple[int, str]:
     """Read an answer. Raises OSError if the agent is gone, or silent for too many seconds."""
     data = b""
     waiting = select.poll()
     waiting.register(reply, select.POLLIN)
-    while waiting.poll(None if within is None else within * 1000):
+    while waiting.poll(None if timeout is None else timeout * 1000):
         more = os.read(reply, 1 << 16)
         if not more:
             raise ConnectionError("the agent hung up")

@@ -34,7 +34,7 @@ from pycni.spec.errors import IO_FAILURE, CNIError
 from pycni.spec.jsontext import MAX_SIZE
 
 if TYPE_CHECKING:
-    from pycni.runtime.call import Cancellation
+    from pycni.runtime.options import Cancellation
     from pycni.runtime.repair import Repaired
 
 WORKERS = 256

@@ -1,6 +1,6 @@
 """Watching over attachments: what a flush takes is put back without anybody asking.
 
-A thread of the agent waits for the kernel's notices (`pycni.kernel.notices`). When something was
+A thread of the agent waits for the kernel's monitor (`pycni.kernel.monitor`). When something was
 deleted that may be a container's, it waits until no more comes, and repairs all attachments of the
 cache once. Bounded: after a repair it rests ten times as long as that took, and longer and longer
 while somebody keeps undoing it. A repair that finds nothing changes nothing, so what it does cannot
@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pycni.kernel.notices import Notices
-from pycni.runtime.call import Cancellation
+from pycni.kernel.monitor import Monitor
 from pycni.runtime.errors import Canceled
-from pycni.runtime.repair import MENDED
+from pycni.runtime.options import Cancellation
+from pycni.runtime.repair import REPAIRED
 
 if TYPE_CHECKING:
     from pycni.agent.metrics import Metrics
@@ -48,7 +48,7 @@ class Watch:
         self._cancel = Cancellation()
         self._metrics = metrics
         self._log = log or _to_stderr
-        self._notices = Notices()  # from now on, in the namespace of who makes this
+        self._monitor = Monitor()  # from now on, in the namespace of who makes this
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._told: set[str] = set()  # what could not be mended, so as not to repeat it
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
@@ -67,7 +67,7 @@ class Watch:
     def _run(self) -> None:
         pause, last = PAUSE, 0.0
         gone = {"perhaps something, before the agent was started"}
-        with self._notices:
+        with self._monitor:
             while gone:
                 begin = time.monotonic()
                 mended = self._pass(gone)
@@ -90,13 +90,13 @@ class Watch:
             self._metrics.repaired(0, 1)
             return False
         findings = [(report, finding) for report in reports for finding in report.findings]
-        mended = sum(finding.state == MENDED for _, finding in findings)
+        mended = sum(finding.state == REPAIRED for _, finding in findings)
         self._metrics.repaired(mended, len(findings) - mended)
         lines = [_line(report, finding) for report, finding in findings]
         lines += [f"left alone: {report.name}: {report.skipped}" for report in reports
                   if not (report.findings or report.ok)]  # fmt: skip
         news = [line for line in lines if line not in self._told]
-        self._told = {line for line in lines if not line.startswith(MENDED)}
+        self._told = {line for line in lines if not line.startswith(REPAIRED)}
         if news:
             what = ", ".join(sorted(gone))
             self._log(f"{what} gone: {mended} mended, {len(findings) - mended} not")
@@ -107,7 +107,7 @@ class Watch:
         return mended > 0
 
     def _wait(self) -> set[str]:
-        """Wait for a burst of notices and its end; what is gone, empty if it is time to stop."""
+        """Wait for a burst of monitor and its end; what is gone, empty if it is time to stop."""
         try:
             return self._burst()
         except Exception as error:  # noqa: BLE001 - a thread that is gone would watch nothing
@@ -118,24 +118,24 @@ class Watch:
         gone: set[str] = set()
         first = 0.0
         while True:
-            burst = bool(gone) or self._notices.suspicious
+            burst = bool(gone) or self._monitor.has_pending
             if burst and not first:
                 first = time.monotonic()
             ready = self._poll(QUIET if burst else None)
             if ready is None:
                 return set()
             if ready:
-                gone |= self._notices.read()
+                gone |= self._monitor.read()
             if burst and (not ready or time.monotonic() - first > LONGEST_BURST):
-                gone |= self._notices.settle()
+                gone |= self._monitor.recheck()
                 if gone:
                     return gone
                 first = 0.0
 
     def _poll(self, seconds: float | None) -> bool | None:
-        """Whether there are notices within some seconds; None if it is time to stop."""
+        """Whether something was noticed within some seconds; None if it is time to stop."""
         poll = select.poll()
-        for descriptor in (self._stop, *self._notices.filenos()):
+        for descriptor in (self._stop, *self._monitor.filenos()):
             poll.register(descriptor, select.POLLIN)
         ready = dict(poll.poll(None if seconds is None else seconds * 1000))
         return None if self._stop in ready else bool(ready)

@@ -14,7 +14,7 @@ from pycni.cli.options import cache_dirs_option, plugin_dir_option
 from pycni.spec.errors import CNIError
 
 if TYPE_CHECKING:
-    from pycni.runtime.call import Cancellation
+    from pycni.runtime.options import Cancellation
     from pycni.runtime.repair import Repaired
 
 _socket_option = click.option(

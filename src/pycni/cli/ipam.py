@@ -19,7 +19,7 @@ from pycni.cli.options import (
     plugin_dir_option,
 )
 from pycni.cli.output import count, table_with_pods, tell, warn
-from pycni.kernel import census
+from pycni.kernel import all_addresses
 from pycni.runtime import attached, find
 from pycni.runtime.config import NetworkConfig, parse_network
 from pycni.runtime.garbage import data_dir
@@ -91,7 +91,7 @@ def reclaim(
 
     def evidence(cached: Sequence[CachedAttachment]) -> Evidence:
         return Evidence(
-            in_use=census.addresses([entry.netns for entry in cached if entry.netns]),
+            in_use=all_addresses.addresses([entry.netns for entry in cached if entry.netns]),
             living=living if told else None,
             complete=nothing,
             path_of=attached.noted_path,
@@ -150,7 +150,7 @@ def _complain(outcome: Outcome) -> None:
 
 
 def _is_there(owner: Owner, path: str) -> bool:
-    return census.exists(path) and attached.own_path(owner, path) == path
+    return all_addresses.exists(path) and attached.own_path(owner, path) == path
 
 
 def _data_dirs(conf_dir: str, caches: Sequence[str]) -> Sequence[str]:

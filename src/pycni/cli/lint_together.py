@@ -15,12 +15,12 @@ from pycni.plugins.host_local import HostLocalConf
 from pycni.plugins.shared.ranges import Range
 from pycni.runtime.config import NetworkConfig, content, read_network, read_plugin
 from pycni.runtime.errors import ConfigError, FaultInFile
-from pycni.runtime.positions import positions
+from pycni.runtime.json_positions import positions
 from pycni.spec.config import ipam_type
 from pycni.spec.errors import CNIError
-from pycni.spec.fields import Fault
 from pycni.spec.ip import IPAddress, IPNetwork, parse_address, parse_network
 from pycni.spec.jsontext import lookup
+from pycni.spec.schema import Fault
 
 _FRAME = 1514  # bytes: an Ethernet frame of the usual MTU
 _ROUTED = ("bridge", "ptp")  # the host has a route to all of their subnet

@@ -25,15 +25,15 @@ from pycni.runtime.config import (
     read_plugin,
 )
 from pycni.runtime.errors import ConfigError, FaultInFile
-from pycni.runtime.positions import Positions, positions
+from pycni.runtime.json_positions import Positions, positions
 from pycni.sdk.chained import ChainedPlugin
 from pycni.sdk.interface import InterfacePlugin
 from pycni.sdk.plugin import Plugin
 from pycni.spec import versions
 from pycni.spec.config import NetConf, ipam_type
-from pycni.spec.fields import Anything, Config, Fault, Kind, ListOf, MapOf, Object, describe
 from pycni.spec.jsontext import JSONError, loads, lookup
 from pycni.spec.names import is_name
+from pycni.spec.schema import Anything, Config, Fault, Kind, ListOf, MapOf, Object, describe
 
 EXTENSIONS = (".conflist", ".conf", ".json")
 
@@ -170,7 +170,7 @@ def _lint_plugin(
         return
     plugin = load(kind)
     address_plugin = _address_plugin(own)
-    found = plugin.config.faults(document)
+    found = plugin.config.errors(document)
     yield from (_within(path, fault, own) for fault in found)
     yield from _unknown_keys(plugin.config, own, path, _is_list_key)
     yield from _capability_faults(plugin, address_plugin, own, path)
@@ -225,7 +225,7 @@ def _lint_ipam(
         yield from _unknown_plugin(kind, addressing, others, path)
         return
     alone = {key: value for key, value in document.items() if key.lower() in _SHARED_KEYS}
-    for fault in plugin.config.faults({**alone, "ipam": ipam}):
+    for fault in plugin.config.errors({**alone, "ipam": ipam}):
         inner = fault.path.removeprefix("ipam").removeprefix(".")
         yield _within(path, Fault(inner, fault.problem, fault.expected), ipam)
     for declared in _declared(plugin.config):

@@ -120,7 +120,7 @@ from __future__ import annotations
 from pycni.sdk import HOST, SANDBOX, Integer, InterfacePlugin, IPAddress, IPNetwork, NetConf
 from pycni.sdk import Plan, Reported, Request, Result, Step, field, steps
 from pycni.sdk.addressing import configure
-from pycni.sdk.pair import host_end
+from pycni.sdk.veth_name import host_end
 
 
 class {base}Config(NetConf):

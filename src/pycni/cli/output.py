@@ -37,7 +37,7 @@ MEANINGS = {
     errors.INTERNAL: "internal error",
 }
 
-PATIENCE = 1.0  # seconds before a command says what it is waiting for
+QUIET_SECONDS = 1.0  # seconds before a command says what it is waiting for
 
 
 def printable(text: str) -> str:
@@ -171,7 +171,7 @@ class Progress:
         self._thread.join()
 
     def _watch(self) -> None:
-        if self._done.wait(PATIENCE):
+        if self._done.wait(QUIET_SECONDS):
             return
         if not sys.stderr.isatty():
             told = ""
@@ -179,7 +179,7 @@ class Progress:
                 if self._step != told:
                     told = self._step
                     tell(f"waiting for {told or 'the others'} ...")
-                self._done.wait(PATIENCE)
+                self._done.wait(QUIET_SECONDS)
             return
         from rich.console import Console
         from rich.text import Text

@@ -19,7 +19,7 @@ from pycni.cli.options import (
 )
 from pycni.cli.output import Progress, count, show, table, table_with_pods, tell
 from pycni.runtime import find
-from pycni.runtime.repair import FAILED, MENDED, MISSING, Examined, Repaired, repair_all
+from pycni.runtime.repair import FAILED, MISSING, REPAIRED, Examined, Repaired, repair_all
 from pycni.spec.errors import UNKNOWN_CONTAINER, CNIError
 from pycni.state.cache import ResultCache, roots
 
@@ -122,7 +122,7 @@ def _require_known(
 
 def summary(reports: list[Repaired]) -> str:
     """What became of all attachments, in one line."""
-    counts = dict.fromkeys((MENDED, MISSING, FAILED), 0)
+    counts = dict.fromkeys((REPAIRED, MISSING, FAILED), 0)
     for report in reports:
         for finding in report.findings:
             counts[finding.state] += 1

@@ -9,7 +9,7 @@ import click
 
 from pycni.plugins import NAMES, load
 from pycni.runtime.config import LIST_KEYS
-from pycni.spec.fields import Anything
+from pycni.spec.schema import Anything
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _LIST = "list"

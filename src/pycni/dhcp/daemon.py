@@ -218,7 +218,7 @@ class Daemon:
         while (left := until - now()) > 0:
             try:
                 with await Wire.open(sandbox, set_up=True) as wire:
-                    return await replace(client, within=min(client.within, left)).acquire(wire)
+                    return await replace(client, timeout=min(client.timeout, left)).acquire(wire)
             except LinkGone as error:
                 raise CNIError(INVALID_NETNS, f"error calling DHCP.Allocate: {error}") from error
             except (NoAnswer, Refused, OSError) as error:

@@ -33,14 +33,14 @@ class Client:
     """What stays the same in all messages of an attachment.
 
     identifier: option 61; wanted: codes to request; provided: options to send; broadcast: ask
-    servers to answer by broadcast; within: seconds that a message waits for its answer.
+    servers to answer by broadcast; timeout: seconds that a message waits for its answer.
     """
 
     identifier: bytes
     wanted: tuple[int, ...]
     provided: dict[int, bytes] = field(default_factory=dict)
     broadcast: bool = False
-    within: float = 10.0
+    timeout: float = 10.0
 
     async def acquire(self, wire: Wire, address: str = "") -> Lease:
         """DISCOVER to ACK. address: accept this one only. Raises NoAnswer, Refused."""
@@ -129,7 +129,7 @@ class Client:
     ) -> tuple[Reply, str]:
         """Send a message until an answer is accepted; returns it and the MAC it came from."""
         loop = asyncio.get_running_loop()
-        end = loop.time() + self.within
+        end = loop.time() + self.timeout
         pause = _FIRST_PAUSE
         while True:
             wire.send(request.encode(int(now() - began)), request.ciaddr, to)

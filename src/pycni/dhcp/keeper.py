@@ -160,7 +160,9 @@ class Keeper:
             end = lease.expires_at if broadcast else lease.rebind_at
             self.state = "rebinding" if broadcast else "renewing"
             tried_at = now()
-            client = replace(self.client, within=max(min(self.client.within, end - tried_at), 0.1))
+            client = replace(
+                self.client, timeout=max(min(self.client.timeout, end - tried_at), 0.1)
+            )
             try:
                 with await Wire.open(self.sandbox) as wire:
                     self._bound(await client.renew(wire, lease, broadcast=broadcast))
@@ -178,7 +180,7 @@ class Keeper:
         self.state = "lost"
         pause = _SHORTEST_PAUSE
         # The container works on while the first, short try may set it right.
-        client = replace(self.client, within=min(self.client.within, _GRACE))
+        client = replace(self.client, timeout=min(self.client.timeout, _GRACE))
         while True:
             try:
                 with await Wire.open(self.sandbox) as wire:

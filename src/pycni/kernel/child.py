@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Self
 
-_PATIENCE = 10.0  # seconds for the kernel to end what was killed
+_TIMEOUT = 10.0  # seconds for the kernel to end what was killed
 _WHOLE_GROUP = 1 << 2  # linux/pidfd.h, PIDFD_SIGNAL_PROCESS_GROUP
 _GET_INFO = 0xC040FF0B  # PIDFD_GET_INFO: with the first version of struct pidfd_info
 _INFO_SIZE = 64
@@ -112,7 +112,7 @@ class Child:
 
     def _end_all(self) -> None:
         """Kill it, with its group, and wait until nobody of that is left, for a time."""
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + _TIMEOUT
         try:
             # By the pidfd, since its number is another's once it was reaped.
             pidfd_send_signal(self.end, SIGKILL, None, _WHOLE_GROUP if self._leads_group else 0)
@@ -122,7 +122,7 @@ class Child:
             self._kill_by_number()
         waiting = poll()
         waiting.register(self.end, 1)
-        self.is_over = bool(waiting.poll(_PATIENCE * 1000))
+        self.is_over = bool(waiting.poll(_TIMEOUT * 1000))
         if self.is_over:
             self.reap()
             if self._leads_group:
@@ -152,7 +152,7 @@ def _kept_status(end: int) -> int | None:
     """The status that the kernel keeps of who was reaped; None if it does not."""
     waiting = poll()
     waiting.register(end, 0)
-    waiting.poll(_PATIENCE * 1000)  # POLLHUP: it is kept from then on
+    waiting.poll(_TIMEOUT * 1000)  # POLLHUP: it is kept from then on
     info = bytearray(_INFO_SIZE)
     pack_into("=Q", info, 0, _INFO_EXIT)
     try:

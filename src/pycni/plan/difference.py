@@ -9,7 +9,7 @@ from pycni.spec.record import Record
 _FAMILIES = {AF_INET: "IPv4", AF_INET6: "IPv6"}
 
 MISSING = "missing"
-MENDED = "mended"
+REPAIRED = "repaired"
 FAILED = "failed"
 
 AGAIN = "delete the attachment and add it again"
@@ -18,7 +18,7 @@ AGAIN = "delete the attachment and add it again"
 class Difference(Record):
     """One part that is not as ADD left it.
 
-    what: a sentence, CHECK's; state: MISSING (only looked at), MENDED or FAILED; reason: why it
+    what: a sentence, CHECK's; state: MISSING (only looked at), REPAIRED or FAILED; reason: why it
     could not be put back, and what can be done.
     """
 

@@ -149,26 +149,26 @@ class Address(Step):
     on_link: bool = True
 
 
-class Announced(Step):
+class GratuitousARP(Step):
     """Neighbours know that a link's addresses are here now; whoever had them may be remembered.
 
     Needs the settings arp_notify and ndisc_notify, and a link that carries traffic.
     """
 
-    kind: ClassVar[str] = "announced"
+    kind: ClassVar[str] = "gratuitous_arp"
     follows_link: ClassVar[bool] = True
 
     where: str
     link: str
 
 
-class Settled(Step):
+class DADFinished(Step):
     """No IPv6 address of a link is tentative: duplicate address detection has come to an end.
 
     Waited for by the kernel's own notification, never polled.
     """
 
-    kind: ClassVar[str] = "settled"
+    kind: ClassVar[str] = "dad_finished"
     follows_link: ClassVar[bool] = True
 
     where: str
@@ -354,7 +354,7 @@ class Shaping(Step):
     unshaped: tuple[IPNetwork, ...] = ()
 
 
-class SubLink(Step):
+class ChildLink(Step):
     """An interface of the sandbox on top of another, its master; a dummy has none.
 
     type: macvlan, ipvlan, vlan or dummy. master: a name, "" for the interface that the default
@@ -363,7 +363,7 @@ class SubLink(Step):
     macvlan, 0 for the kernel's choice.
     """
 
-    kind: ClassVar[str] = "sub_link"
+    kind: ClassVar[str] = "child_link"
     makes_link: ClassVar[bool] = True
 
     name: str

@@ -12,8 +12,8 @@ from pycni.sdk.chained import ChainedPlugin
 from pycni.spec import versions
 from pycni.spec.config import NetConf
 from pycni.spec.errors import invalid_config
-from pycni.spec.fields import Config, Integer, ListOf, Network, Object, field
 from pycni.spec.result import Interface
+from pycni.spec.schema import Config, Integer, ListOf, Network, Object, field
 from pycni.steps import shaping
 
 TYPE_CHECKING = False
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pycni.sdk.request import Request
     from pycni.spec.ip import IPNetwork
     from pycni.spec.result import Result
-    from pycni.steps.context import Kernel
+    from pycni.steps.namespaces import HostAndSandbox
 
 MAX_BURST = (1 << 32) - 1  # bytes
 MAX_U64 = (1 << 64) - 1
@@ -132,7 +132,7 @@ class Bandwidth(ChainedPlugin):
         )
 
     def result(
-        self, request: Request, config: BandwidthConfig, previous: Result, kernel: Kernel
+        self, request: Request, config: BandwidthConfig, previous: Result, kernel: HostAndSandbox
     ) -> Result:
         """The previous result, and the ifb."""
         ifb = shaping.find_ifb(request.owner, kernel) if config.limits.egress_rate else None

@@ -13,11 +13,11 @@ from pycni.plan.plan import Plan, Reported
 from pycni.plan.steps import (
     HOST,
     SANDBOX,
-    Announced,
     Bridge,
     BridgePort,
     Forwarding,
     GatewayAddress,
+    GratuitousARP,
     LinkUp,
     Masquerade,
     PortRunning,
@@ -30,12 +30,12 @@ from pycni.plan.steps import (
 from pycni.sdk.addressing import announce, configure, own_addresses, settle, with_gateway
 from pycni.sdk.interface import InterfacePlugin
 from pycni.sdk.mac import MACConf, mac_of, mac_of_owner, requested_mac
-from pycni.sdk.pair import host_end
+from pycni.sdk.veth_name import host_end
 from pycni.spec.errors import UNAVAILABLE, CNIError, invalid_config
-from pycni.spec.fields import Config, Flag, Integer, ListOf, Object, Text, field
 from pycni.spec.ip import IPNetwork, default_network
 from pycni.spec.names import MAX_INTERFACE_NAME, check_interface_name
 from pycni.spec.result import Route
+from pycni.spec.schema import Config, Flag, Integer, ListOf, Object, Text, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from pycni.plan.steps import Step
     from pycni.sdk.request import Request
     from pycni.spec.result import IPConfig, Result
-    from pycni.steps.context import Kernel
+    from pycni.steps.namespaces import HostAndSandbox
 
 MAX_VLAN = 4094
 
@@ -181,7 +181,7 @@ class BridgePlugin(InterfacePlugin):
     config = BridgeConfig
     kinds: ClassVar[tuple[str, ...]] = ("veth", "spoof_guard", "masquerade")
 
-    def complete(self, config: BridgeConfig, network: Result) -> Result:
+    def fill_in_gateways(self, config: BridgeConfig, network: Result) -> Result:
         """Fill in gateways that the address plugin left open, and default routes if asked for."""
         if not config.gateway:
             return network
@@ -192,7 +192,7 @@ class BridgePlugin(InterfacePlugin):
                 routes = _with_default(routes, entry)
         return network.replace(ips=ips, routes=routes)
 
-    def ready(self, config: BridgeConfig, kernel: Kernel) -> None:
+    def check_status(self, config: BridgeConfig, kernel: HostAndSandbox) -> None:
         found = kernel.host.find(config.bridge, altnames=True)
         if found is not None and found.kind != "bridge":
             raise CNIError(
@@ -255,7 +255,7 @@ class BridgePlugin(InterfacePlugin):
             # From here on the bridge carries what these send.
             steps += settle(ifname, network)
             if not _goes_with_address(mac, network):
-                steps.append(Announced(SANDBOX, ifname))
+                steps.append(GratuitousARP(SANDBOX, ifname))
         if config.ip_masq and config.ipam_type:
             ips = network.ips
             if request.command == "CHECK":

@@ -10,9 +10,9 @@ from pycni.sdk.execute import tell
 from pycni.sdk.plugin import Plugin
 from pycni.spec.config import NetConf
 from pycni.spec.errors import IO_FAILURE, CNIError
-from pycni.spec.fields import ListOf, Text, field
 from pycni.spec.jsontext import dumps
 from pycni.spec.result import Result, encode_result
+from pycni.spec.schema import ListOf, Text, field
 from pycni.state.append import append_file
 
 TYPE_CHECKING = False

@@ -16,10 +16,10 @@ from pycni.sdk.execute import tell
 from pycni.sdk.plugin import Plugin
 from pycni.spec.config import DNS, NetConf
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError, invalid_config
-from pycni.spec.fields import Config, Fault, Flag, Integer, Kind, ListOf, Object, Text, field
 from pycni.spec.ip import IPAddress, parse_address, parse_network
 from pycni.spec.jsontext import lookup
 from pycni.spec.result import LINK_SCOPE, IPConfig, Result, Route
+from pycni.spec.schema import Config, Fault, Flag, Integer, Kind, ListOf, Object, Text, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -301,11 +301,11 @@ def _ask_if_there(request: Request, question: Mapping[str, Any]) -> None:
 
 def _socket_path(request: Request) -> str:
     """The daemon's socket, of a configuration that may be wrong in everything else."""
-    ipam = NetConf.read(request.document, "", []).ipam
+    ipam = NetConf.read_lenient(request.document, "", []).ipam
     if not isinstance(ipam, dict):
         return SOCKET
     faults: list[Fault] = []
-    path = _Socket.read(ipam, "ipam", faults).daemon_socket_path or SOCKET
+    path = _Socket.read_lenient(ipam, "ipam", faults).daemon_socket_path or SOCKET
     if faults or not path.startswith("/"):
         raise CNIError(
             INVALID_CONFIG,

@@ -7,7 +7,7 @@ nothing is left on the host.
 from __future__ import annotations
 
 from pycni.plan.plan import Plan, Reported
-from pycni.plan.steps import SANDBOX, SubLink
+from pycni.plan.steps import SANDBOX, ChildLink
 from pycni.sdk.addressing import configure
 from pycni.sdk.interface import InterfacePlugin
 
@@ -29,7 +29,7 @@ class DummyPlugin(InterfacePlugin):
 
     def plan(self, request: Request, config: NetConf, network: Result) -> Plan:
         ifname = request.ifname
-        steps: list[Step] = [SubLink(ifname, "dummy"), *configure(ifname, network)]
+        steps: list[Step] = [ChildLink(ifname, "dummy"), *configure(ifname, network)]
         return Plan(tuple(steps), (Reported(SANDBOX, ifname),))
 
 

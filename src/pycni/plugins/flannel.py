@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pycni.plugins.shared import subnet_env
 from pycni.sdk.delegate import delegate, find_delegate
+from pycni.sdk.netns import locked
 from pycni.sdk.plugin import Plugin
-from pycni.sdk.sandbox import locked
 from pycni.spec.config import VALID_ATTACHMENTS, Attachment, NetConf
 from pycni.spec.errors import (
     CHECK_FAILED,
@@ -19,10 +19,10 @@ from pycni.spec.errors import (
     invalid_config,
     join_errors,
 )
-from pycni.spec.fields import Anything, MapOf, Text, field
 from pycni.spec.jsontext import dumps, lookup
 from pycni.spec.result import FAMILIES, merge
-from pycni.state.documents import Documents
+from pycni.spec.schema import Anything, MapOf, Text, field
+from pycni.state.attachment_files import Documents
 from pycni.state.files import is_file_name
 
 TYPE_CHECKING = False
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from pycni.plan.difference import Difference, Part
     from pycni.plugins.shared.subnet_env import SubnetEnv
     from pycni.sdk.request import Request
-    from pycni.spec.fields import Fault
     from pycni.spec.result import Result
+    from pycni.spec.schema import Fault
 
 # What a file has besides the delegate's configuration: which interface of the container it is for,
 # and which container, where its name does not tell.
@@ -187,7 +187,7 @@ class Flannel(Plugin):
 
     def _read(self, request: Request) -> FlannelConfig:
         faults: list[Fault] = []
-        return self.config.read(request.document, "", faults)
+        return self.config.read_lenient(request.document, "", faults)
 
 
 def _add(

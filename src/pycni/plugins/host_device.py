@@ -12,7 +12,7 @@ from pycni.sdk.addressing import announce, configure, settle
 from pycni.sdk.interface import InterfacePlugin
 from pycni.spec.config import NetConf
 from pycni.spec.errors import UNAVAILABLE, CNIError, invalid_config
-from pycni.spec.fields import Config, Fault, Flag, MACAddress, Object, Text, field
+from pycni.spec.schema import Config, Fault, Flag, MACAddress, Object, Text, field
 from pycni.steps import device as devices
 
 TYPE_CHECKING = False
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pycni.plan.steps import Step
     from pycni.sdk.request import Request
     from pycni.spec.result import Result
-    from pycni.steps.context import Kernel
+    from pycni.steps.namespaces import HostAndSandbox
 
 _DEVICES = "/sys/devices/"
 
@@ -116,7 +116,7 @@ class HostDevicePlugin(InterfacePlugin):
             return config.replace(dpdk_mode=devices.is_userspace(device))
         return config
 
-    def ready(self, config: HostDeviceConfig, kernel: Kernel) -> None:
+    def check_status(self, config: HostDeviceConfig, kernel: HostAndSandbox) -> None:
         device = config.selected
         if not device:
             return  # the runtime tells with each ADD

@@ -25,10 +25,10 @@ from pycni.spec.errors import (
     CNIError,
     invalid_config,
 )
-from pycni.spec.fields import Config, Fault, Flag, ListOf, Object, Text, faults_error, field
 from pycni.spec.ip import IPAddress, IPNetwork, parse_address_or_network
 from pycni.spec.owner import Owner
 from pycni.spec.result import IPConfig, Result, Route
+from pycni.spec.schema import Config, Fault, Flag, ListOf, Object, Text, faults_error, field
 from pycni.spec.versions import at_least
 from pycni.state import attachments
 from pycni.state.files import below, read_file
@@ -138,7 +138,7 @@ class HostLocal(Plugin):
     config = HostLocalConf
 
     def add(self, request: Request) -> Result:
-        config = HostLocalConf.typed(request.document)
+        config = HostLocalConf.decode_unvalidated(request.document)
         sets = config.range_sets()
         ipam = config.ipam
         assert ipam is not None
@@ -203,7 +203,7 @@ class HostLocal(Plugin):
             leases.collect(keep, is_noted)
 
     def status(self, request: Request) -> None:
-        config = HostLocalConf.typed(request.document)
+        config = HostLocalConf.decode_unvalidated(request.document)
         sets = config.range_sets()
         _require_writable(below(_data_dir(request), request.network))
         with _existing_leases(request, _ranges_of(sets)) as leases:
@@ -253,7 +253,7 @@ class _Allocator:
                     left.remove(wish)
                     item, address = self._request(range_set, index, wish)
             except CNIError as error:
-                raise error.within(f"failed to allocate for range {index}") from None
+                raise error.with_context(f"failed to allocate for range {index}") from None
             ips.append(
                 IPConfig(address=IPNetwork(address, item.subnet.prefix), gateway=item.gateway)
             )
@@ -382,9 +382,9 @@ class _Allocator:
         if str(address) not in identity.addresses:
             return None
         from pycni.steps import ownership
-        from pycni.steps.context import Kernel
+        from pycni.steps.namespaces import HostAndSandbox
 
-        with Kernel(None) as kernel:
+        with HostAndSandbox(None) as kernel:
             alive = ownership.is_alive(kernel, identity)
         return identity.owner.attachment if alive else None
 
@@ -412,11 +412,11 @@ def _requested(config: HostLocalConf, args: str) -> list[IPAddress]:
 
 def _data_dir(request: Request) -> str:
     """Where the state is, of a configuration that may be wrong in everything else."""
-    ipam = NetConf.read(request.document, "", []).ipam
+    ipam = NetConf.read_lenient(request.document, "", []).ipam
     if not isinstance(ipam, dict):
         return DATA_DIR
     faults: list[Fault] = []
-    data_dir = _IPAMDirectory.read(ipam, "ipam", faults).data_dir
+    data_dir = _IPAMDirectory.read_lenient(ipam, "ipam", faults).data_dir
     if faults:
         raise faults_error(faults)
     return _allowed(request, data_dir)
@@ -456,9 +456,9 @@ def _previous(request: Request) -> list[IPAddress]:
 
 def _is_set(address: IPAddress) -> bool:
     """Whether an address is set in any network namespace of this host."""
-    from pycni.kernel import census  # hardly ever needed
+    from pycni.kernel import all_addresses  # hardly ever needed
 
-    return address in census.addresses()
+    return address in all_addresses.addresses()
 
 
 def _read_resolv_conf(request: Request, path: str) -> DNS:

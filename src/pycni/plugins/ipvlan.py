@@ -8,14 +8,14 @@ master, and that one's addresses.
 from __future__ import annotations
 
 from pycni.plan.plan import Plan, Reported
-from pycni.plan.steps import HOST, SANDBOX, SubLink
+from pycni.plan.steps import HOST, SANDBOX, ChildLink
 from pycni.plugins.shared.master import require_master
 from pycni.sdk.addressing import announce, configure, settle
 from pycni.sdk.interface import InterfacePlugin
 from pycni.spec.config import NetConf
 from pycni.spec.errors import invalid_config
-from pycni.spec.fields import Flag, Integer, Text, field
 from pycni.spec.result import Result
+from pycni.spec.schema import Flag, Integer, Text, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pycni.plan.steps import Step
     from pycni.sdk.request import Request
-    from pycni.steps.context import Kernel
+    from pycni.steps.namespaces import HostAndSandbox
 
 MODES = ("l2", "l3", "l3s")
 
@@ -57,7 +57,7 @@ class IpvlanPlugin(InterfacePlugin):
     config = IpvlanConfig
     needs_ipam: ClassVar[bool] = True
 
-    def ready(self, config: IpvlanConfig, kernel: Kernel) -> None:
+    def check_status(self, config: IpvlanConfig, kernel: HostAndSandbox) -> None:
         # Without a master it may be a plugin before this one that makes it.
         if config.master and not config.link_in_container:
             require_master(kernel, config.master)
@@ -69,7 +69,7 @@ class IpvlanPlugin(InterfacePlugin):
     def plan(self, request: Request, config: IpvlanConfig, network: Result) -> Plan:
         ifname = request.ifname
         steps: list[Step] = [
-            SubLink(
+            ChildLink(
                 ifname,
                 "ipvlan",
                 config.master or _chained_master(request),

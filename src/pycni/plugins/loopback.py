@@ -5,8 +5,8 @@ from __future__ import annotations
 from pycni.kernel import address as addresses
 from pycni.kernel import link as links
 from pycni.plan.plan import Plan
+from pycni.sdk.netns import find_sandbox, open_sandbox
 from pycni.sdk.plugin import Plugin
-from pycni.sdk.sandbox import find_sandbox, open_sandbox
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError
 from pycni.spec.result import Interface, IPConfig, Result
 from pycni.steps import ownership
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pycni.sdk.request import Request
     from pycni.spec.config import Attachment
     from pycni.spec.ip import IPAddress
-    from pycni.steps.context import Kernel
+    from pycni.steps.namespaces import HostAndSandbox
 
 LO = "lo"
 
@@ -38,7 +38,7 @@ class Loopback(Plugin):
     def add(self, request: Request) -> Result:
         previous = request.prev_result
         with open_sandbox(request) as kernel:
-            sandbox = kernel.site("sandbox")
+            sandbox = kernel.netns("sandbox")
             try:
                 lo = sandbox.link(LO)
                 for found in addresses.dump(sandbox.netlink, lo.index):
@@ -59,7 +59,7 @@ class Loopback(Plugin):
     def check(self, request: Request) -> None:
         previous = request.prev_result
         with open_sandbox(request) as kernel:
-            sandbox = kernel.site("sandbox")
+            sandbox = kernel.netns("sandbox")
             try:
                 lo = sandbox.link(LO)
                 present = {found.network for found in addresses.dump(sandbox.netlink, lo.index)}
@@ -106,9 +106,9 @@ class Loopback(Plugin):
             ownership.forget(kernel)
 
 
-def _set_up(kernel: Kernel, lo: Link) -> list[Address]:
+def _set_up(kernel: HostAndSandbox, lo: Link) -> list[Address]:
     """Set lo up and return the addresses it has then; if that fails, it is as it was."""
-    sandbox = kernel.site("sandbox")
+    sandbox = kernel.netns("sandbox")
     try:
         sandbox.request(links.update(lo, up=True))
         found = addresses.dump(sandbox.netlink, lo.index)

@@ -7,13 +7,13 @@ sandbox; nothing is left on the host.
 from __future__ import annotations
 
 from pycni.plan.plan import Plan, Reported
-from pycni.plan.steps import HOST, SANDBOX, SubLink
+from pycni.plan.steps import HOST, SANDBOX, ChildLink
 from pycni.plugins.shared.master import require_master
 from pycni.sdk.addressing import announce, configure, settle
 from pycni.sdk.interface import InterfacePlugin
 from pycni.sdk.mac import MACConf, requested_mac
 from pycni.spec.errors import invalid_config
-from pycni.spec.fields import Flag, Integer, MACAddress, Text, field
+from pycni.spec.schema import Flag, Integer, MACAddress, Text, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pycni.plan.steps import Step
     from pycni.sdk.request import Request
     from pycni.spec.result import Result
-    from pycni.steps.context import Kernel
+    from pycni.steps.namespaces import HostAndSandbox
 
 MODES = ("bridge", "private", "vepa", "passthru")
 
@@ -57,7 +57,7 @@ class MacvlanPlugin(InterfacePlugin):
     type: ClassVar[str] = "macvlan"
     config = MacvlanConfig
 
-    def ready(self, config: MacvlanConfig, kernel: Kernel) -> None:
+    def check_status(self, config: MacvlanConfig, kernel: HostAndSandbox) -> None:
         if not config.link_in_container:
             require_master(kernel, config.master)
 
@@ -71,7 +71,7 @@ class MacvlanPlugin(InterfacePlugin):
                 "no MAC address, or choose another mode",
             )
         steps: list[Step] = [
-            SubLink(
+            ChildLink(
                 ifname,
                 "macvlan",
                 config.master,

@@ -12,9 +12,9 @@ from pycni.sdk.plugin import Plugin
 from pycni.spec import versions
 from pycni.spec.config import NetConf, config_version, parse_config
 from pycni.spec.errors import INTERNAL, UNKNOWN, CNIError
-from pycni.spec.fields import Text, field
 from pycni.spec.jsontext import JSONError, dumps, loads, lookup
 from pycni.spec.result import FAMILIES, Result, decode_result, encode_result, parse_prev_result
+from pycni.spec.schema import Text, field
 from pycni.state.files import Lock, read_file, write_file
 
 TYPE_CHECKING = False
@@ -134,7 +134,7 @@ def supported(environ: Mapping[str, str], stdin: bytes) -> tuple[str, ...]:
     cni_args = environ.get("CNI_ARGS", "")
     if not cni_args:
         return VERSIONS
-    path = debug_file(cni_args, NoopConfig.read(parse_config(stdin), "", []), environ)
+    path = debug_file(cni_args, NoopConfig.read_lenient(parse_config(stdin), "", []), environ)
     claimed = _load(path).get("ReportVersionSupport")
     if claimed is None:
         return VERSIONS

@@ -1,7 +1,7 @@
 """portmap: ports of the host lead to the container.
 
 The ports come from the runtime (capability portMappings). What they become on the host stands in
-`pycni.steps.port_map_nftables` and `port_map_iptables`; DEL removes all but what containers
+`pycni.steps.port_map.nftables` and `port_map_iptables`; DEL removes all but what containers
 share.
 """
 
@@ -15,7 +15,7 @@ from pycni.plugins.shared.chain_name import check_chain_name
 from pycni.sdk.chained import ChainedPlugin
 from pycni.spec.config import NetConf
 from pycni.spec.errors import invalid_config
-from pycni.spec.fields import Address, Config, Flag, Integer, ListOf, Object, Text, field
+from pycni.spec.schema import Address, Config, Flag, Integer, ListOf, Object, Text, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pycni.sdk.request import Request
     from pycni.spec.ip import IPAddress, IPNetwork
     from pycni.spec.result import Result
-    from pycni.steps.context import Kernel
+    from pycni.steps.namespaces import HostAndSandbox
 
 PROTOCOLS = ("tcp", "udp", "sctp")
 BACKENDS = ("nftables", "iptables")
@@ -221,12 +221,12 @@ class PortmapPlugin(ChainedPlugin):
         return Plan(tuple(steps))
 
     def result(
-        self, request: Request, config: PortmapConfig, previous: Result, kernel: Kernel
+        self, request: Request, config: PortmapConfig, previous: Result, kernel: HostAndSandbox
     ) -> Result:
         """The previous result. Tells whose ports of the host lead to the container instead."""
         if any(mapping.is_valid for mapping in config.runtime_config.port_mappings):
             from pycni.sdk.execute import tell
-            from pycni.steps import shadowed
+            from pycni.steps.port_map import shadowed
 
             for step in self.plan(request, config, previous).steps:
                 for text in shadowed.listeners(step, kernel) if isinstance(step, PortMap) else ():

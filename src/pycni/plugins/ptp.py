@@ -22,11 +22,11 @@ from pycni.plan.steps import (
 )
 from pycni.sdk.addressing import configure, own_addresses, with_gateway
 from pycni.sdk.interface import InterfacePlugin
-from pycni.sdk.pair import host_end
+from pycni.sdk.veth_name import host_end
 from pycni.spec.config import NetConf
 from pycni.spec.errors import invalid_config
-from pycni.spec.fields import Flag, Integer, Text, field
 from pycni.spec.ip import host_network
+from pycni.spec.schema import Flag, Integer, Text, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class PtpPlugin(InterfacePlugin):
     needs_ipam: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = ("veth", "masquerade")
 
-    def complete(self, config: PtpConfig, network: Result) -> Result:
+    def fill_in_gateways(self, config: PtpConfig, network: Result) -> Result:
         """Fill in gateways that the address plugin left open, where the subnet has one to give."""
         return network.replace(ips=tuple(map(_with_gateway, own_addresses(network))))
 

@@ -11,8 +11,8 @@ from pycni.plan.steps import Source, SourceRouting
 from pycni.sdk.chained import ChainedPlugin
 from pycni.spec.config import NetConf
 from pycni.spec.errors import invalid_config
-from pycni.spec.fields import Flag, Integer, ListOf, Text, field
 from pycni.spec.ip import parse_address
+from pycni.spec.schema import Flag, Integer, ListOf, Text, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class SBR(ChainedPlugin):
     config = SBRConfig
     unchained = "This plugin must be called as chained plugin"
 
-    def concern(self, request: Request, previous: Result) -> Result:
+    def own_result(self, request: Request, previous: Result) -> Result:
         """The addresses of the interface; those that name none count as its."""
         count = len(previous.interfaces)
         ips = tuple(

@@ -11,9 +11,9 @@ from pycni.sdk.plugin import Plugin
 from pycni.spec.args import known_args, valid_args
 from pycni.spec.config import DNS, NetConf
 from pycni.spec.errors import CHECK_FAILED, INVALID_ENVIRONMENT, CNIError, invalid_config
-from pycni.spec.fields import Address, Config, ListOf, Object, Text, field
 from pycni.spec.ip import parse_address, parse_network
 from pycni.spec.result import IPConfig, Result, Route
+from pycni.spec.schema import Address, Config, ListOf, Object, Text, field
 from pycni.spec.versions import at_least
 
 TYPE_CHECKING = False
@@ -104,8 +104,8 @@ class Static(Plugin):
             if found is None or gateway_differs:
                 raise CNIError(
                     CHECK_FAILED,
-                    f"static: Failed to match addr {_told(wanted)} on interface {request.ifname}",
-                    f"prevResult has {', '.join(map(_told, given.values())) or 'no address'}",
+                    f"static: Failed to match addr {_text(wanted)} on interface {request.ifname}",
+                    f"prevResult has {', '.join(map(_text, given.values())) or 'no address'}",
                 )
 
     def status(self, request: Request) -> None:
@@ -166,7 +166,7 @@ def _gateway(text: str) -> IPAddress:
         ) from None
 
 
-def _told(entry: IPConfig) -> str:
+def _text(entry: IPConfig) -> str:
     via = f" with gateway {entry.gateway}" if entry.gateway is not None else ""
     return f"{entry.address}{via}"
 

@@ -11,7 +11,7 @@ from pycni.plan.steps import SANDBOX, Tap
 from pycni.sdk.addressing import announce, configure
 from pycni.sdk.interface import InterfacePlugin
 from pycni.sdk.mac import MACConf, requested_mac
-from pycni.spec.fields import Flag, Integer, MACAddress, Text, field
+from pycni.spec.schema import Flag, Integer, MACAddress, Text, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -19,12 +19,14 @@ from pycni.plugins.shared.tuning_backup import (
     sysctl_key,
 )
 from pycni.sdk.chained import ChainedPlugin
+from pycni.sdk.netns import find_sandbox, open_sandbox
 from pycni.sdk.planned import require_prev_result
-from pycni.sdk.sandbox import find_sandbox, open_sandbox
 from pycni.spec.args import known_args
 from pycni.spec.config import NetConf
 from pycni.spec.errors import INVALID_CONFIG, UNAVAILABLE, CNIError, invalid_config, join_errors
-from pycni.spec.fields import (
+from pycni.spec.jsontext import lookup, repeated_keys
+from pycni.spec.owner import Owner
+from pycni.spec.schema import (
     Config,
     MACAddress,
     Object,
@@ -32,9 +34,7 @@ from pycni.spec.fields import (
     field,
     normal_mac,
 )
-from pycni.spec.jsontext import lookup, repeated_keys
-from pycni.spec.owner import Owner
-from pycni.state.documents import Documents
+from pycni.state.attachment_files import Documents
 from pycni.state.files import read_file
 from pycni.steps import executor, ownership
 
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from pycni.plan.steps import Step
     from pycni.sdk.request import Request
     from pycni.spec.config import Attachment
-    from pycni.spec.fields import Fault
     from pycni.spec.result import Result
-    from pycni.steps.context import Kernel
+    from pycni.spec.schema import Fault
+    from pycni.steps.namespaces import HostAndSandbox
 
 ALLOWLIST = "/etc/cni/tuning/allowlist.conf"
 DATA_DIR = "/run/cni/tuning"
@@ -146,7 +146,7 @@ class Tuning(ChainedPlugin):
             return self.result(request, config, previous, kernel)
 
     def result(
-        self, request: Request, config: TuningConfig, previous: Result, kernel: Kernel
+        self, request: Request, config: TuningConfig, previous: Result, kernel: HostAndSandbox
     ) -> Result:
         """The previous result, the interface's entry with the MAC address and MTU that it got."""
         wanted = config.wanted(request.args)
@@ -161,7 +161,7 @@ class Tuning(ChainedPlugin):
         """What a later tuning of the list has set is as it should be."""
         request = super().as_checked(request)
         faults: list[Fault] = []
-        config = self.config.read(request.document, "", faults)
+        config = self.config.read_lenient(request.document, "", faults)
         given, now = config.wanted(request.args), in_force(config.documents(request), request)
         changed: dict[str, Any] = {
             name: getattr(now, name) if getattr(now, name) is not None else value
@@ -177,7 +177,7 @@ class Tuning(ChainedPlugin):
 
     def delete(self, request: Request) -> None:
         faults: list[Fault] = []
-        config = self.config.read(request.document, "", faults)
+        config = self.config.read_lenient(request.document, "", faults)
         with (
             find_sandbox(request) as kernel,
             Backup(config.documents(request), request) as backup,
@@ -203,7 +203,7 @@ class Tuning(ChainedPlugin):
 
     def gc(self, request: Request, keep: frozenset[Attachment]) -> None:
         faults: list[Fault] = []
-        config = self.config.read(request.document, "", faults)
+        config = self.config.read_lenient(request.document, "", faults)
         documents = config.documents(request)
         for name in documents.names():
             saved = saved_in(documents.read(name)) if name.endswith(".json") else None
@@ -214,14 +214,14 @@ class Tuning(ChainedPlugin):
                 documents.remove(name)
         super().gc(request, keep)
 
-    def ready(self, config: TuningConfig, kernel: Kernel) -> None:
+    def check_status(self, config: TuningConfig, kernel: HostAndSandbox) -> None:
         try:
             refuse_unlisted(config)
         except CNIError as error:
             raise CNIError(UNAVAILABLE, error.message, error.details) from None
 
 
-def _is_in_place(ifname: str, kernel: Kernel) -> bool:
+def _is_in_place(ifname: str, kernel: HostAndSandbox) -> bool:
     """Whether settings of the attachment can go back: its own sandbox is there, and nothing of
     another has the name of its interface."""
     if kernel.sandbox is None:

@@ -7,13 +7,13 @@ nothing is left on the host.
 from __future__ import annotations
 
 from pycni.plan.plan import Plan, Reported
-from pycni.plan.steps import HOST, SANDBOX, SubLink
+from pycni.plan.steps import HOST, SANDBOX, ChildLink
 from pycni.plugins.shared.master import require_master
 from pycni.sdk.addressing import announce, configure, settle
 from pycni.sdk.interface import InterfacePlugin
 from pycni.spec.config import NetConf
 from pycni.spec.errors import invalid_config
-from pycni.spec.fields import Flag, Integer, Text, field
+from pycni.spec.schema import Flag, Integer, Text, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pycni.plan.steps import Step
     from pycni.sdk.request import Request
     from pycni.spec.result import Result
-    from pycni.steps.context import Kernel
+    from pycni.steps.namespaces import HostAndSandbox
 
 MAX_VLAN = 4094
 
@@ -57,14 +57,14 @@ class VlanPlugin(InterfacePlugin):
     config = VlanConfig
     needs_ipam: ClassVar[bool] = True
 
-    def ready(self, config: VlanConfig, kernel: Kernel) -> None:
+    def check_status(self, config: VlanConfig, kernel: HostAndSandbox) -> None:
         if not config.link_in_container:
             require_master(kernel, config.master)
 
     def plan(self, request: Request, config: VlanConfig, network: Result) -> Plan:
         ifname = request.ifname
         steps: list[Step] = [
-            SubLink(
+            ChildLink(
                 ifname,
                 "vlan",
                 config.master,

@@ -11,8 +11,8 @@ from pycni.sdk.chained import ChainedPlugin
 from pycni.spec import versions
 from pycni.spec.config import NetConf
 from pycni.spec.errors import invalid_config
-from pycni.spec.fields import Integer, Text, field
 from pycni.spec.names import check_interface_name
+from pycni.spec.schema import Integer, Text, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

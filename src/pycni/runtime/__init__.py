@@ -9,7 +9,7 @@ can detach what the other attached.
 from __future__ import annotations
 
 from pycni.runtime import namespaces
-from pycni.runtime.call import Cancellation
+from pycni.runtime.bulk import Outcome
 from pycni.runtime.endpoint import Endpoint
 from pycni.runtime.errors import (
     Canceled,
@@ -19,8 +19,8 @@ from pycni.runtime.errors import (
     SeveralErrors,
     TimedOut,
 )
-from pycni.runtime.many import Outcome
 from pycni.runtime.network import Network
+from pycni.runtime.options import Cancellation
 
 __all__ = [
     "Canceled",

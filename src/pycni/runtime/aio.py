@@ -18,14 +18,14 @@ from functools import partial
 from typing import Any, Generic, TypeVar, Unpack
 from weakref import WeakKeyDictionary
 
-from pycni.runtime.call import Options, checked, with_cancel
+from pycni.runtime.bulk import WORKERS, Outcome
 from pycni.runtime.config import NetworkConfig
 from pycni.runtime.endpoint import IFNAME, Args, Endpoint, Path
 from pycni.runtime.errors import ConfigError
 from pycni.runtime.garbage import Garbage
-from pycni.runtime.many import WORKERS, Outcome
 from pycni.runtime.network import Network
 from pycni.runtime.operation import Operation
+from pycni.runtime.options import Options, checked, with_cancel
 from pycni.runtime.repair import Repaired
 from pycni.spec.config import Attachment
 from pycni.spec.result import Result

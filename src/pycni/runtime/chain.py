@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
-    from pycni.runtime.call import Options
     from pycni.runtime.config import NetworkConfig, PluginConfig
     from pycni.runtime.engine import Engine, Found
+    from pycni.runtime.options import Options
     from pycni.spec.result import Result
     from pycni.state.cache import ResultCache
 
@@ -40,7 +40,7 @@ UNDO_TIMEOUT = 10.0  # seconds that each plugin has to take back what it did
 
 _NOT_RELEASED = "{} was not called, so that the addresses stay reserved until that is removed"
 
-# What failures of these are told as: runtimes know the words from the reference's library.
+# What failures of these are failure as: runtimes know the words from the reference's library.
 _WORDS = {"ADD": "add", "DEL": "delete"}
 
 
@@ -73,7 +73,7 @@ class Chain(Record):
             if not earlier.is_still_there(called, error):
                 failures = self._undo(called, result, endpoint, options)
                 if isinstance(error, CNIError):
-                    _tell_too(error, failures)
+                    add_undo_failures(error, failures)
             raise
         return result
 
@@ -181,7 +181,7 @@ class Chain(Record):
 
     def _delete_stale(self, stale: Sequence[Endpoint], options: Options) -> list[CNIError]:
         """Delete many at once, for the kernel lets each wait. Returns what failed."""
-        from pycni.runtime.many import WORKERS
+        from pycni.runtime.bulk import WORKERS
 
         def attempt(endpoints: Sequence[Endpoint]) -> list[CNIError]:
             errors: list[CNIError] = []
@@ -192,7 +192,7 @@ class Chain(Record):
                     raise
                 except CNIError as error:
                     which = f"{endpoint.container_id} {endpoint.ifname}"
-                    errors.append(error.within(f"failed to delete stale attachment {which}"))
+                    errors.append(error.with_context(f"failed to delete stale attachment {which}"))
             return errors
 
         # One after the other in a container, whose settings they share.
@@ -265,10 +265,10 @@ class Chain(Record):
         try:
             return self.engine.call(found, request, options)
         except CNIError as error:
-            told = _told(error, plugin, command)
+            failure = as_plugin_error(error, plugin, command)
             if cancel is not None:
-                cancel.check(told.message)
-            raise told from error
+                cancel.check(failure.message)
+            raise failure from error
 
     def find(self, plugin: PluginConfig, command: str) -> Found:
         """The plugin to call. Raises PluginError if there is none."""
@@ -278,7 +278,7 @@ class Chain(Record):
                 self.engine.require_sound(found)
             return found
         except CNIError as error:
-            raise _told(error, plugin, command) from error
+            raise as_plugin_error(error, plugin, command) from error
 
     @property
     def is_in_process(self) -> bool:
@@ -322,14 +322,14 @@ class Chain(Record):
     def _take_back(
         self, called: int, result: Result | None, endpoint: Endpoint, options: Options
     ) -> list[CNIError]:
-        patient: Options = {**options, "cancel": None, "timeout": UNDO_TIMEOUT}
+        without_cancel: Options = {**options, "cancel": None, "timeout": UNDO_TIMEOUT}
         previous = result if self._hands_result_to_delete else None
         errors: list[CNIError] = []
         for plugin in reversed(self.config.plugins[:called]):
             document = self.document(plugin, previous, endpoint.capabilities)
             try:
                 operation.run(
-                    partial(self.call, plugin, "DEL", document, endpoint=endpoint), patient
+                    partial(self.call, plugin, "DEL", document, endpoint=endpoint), without_cancel
                 )
             except CNIError as error:
                 errors.append(error)
@@ -358,7 +358,7 @@ class Chain(Record):
         except Canceled:
             raise
         except CNIError as error:
-            errors.append(error.within(what) if what else error)
+            errors.append(error.with_context(what) if what else error)
 
     def _remember(self, endpoint: Endpoint, result: Result) -> None:
         try:
@@ -375,7 +375,7 @@ class Chain(Record):
                 )
             )
         except CNIError as error:
-            raise error.within(
+            raise error.with_context(
                 f"failed to set network {versions.quote(self.config.name)} cached result"
             ) from error
 
@@ -407,7 +407,8 @@ def _joined(details: str, more: str) -> str:
     return f"{details}; {more}" if details else more
 
 
-def _told(error: CNIError, plugin: PluginConfig, command: str) -> PluginError:
+def as_plugin_error(error: CNIError, plugin: PluginConfig, command: str) -> PluginError:
+    """A plugin's error with the words before it that libcni puts there."""
     prefix = ""
     if command in _WORDS:
         name = f" name={versions.quote(plugin.name)}" if plugin.name else ""
@@ -416,17 +417,17 @@ def _told(error: CNIError, plugin: PluginConfig, command: str) -> PluginError:
     return PluginError(error, plugin.type, command, prefix)
 
 
-def _tell_too(error: CNIError, failures: Sequence[CNIError]) -> None:
+def add_undo_failures(error: CNIError, failures: Sequence[CNIError]) -> None:
     """Add to an error that undoing what led to it failed as well.
 
     A plugin that refuses to undo for the reason it refused to do has done nothing; nor has one that
     lacked the rights for it.
     """
-    told = error.__cause__
+    cause = error.__cause__
     failures = [
         failure
         for failure in failures
-        if str(failure.__cause__) != str(told)
+        if str(failure.__cause__) != str(cause)
         and not (error.details == failure.details == NEEDS_ROOT)
     ]
     if failures:

@@ -11,13 +11,13 @@ import errno
 import os
 
 from pycni.runtime.errors import ConfigError, FaultInFile
-from pycni.runtime.positions import positions
+from pycni.runtime.json_positions import positions
 from pycni.spec import versions
 from pycni.spec.errors import CNIError
-from pycni.spec.fields import MAX_FAULTS, Fault, Flag, Kind, ListOf, MapOf, Text, describe
 from pycni.spec.jsontext import MAX_SIZE, JSONError, dumps, loads, lookup
 from pycni.spec.names import check_plugin_type, is_name
 from pycni.spec.record import Record
+from pycni.spec.schema import MAX_FAULTS, Fault, Flag, Kind, ListOf, MapOf, Text, describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

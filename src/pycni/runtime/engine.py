@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 
-from pycni.runtime.call import environment
 from pycni.runtime.foreign import Foreign, guarded
+from pycni.runtime.options import environment
 from pycni.sdk.delegate import process_environ, read_answer
 from pycni.sdk.dispatch import internal_error, perform
 from pycni.sdk.execute import did_you_mean, execute, find_plugin
@@ -27,7 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pycni.runtime.call import Options
+    from pycni.runtime.options import Options
     from pycni.sdk.plugin import Plugin
     from pycni.spec.result import Result
 
@@ -112,7 +112,7 @@ class Engine:
         request: what to do; where plugins are and their environment are added here. Raises
         CNIError.
         """
-        request = self.equipped(request, options)
+        request = self.with_environment(request, options)
         if found.plugin is not None:
             return _perform(found.plugin, request)
         output = execute(
@@ -142,7 +142,7 @@ class Engine:
             return found.plugin
         return _ours(found.path)
 
-    def equipped(self, request: Request, options: Options) -> Request:
+    def with_environment(self, request: Request, options: Options) -> Request:
         """A request with where plugins are, and their environment."""
         cancel = options.get("cancel")
         request = request.replace(

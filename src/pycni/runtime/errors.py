@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pycni.spec.errors import INVALID_CONFIG, TRY_AGAIN_LATER, UNKNOWN, CNIError, join_errors
-from pycni.spec.fields import Fault
+from pycni.spec.schema import Fault
 
 
 class FaultInFile(Fault):

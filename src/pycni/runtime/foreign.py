@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from pycni.sdk.request import Request
     from pycni.spec.config import Attachment
-    from pycni.spec.fields import Fault
+    from pycni.spec.schema import Fault
 
 _OURS = f"{os.path.dirname(pycni.__file__)}/"
 # By their flag, of inspect: functions that do nothing when they are called.

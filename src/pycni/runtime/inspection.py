@@ -8,7 +8,7 @@ from __future__ import annotations
 from pycni.runtime import find
 from pycni.runtime.chain import as_endpoint
 from pycni.runtime.engine import Engine
-from pycni.runtime.network import TURNS
+from pycni.runtime.network import ATTACHMENT_LOCKS
 from pycni.runtime.repair import Examined, Repair, absent
 from pycni.spec.errors import CNIError
 from pycni.spec.record import Record
@@ -69,7 +69,9 @@ def inspect_all(
     found = []
     for root in roots(cache_dir):
         looking = Repair(
-            Engine(tuple(find.directories(plugin_dirs)), engine), ResultCache(root), TURNS
+            Engine(tuple(find.directories(plugin_dirs)), engine),
+            ResultCache(root),
+            ATTACHMENT_LOCKS,
         )
         known, unreadable = looking.known(network, container_id, ifname)
         found += [_inspect(looking, cached) for cached in known]

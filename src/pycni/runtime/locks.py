@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Token
 
-    from pycni.runtime.call import Cancellation
+    from pycni.runtime.options import Cancellation
 
 FILE = "pycni.lock"
 TIMEOUT = 120.0  # seconds; runtimes give a whole ADD two to four minutes
@@ -37,8 +37,8 @@ _locked: ContextVar[frozenset[tuple[str, Owner]]] = ContextVar("locked", default
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
 
 
-class Turns:
-    """Turns among the threads of this process: one operation per container, and GC alone.
+class AttachmentLocks:
+    """AttachmentLocks among the threads of this process: one operation per container, and GC alone.
 
     An operation that a plugin begins, within another one, has the turns that this one has. One that
     hangs holds up those that need its turn, for TIMEOUT at most, and no others.
@@ -52,15 +52,15 @@ class Turns:
         self._closed_until = 0.0  # at the latest, while somebody waits to collect
         os.register_at_fork(after_in_child=self._forget)
 
-    def container(self, container_id: str, cancel: Cancellation | None = None) -> Turn:
+    def container(self, container_id: str, cancel: Cancellation | None = None) -> HeldLock:
         """A context manager: no other operation on this container, and no GC, meanwhile."""
-        return Turn(self, container_id, cancel)
+        return HeldLock(self, container_id, cancel)
 
-    def everything(self, cancel: Cancellation | None = None) -> Turn:
+    def exclusive(self, cancel: Cancellation | None = None) -> HeldLock:
         """A context manager: no operation at all meanwhile."""
-        return Turn(self, _EVERYTHING, cancel)
+        return HeldLock(self, _EVERYTHING, cancel)
 
-    def take(self, what: str, cancel: Cancellation | None) -> None:
+    def acquire(self, what: str, cancel: Cancellation | None) -> None:
         """Wait for a turn. Raises Canceled, and CNIError (code 11) when the time is over."""
         if cancel is not None:
             cancel.listen(self._wake)
@@ -83,7 +83,7 @@ class Turns:
             if cancel is not None:
                 cancel.unlisten(self._wake)
 
-    def give_back(self, what: str) -> None:
+    def release(self, what: str) -> None:
         """Let others have a turn."""
         with self._changed:
             if what == _EVERYTHING:
@@ -133,11 +133,11 @@ class Turns:
         _held.set(frozenset())
 
 
-class Turn:
+class HeldLock:
     """A turn that is held during a `with` block. what: the container, or all of them."""
 
-    def __init__(self, turns: Turns, what: str, cancel: Cancellation | None) -> None:
-        self._turns = turns
+    def __init__(self, locks: AttachmentLocks, what: str, cancel: Cancellation | None) -> None:
+        self._locks = locks
         self._what = what
         self._cancel = cancel
         self._before: Token[frozenset[str]] | None = None
@@ -152,13 +152,13 @@ class Turn:
                 f"GC within an operation on {', '.join(sorted(held))}, which it would wait for",
                 "collect before or after it",
             )
-        self._turns.take(self._what, self._cancel)
+        self._locks.acquire(self._what, self._cancel)
         self._before = _held.set(held | {self._what})
 
     def __exit__(self, *_: object) -> None:
         if self._before is not None:
             _held.reset(self._before)
-            self._turns.give_back(self._what)
+            self._locks.release(self._what)
 
 
 class ProcessLock:

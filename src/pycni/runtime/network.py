@@ -17,7 +17,7 @@ from typing import Any, Self, Unpack
 
 from pycni.runtime import config as configs
 from pycni.runtime import find, operation
-from pycni.runtime.call import Options, with_cancel
+from pycni.runtime.bulk import ADD_WORKERS, WORKERS, Outcome, add_many, delete_many
 from pycni.runtime.chain import Chain, as_endpoint, completed
 from pycni.runtime.config import NetworkConfig, PluginConfig
 from pycni.runtime.endpoint import (
@@ -32,8 +32,8 @@ from pycni.runtime.endpoint import (
 from pycni.runtime.engine import Engine, in_version
 from pycni.runtime.errors import Canceled, ConfigError, PluginError, one_error
 from pycni.runtime.garbage import Garbage
-from pycni.runtime.locks import Turn, Turns
-from pycni.runtime.many import ADD_WORKERS, WORKERS, Outcome, add_many, delete_many
+from pycni.runtime.locks import AttachmentLocks, HeldLock
+from pycni.runtime.options import Options, with_cancel
 from pycni.runtime.repair import Repaired
 from pycni.sdk.plugin import Plugin
 from pycni.spec import versions
@@ -48,7 +48,7 @@ from pycni.spec.errors import (
 from pycni.spec.result import Result
 from pycni.state.cache import ROOT, CachedAttachment, ResultCache
 
-TURNS = Turns()
+ATTACHMENT_LOCKS = AttachmentLocks()
 
 _UNKNOWN_COMMAND = "unknown CNI_COMMAND"  # the reference's words
 
@@ -265,8 +265,8 @@ class Network:
                 chain.call(plugin, "CHECK", document, options, endpoint)
 
     @staticmethod
-    def _turn(endpoint: Endpoint, options: Options) -> Turn:
-        return TURNS.container(endpoint.container_id, options.get("cancel"))
+    def _turn(endpoint: Endpoint, options: Options) -> HeldLock:
+        return ATTACHMENT_LOCKS.container(endpoint.container_id, options.get("cancel"))
 
     def repair(
         self,
@@ -290,7 +290,7 @@ class Network:
         repair = Repair(
             self._engine,
             self._cache,
-            TURNS,
+            ATTACHMENT_LOCKS,
             self.config,
             self._chain.on_call,
             dry_run,
@@ -320,7 +320,7 @@ class Network:
         workers: int | None = None,
         **options: Unpack[Options],
     ) -> list[Outcome]:
-        """Attach many containers at once, in `workers` threads; see `pycni.runtime.many`.
+        """Attach many containers at once, in `workers` threads; see `pycni.runtime.bulk`.
 
         workers: by default as many as help, which for plugins in this process are fewer. Returns an
         outcome for each, in order. One that fails is undone and the others go on.
@@ -372,7 +372,7 @@ class Network:
     def _gc(
         self, living: set[tuple[str, str]], dry_run: bool, force: bool, options: Options
     ) -> list[Endpoint]:
-        with TURNS.everything(options.get("cancel")), self._chain.locked(None, options):
+        with ATTACHMENT_LOCKS.exclusive(options.get("cancel")), self._chain.locked(None, options):
             found = self._garbage(living)
             removed = [*found.noted, *found.leftovers]
             if force:
@@ -501,7 +501,9 @@ class Network:
             raise self._damaged(error) from error
 
     def _damaged(self, error: CNIError) -> CNIError:
-        return error.within(f"failed to get network {versions.quote(self.name)} cached result")
+        return error.with_context(
+            f"failed to get network {versions.quote(self.name)} cached result"
+        )
 
 
 class Attached:

@@ -16,7 +16,7 @@ import contextvars
 from contextlib import suppress
 from typing import Generic, TypeVar
 
-from pycni.runtime.call import Cancellation, checked
+from pycni.runtime.options import Cancellation, checked
 from pycni.spec.errors import is_shortage, short_of
 
 TYPE_CHECKING = False
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    from pycni.runtime.call import Options
+    from pycni.runtime.options import Options
 
 T = TypeVar("T")
 Item = TypeVar("Item")

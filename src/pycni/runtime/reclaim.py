@@ -29,7 +29,7 @@ from pycni.runtime.chain import Chain
 from pycni.runtime.endpoint import Endpoint, pod_of
 from pycni.runtime.engine import Engine
 from pycni.runtime.locks import ProcessLock
-from pycni.runtime.network import TURNS
+from pycni.runtime.network import ATTACHMENT_LOCKS
 from pycni.sdk.collection import remove_leftovers
 from pycni.spec.errors import CNIError
 from pycni.spec.identity import now
@@ -230,7 +230,7 @@ def _delete(
         return True
     endpoint = Endpoint(owner.container_id, None, owner.ifname)
     endpoint.check()
-    with TURNS.container(owner.container_id), ExitStack() as locks:
+    with ATTACHMENT_LOCKS.container(owner.container_id), ExitStack() as locks:
         for root in known:
             locks.enter_context(ProcessLock(root, owner))
         noted = attached.noted(owner)

@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, Self
 
-    from pycni.runtime.call import Options
     from pycni.runtime.config import PluginConfig
     from pycni.runtime.endpoint import Path
-    from pycni.runtime.locks import Turns
+    from pycni.runtime.locks import AttachmentLocks
+    from pycni.runtime.options import Options
     from pycni.spec.owner import Owner
     from pycni.spec.result import Result
     from pycni.state.cache import CachedAttachment, Unreadable
 
 MISSING = "missing"
-MENDED = "mended"
+REPAIRED = "repaired"
 FAILED = "failed"
 
 DETACHED = "it was detached meanwhile"
@@ -49,7 +49,7 @@ NO_NAMESPACE = "its network namespace is gone; DEL or GC removes what is left"
 class Finding(Record):
     """A part of an attachment that is not as ADD left it.
 
-    plugin: whose it is; what: a sentence, CHECK's; state: "missing" (dry run), "mended" or
+    plugin: whose it is; what: a sentence, CHECK's; state: "missing" (dry run), "repaired" or
     "failed"; reason: why it could not be put back, and what can be done.
     """
 
@@ -116,7 +116,7 @@ class Repaired(Examined):
         """Whether nothing is missing now: what could not be looked at is not known to be sound."""
         if self.skipped:
             return self.skipped in (DETACHED, REPLACED)
-        return all(finding.state == MENDED for finding in self.findings)
+        return all(finding.state == REPAIRED for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
         """As `pycni repair -o json` prints it."""
@@ -139,7 +139,7 @@ class Repair(Record):
 
     engine: Engine
     cache: ResultCache
-    turns: Turns
+    locks: AttachmentLocks
     fallback: configs.NetworkConfig | None = None
     on_call: Callable[[str, str], None] | None = None
     dry_run: bool = False
@@ -185,7 +185,7 @@ class Repair(Record):
         except CNIError as error:
             return report.replace(findings=(_failed("", error),))
         with (
-            self.turns.container(cached.container_id, cancel),
+            self.locks.container(cached.container_id, cancel),
             chain.locked(report.endpoint, options),
         ):
             for plugin in chain.config.plugins:
@@ -222,7 +222,7 @@ class Repair(Record):
             ifname=endpoint.ifname,
             args=cni_args(pairs(endpoint.args)),
         )
-        return self.engine.equipped(request, options)
+        return self.engine.with_environment(request, options)
 
     def chain(self, cached: CachedAttachment) -> tuple[Chain, Result | None]:
         """The plugins that an attachment was made by, and its result. Raises CNIError."""
@@ -288,7 +288,7 @@ def repair_all(
     `pycni.state.cache.roots`). Needs no configuration but what the cache noted. The rest is as in
     `Network.repair`.
     """
-    from pycni.runtime.network import TURNS
+    from pycni.runtime.network import ATTACHMENT_LOCKS
 
     def work(options: Options) -> list[Repaired]:
         reports = []
@@ -296,7 +296,7 @@ def repair_all(
             repair = Repair(
                 Engine(tuple(find.directories(plugin_dirs)), engine),
                 ResultCache(root),
-                TURNS,
+                ATTACHMENT_LOCKS,
                 on_call=on_call,
                 dry_run=dry_run,
                 remake=remake,

@@ -8,13 +8,13 @@ from __future__ import annotations
 from pycni.spec import versions
 from pycni.spec.config import DNS
 from pycni.spec.errors import CNIError
-from pycni.spec.fields import Address, Fault, Kind, ListOf, Network, Object, Text
 from pycni.spec.ip import IPAddress, IPNetwork
 from pycni.spec.result import Interface, IPConfig, Result, Route, decode_result, encode_result
+from pycni.spec.schema import Address, Fault, Kind, ListOf, Network, Object, Text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pycni.spec.fields import Config
+    from pycni.spec.schema import Config
 
 _FIELDS: dict[str, Kind] = {
     "interfaces": ListOf(Object(Interface)),

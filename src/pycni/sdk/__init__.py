@@ -4,7 +4,7 @@
 
 Names are looked up when they are asked for, so that a plugin loads what it uses and no more.
 Besides them there are the modules `pycni.sdk.delegate` (other plugins), `pycni.sdk.addressing`,
-`pycni.sdk.mac` and `pycni.sdk.pair` (what plugins that make interfaces share), and
+`pycni.sdk.mac` and `pycni.sdk.veth_name` (what plugins that make interfaces share), and
 `pycni.sdk.testing`.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pycni.kernel import nftables as nftables
+    from pycni.kernel.netfilter import nftables as nftables
     from pycni.plan import steps as steps
     from pycni.plan.plan import Plan as Plan
     from pycni.plan.plan import Reported as Reported
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from pycni.sdk.interface import InterfacePlugin as InterfacePlugin
     from pycni.sdk.ipam import Allocation as Allocation
     from pycni.sdk.ipam import delegate_ipam as delegate_ipam
+    from pycni.sdk.netns import find_sandbox as find_sandbox
+    from pycni.sdk.netns import open_sandbox as open_sandbox
     from pycni.sdk.planned import PlannedPlugin as PlannedPlugin
     from pycni.sdk.planned import require_prev_result as require_prev_result
     from pycni.sdk.plugin import Plugin as Plugin
     from pycni.sdk.request import Request as Request
-    from pycni.sdk.sandbox import find_sandbox as find_sandbox
-    from pycni.sdk.sandbox import open_sandbox as open_sandbox
     from pycni.spec import errors as errors
     from pycni.spec import versions as versions
     from pycni.spec.config import DNS as DNS
@@ -37,18 +37,6 @@ if TYPE_CHECKING:
     from pycni.spec.config import NetConf as NetConf
     from pycni.spec.errors import CNIError as CNIError
     from pycni.spec.errors import invalid_config as invalid_config
-    from pycni.spec.fields import Address as Address
-    from pycni.spec.fields import Anything as Anything
-    from pycni.spec.fields import Config as Config
-    from pycni.spec.fields import Flag as Flag
-    from pycni.spec.fields import Integer as Integer
-    from pycni.spec.fields import ListOf as ListOf
-    from pycni.spec.fields import MACAddress as MACAddress
-    from pycni.spec.fields import MapOf as MapOf
-    from pycni.spec.fields import Network as Network
-    from pycni.spec.fields import Object as Object
-    from pycni.spec.fields import Text as Text
-    from pycni.spec.fields import field as field
     from pycni.spec.ip import IPAddress as IPAddress
     from pycni.spec.ip import IPNetwork as IPNetwork
     from pycni.spec.owner import Owner as Owner
@@ -56,28 +44,40 @@ if TYPE_CHECKING:
     from pycni.spec.result import IPConfig as IPConfig
     from pycni.spec.result import Result as Result
     from pycni.spec.result import Route as Route
-    from pycni.steps.context import Kernel as Kernel
+    from pycni.spec.schema import Address as Address
+    from pycni.spec.schema import Anything as Anything
+    from pycni.spec.schema import Config as Config
+    from pycni.spec.schema import Flag as Flag
+    from pycni.spec.schema import Integer as Integer
+    from pycni.spec.schema import ListOf as ListOf
+    from pycni.spec.schema import MACAddress as MACAddress
+    from pycni.spec.schema import MapOf as MapOf
+    from pycni.spec.schema import Network as Network
+    from pycni.spec.schema import Object as Object
+    from pycni.spec.schema import Text as Text
+    from pycni.spec.schema import field as field
     from pycni.steps.executor import Transaction as Transaction
     from pycni.steps.executor import translate as translate
+    from pycni.steps.namespaces import HostAndSandbox as HostAndSandbox
 
 
 # Where each name is: a module, and what of it; the module itself for "".
 _NAMES = {
-    "Address": ("pycni.spec.fields", "Address"),
-    "Anything": ("pycni.spec.fields", "Anything"),
-    "Flag": ("pycni.spec.fields", "Flag"),
-    "Integer": ("pycni.spec.fields", "Integer"),
-    "ListOf": ("pycni.spec.fields", "ListOf"),
-    "MACAddress": ("pycni.spec.fields", "MACAddress"),
-    "MapOf": ("pycni.spec.fields", "MapOf"),
-    "Network": ("pycni.spec.fields", "Network"),
-    "Object": ("pycni.spec.fields", "Object"),
-    "Text": ("pycni.spec.fields", "Text"),
+    "Address": ("pycni.spec.schema", "Address"),
+    "Anything": ("pycni.spec.schema", "Anything"),
+    "Flag": ("pycni.spec.schema", "Flag"),
+    "Integer": ("pycni.spec.schema", "Integer"),
+    "ListOf": ("pycni.spec.schema", "ListOf"),
+    "MACAddress": ("pycni.spec.schema", "MACAddress"),
+    "MapOf": ("pycni.spec.schema", "MapOf"),
+    "Network": ("pycni.spec.schema", "Network"),
+    "Object": ("pycni.spec.schema", "Object"),
+    "Text": ("pycni.spec.schema", "Text"),
     "Allocation": ("pycni.sdk.ipam", "Allocation"),
     "Attachment": ("pycni.spec.config", "Attachment"),
     "CNIError": ("pycni.spec.errors", "CNIError"),
     "ChainedPlugin": ("pycni.sdk.chained", "ChainedPlugin"),
-    "Config": ("pycni.spec.fields", "Config"),
+    "Config": ("pycni.spec.schema", "Config"),
     "DNS": ("pycni.spec.config", "DNS"),
     "HOST": ("pycni.plan.steps", "HOST"),
     "IPAddress": ("pycni.spec.ip", "IPAddress"),
@@ -85,7 +85,7 @@ _NAMES = {
     "IPNetwork": ("pycni.spec.ip", "IPNetwork"),
     "Interface": ("pycni.spec.result", "Interface"),
     "InterfacePlugin": ("pycni.sdk.interface", "InterfacePlugin"),
-    "Kernel": ("pycni.steps.context", "Kernel"),
+    "HostAndSandbox": ("pycni.steps.namespaces", "HostAndSandbox"),
     "NetConf": ("pycni.spec.config", "NetConf"),
     "Owner": ("pycni.spec.owner", "Owner"),
     "Plan": ("pycni.plan.plan", "Plan"),
@@ -100,12 +100,12 @@ _NAMES = {
     "Transaction": ("pycni.steps.executor", "Transaction"),
     "delegate_ipam": ("pycni.sdk.ipam", "delegate_ipam"),
     "errors": ("pycni.spec.errors", ""),
-    "field": ("pycni.spec.fields", "field"),
-    "find_sandbox": ("pycni.sdk.sandbox", "find_sandbox"),
+    "field": ("pycni.spec.schema", "field"),
+    "find_sandbox": ("pycni.sdk.netns", "find_sandbox"),
     "invalid_config": ("pycni.spec.errors", "invalid_config"),
     "main": ("pycni.sdk.entry", "main"),
-    "nftables": ("pycni.kernel.nftables", ""),
-    "open_sandbox": ("pycni.sdk.sandbox", "open_sandbox"),
+    "nftables": ("pycni.kernel.netfilter.nftables", ""),
+    "open_sandbox": ("pycni.sdk.netns", "open_sandbox"),
     "require_prev_result": ("pycni.sdk.planned", "require_prev_result"),
     "steps": ("pycni.plan.steps", ""),
     "translate": ("pycni.steps.executor", "translate"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from _socket import AF_INET6
 
 from pycni.kernel.netlink.constants import RT_SCOPE_LINK
-from pycni.plan.steps import SANDBOX, Address, LinkSettings, LinkUp, Route, Settled, Sysctl
+from pycni.plan.steps import SANDBOX, Address, DADFinished, LinkSettings, LinkUp, Route, Sysctl
 from pycni.spec.ip import IPAddress, host_network
 from pycni.spec.result import gateway_of
 
@@ -149,7 +149,7 @@ def _to_gateway(link: str, entry: IPConfig) -> list[Step]:
 def announce(link: str) -> list[Step]:
     """Have neighbours told of the interface's addresses when it comes up.
 
-    The kernel does so at once, when a bridge does not forward for it yet: see `Announced`.
+    The kernel does so at once, when a bridge does not forward for it yet: see `GratuitousARP`.
     """
     return [
         Sysctl(SANDBOX, f"net/ipv4/conf/{link}/arp_notify", "1", lasting=False),
@@ -163,5 +163,5 @@ def settle(link: str, network: Result) -> list[Step]:
     Without `dad` (above) that is a matter of microseconds.
     """
     if any(entry.address.family == AF_INET6 for entry in network.ips):
-        return [Settled(SANDBOX, link)]
+        return [DADFinished(SANDBOX, link)]
     return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pycni.kernel import census, link, namespace
+from pycni.kernel import all_addresses, link, namespace
 from pycni.plan.steps import HOST
 
 TYPE_CHECKING = False
@@ -36,4 +36,4 @@ def noted_interfaces(identity: Identity) -> list[int | str]:
 
 def addresses_in_use() -> dict[IPAddress, str]:
     """Every address that is set in a namespace of this machine, with a path of that."""
-    return census.addresses()
+    return all_addresses.addresses()

@@ -5,8 +5,8 @@ They take prevResult and hand it on. See `pycni.sdk.planned` for what such a plu
 
 from __future__ import annotations
 
+from pycni.sdk.netns import open_sandbox
 from pycni.sdk.planned import PlannedPlugin, require_prev_result
-from pycni.sdk.sandbox import open_sandbox
 from pycni.steps import executor
 
 TYPE_CHECKING = False
@@ -15,20 +15,22 @@ if TYPE_CHECKING:
 
     from pycni.sdk.request import Request
     from pycni.spec.result import Result
-    from pycni.steps.context import Kernel
+    from pycni.steps.namespaces import HostAndSandbox
 
 
 class ChainedPlugin(PlannedPlugin):
     """Base of plugins that come second or later in a list."""
 
-    def result(self, request: Request, config: Any, previous: Result, kernel: Kernel) -> Result:
+    def result(
+        self, request: Request, config: Any, previous: Result, kernel: HostAndSandbox
+    ) -> Result:
         """The result to hand on, from the one received; called when the plan has been made."""
         return previous
 
     def add(self, request: Request) -> Result:
         config = self.config.decode(request.document)
         previous = require_prev_result(request, self.unchained)
-        network = self.complete(config, self.concern(request, previous))
+        network = self.fill_in_gateways(config, self.own_result(request, previous))
         with open_sandbox(request) as kernel, executor.Transaction(kernel) as transaction:
             transaction.apply(self.plan(request, config, network))
             return self.result(request, config, previous, kernel)

@@ -8,7 +8,7 @@ have known it. Then goes what nothing is noted of, by its marks; addresses are r
 from __future__ import annotations
 
 from pycni.sdk.ipam import have_ipam, needs_link
-from pycni.sdk.sandbox import all_identities, disregard_other_host, is_attached, plugin_type
+from pycni.sdk.netns import all_identities, disregard_other_host, is_attached, plugin_type
 from pycni.spec.config import LEGACY_ATTACHMENTS, VALID_ATTACHMENTS
 from pycni.spec.errors import TRY_AGAIN_LATER, CNIError, join_errors
 from pycni.spec.identity import now
@@ -16,7 +16,7 @@ from pycni.spec.owner import Owner, Owners
 from pycni.state import attachments
 from pycni.state.attachments import LOCK_TIMEOUT, AttachmentLock
 from pycni.steps import executor, ownership
-from pycni.steps.context import Kernel
+from pycni.steps.namespaces import HostAndSandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def collect(plugin: Collector, request: Request, keep: frozenset[Attachment]) ->
         failures += have_ipam(request, "GC")
     kept = {Owner(network, item.container_id, item.ifname).tag for item in keep}
     stale = [tag for tag in attachments.tags(network) if tag not in kept]
-    with Kernel(None, is_attached=is_attached) as kernel:
+    with HostAndSandbox(None, is_attached=is_attached) as kernel:
         failures += _collect_noted(plugin, plugin_type(request), stale, began, kernel)
         others = Owners(
             network,
@@ -72,7 +72,7 @@ def remove_leftovers(owner: Owner, began: float) -> None:
     """
     with (
         AttachmentLock(owner, deleting=True) as lock,
-        Kernel(None, is_attached=is_attached) as kernel,
+        HostAndSandbox(None, is_attached=is_attached) as kernel,
     ):
         disregard_other_host(kernel, lock)
         if lock.identity is not None and lock.identity.since > began:
@@ -93,7 +93,7 @@ def remove_leftovers(owner: Owner, began: float) -> None:
 
 
 def _collect_noted(
-    plugin: Collector, caller: str, tags: list[str], began: float, kernel: Kernel
+    plugin: Collector, caller: str, tags: list[str], began: float, kernel: HostAndSandbox
 ) -> list[CNIError]:
     """Remove what is noted of attachments, by their tags. Returns what failed.
 
@@ -114,7 +114,7 @@ def _collect_some(
     caller: str,
     tags: list[str],
     began: float,
-    kernel: Kernel,
+    kernel: HostAndSandbox,
     busy: list[str] | None = None,
 ) -> list[CNIError]:
     """The same for some, whose locks are held together.
@@ -153,7 +153,7 @@ def _collect_some(
 
 
 def _remove(
-    plugin: Collector, caller: str, locked: list[AttachmentLock], kernel: Kernel
+    plugin: Collector, caller: str, locked: list[AttachmentLock], kernel: HostAndSandbox
 ) -> list[CNIError]:
     """Remove what locked attachments have, and the notes of those of which all went."""
     noted = [(lock, lock.identity) for lock in locked if lock.identity is not None]

@@ -123,17 +123,17 @@ def execute(
     raise failed(code, stdout, said)
 
 
-def tell(stderr: int, text: bytes, within: float = 5.0) -> None:
+def tell(stderr: int, text: bytes, timeout: float = 5.0) -> None:
     """Write to a caller's stderr, or give up: it may be anything, and nobody may ever read it.
 
-    within: seconds for all of it.
+    timeout: seconds for all of it.
     """
     import time
     from select import PIPE_BUF, POLLOUT, poll
 
     waiting = poll()
     waiting.register(stderr, POLLOUT)
-    until = time.monotonic() + within
+    until = time.monotonic() + timeout
     try:
         while text and waiting.poll(max(0.0, until - time.monotonic()) * 1000):
             # So much a pipe takes without waiting, once it can be written to.

@@ -11,8 +11,8 @@ from pycni.plan.plan import Plan
 from pycni.plan.steps import HOST, SANDBOX
 from pycni.sdk.addressing import mtu_told
 from pycni.sdk.ipam import Allocation, needs_link
-from pycni.sdk.planned import PlannedPlugin, own_part
-from pycni.sdk.sandbox import evict, open_sandbox, supersede_if_gone
+from pycni.sdk.netns import evict, open_sandbox, supersede_if_gone
+from pycni.sdk.planned import PlannedPlugin, own_addresses
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError
 from pycni.spec.result import FAMILIES, Interface, Result, merge
 from pycni.steps import executor
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pycni.sdk.request import Request
     from pycni.spec.config import NetConf
-    from pycni.steps.context import Kernel
+    from pycni.steps.namespaces import HostAndSandbox
 
 
 class InterfacePlugin(PlannedPlugin):
@@ -55,7 +55,7 @@ class InterfacePlugin(PlannedPlugin):
             with allocation as addresses, executor.Transaction(kernel) as transaction:
                 evict(kernel, addresses)
                 known = addresses if request.ipam_type else inherited
-                network = override_dns(request, config, self.complete(config, known))
+                network = override_dns(request, config, self.fill_in_gateways(config, known))
                 if made.steps:
                     now = _mtu(kernel, request)
                     there = Interface(
@@ -77,7 +77,7 @@ class InterfacePlugin(PlannedPlugin):
         no address plugin: by default none."""
         return Result()
 
-    def concern(self, request: Request, previous: Result) -> Result:
+    def own_result(self, request: Request, previous: Result) -> Result:
         """Of a previous result, the addresses of the attachment's own interface."""
         listed = [(interface.name, interface.sandbox) for interface in previous.interfaces]
         if listed and (request.ifname, request.netns) not in listed:
@@ -86,7 +86,7 @@ class InterfacePlugin(PlannedPlugin):
                 f"Sandbox in prevResult doesn't match configured netns: {request.netns}",
                 f"prevResult lists no interface {request.ifname} in that sandbox",
             )
-        own = own_part(request, previous)
+        own = own_addresses(request, previous)
         if any(item.mtu for item in own.interfaces) and not needs_link(request):
             # Then the interface's own plugin tells it, as the reference's do, and tuning may have
             # changed it since.
@@ -112,21 +112,21 @@ class InterfacePlugin(PlannedPlugin):
             )
 
 
-def _mtu(kernel: Kernel, request: Request) -> int:
+def _mtu(kernel: HostAndSandbox, request: Request) -> int:
     """The MTU of the attachment's interface now, 0 if it is not there."""
     try:
-        found = kernel.site(SANDBOX).find(request.ifname)
+        found = kernel.netns(SANDBOX).find(request.ifname)
     except OSError as error:
         raise executor.translate(error) from error
     return 0 if found is None else found.mtu
 
 
-def report(kernel: Kernel, request: Request, plan: Plan, network: Result) -> Result:
+def report(kernel: HostAndSandbox, request: Request, plan: Plan, network: Result) -> Result:
     """The result of an ADD: the plan's interfaces as the kernel has them, and the addresses."""
     interfaces = []
     container = None
     for index, reported in enumerate(plan.interfaces):
-        site = kernel.site(reported.where)
+        site = kernel.netns(reported.where)
         name, mac, mtu = reported.name, "", 0
         if reported.in_kernel:
             try:

@@ -25,9 +25,9 @@ import time
 
 from pycni.sdk import allowed_paths
 from pycni.spec.errors import INVALID_CONFIG, CNIError
-from pycni.spec.fields import Fault, describe, faults_error
 from pycni.spec.names import is_name
 from pycni.spec.record import Record
+from pycni.spec.schema import Fault, describe, faults_error
 from pycni.spec.versions import quote
 from pycni.state.append import append_file
 

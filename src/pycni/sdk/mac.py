@@ -5,8 +5,8 @@ from __future__ import annotations
 from pycni.spec.args import known_args
 from pycni.spec.config import NetConf
 from pycni.spec.errors import invalid_config
-from pycni.spec.fields import Config, MACAddress, Object, field, normal_mac
 from pycni.spec.owner import hashed_name
+from pycni.spec.schema import Config, MACAddress, Object, field, normal_mac
 from pycni.state.files import boot_id
 
 TYPE_CHECKING = False

@@ -10,15 +10,15 @@ from __future__ import annotations
 from pycni.plan.plan import Plan
 from pycni.plan.steps import HOST
 from pycni.sdk.ipam import delegate_ipam, have_ipam, needs_link
+from pycni.sdk.netns import find_sandbox, open_sandbox, plugin_type, without_others
 from pycni.sdk.plugin import Plugin
-from pycni.sdk.sandbox import find_sandbox, open_sandbox, plugin_type, without_others
 from pycni.spec.args import valid_args
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError, join_errors
 from pycni.spec.owner import Owners
 from pycni.spec.result import Result
 from pycni.state.attachments import remove_files
 from pycni.steps import executor, ownership
-from pycni.steps.context import Kernel
+from pycni.steps.namespaces import HostAndSandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pycni.plan.difference import Difference, Part
     from pycni.sdk.request import Request
     from pycni.spec.config import Attachment
-    from pycni.spec.fields import Fault
+    from pycni.spec.schema import Fault
 
 LOOPBACK = "lo"
 
@@ -48,8 +48,8 @@ class PlannedPlugin(Plugin):
     def plan(self, request: Request, config: Any, network: Result) -> Plan:
         """What should exist for the request's attachment. Pure: asks nothing of the kernel.
 
-        network: what is known of addresses and interfaces. At ADD it is what `complete` returned,
-        at CHECK and DEL the same from prevResult, which at DEL may be empty. It lists the
+        network: what is known of addresses and interfaces. At ADD it is what `fill_in_gateways`
+        returned, at CHECK and DEL the same from prevResult, which at DEL may be empty. It lists the
         attachment's interface only if that is there already.
         """
         raise NotImplementedError
@@ -61,7 +61,7 @@ class PlannedPlugin(Plugin):
         """
         return config
 
-    def complete(self, config: Any, network: Result) -> Result:
+    def fill_in_gateways(self, config: Any, network: Result) -> Result:
         """Addresses, routes and DNS as the result shall tell them.
 
         Called for CHECK and DEL with a prevResult that went through it before, so doing it twice
@@ -69,11 +69,11 @@ class PlannedPlugin(Plugin):
         """
         return network
 
-    def concern(self, request: Request, previous: Result) -> Result:
+    def own_result(self, request: Request, previous: Result) -> Result:
         """The part of a previous result that this plugin's plan is made from."""
         return previous
 
-    def ready(self, config: Any, kernel: Kernel) -> None:
+    def check_status(self, config: Any, kernel: HostAndSandbox) -> None:
         """Raise a CNIError (code 50) if an ADD could not be served now."""
 
     def as_checked(self, request: Request) -> Request:
@@ -85,7 +85,7 @@ class PlannedPlugin(Plugin):
         config = self.resolve(self.config.decode(checked.document))
         previous = require_prev_result(checked, self.unchained)
         delegate_ipam(request, "CHECK")
-        network = self.complete(config, self.concern(checked, previous))
+        network = self.fill_in_gateways(config, self.own_result(checked, previous))
         with open_sandbox(request) as kernel:
             plan = self.plan(checked, config, network)
             differences = check_interfaces(kernel, plan, previous)
@@ -113,10 +113,10 @@ class PlannedPlugin(Plugin):
     def delete(self, request: Request) -> None:
         faults: list[Fault] = []
         # Faults of what asks for something are no reason to leak what was made.
-        config = self.config.read(request.document, "", faults)
+        config = self.config.read_lenient(request.document, "", faults)
         with find_sandbox(request) as kernel:
-            known = without_others(kernel, request.owner, known_part(request))
-            plan = self.plan(request.replace(args=""), config, self.complete(config, known))
+            known = without_others(kernel, request.owner, prev_result_or_empty(request))
+            plan = self.plan(request.replace(args=""), config, self.fill_in_gateways(config, known))
             # Addresses are released last, when nothing names them any more; but while the interface
             # is there, if releasing takes that. What could not be removed keeps them reserved.
             interface, rest = plan.split() if needs_link(request) else (Plan(), plan)
@@ -149,7 +149,7 @@ class PlannedPlugin(Plugin):
         if failures:
             raise join_errors(failures) if is_released else _not_released(failures, request)
 
-    def _left_over(self, kernel: Kernel, plan: Plan, ifname: str) -> tuple[str, ...]:
+    def _left_over(self, kernel: HostAndSandbox, plan: Plan, ifname: str) -> tuple[str, ...]:
         """The kinds of steps that this DEL has to sweep by owner, since its plan has none of them.
 
         The configuration may have been another at ADD: of a plugin's own kinds, those that are
@@ -182,8 +182,8 @@ class PlannedPlugin(Plugin):
 
     def status(self, request: Request) -> None:
         config = self.config.decode(request.document)
-        with Kernel(None) as kernel:
-            self.ready(config, kernel)
+        with HostAndSandbox(None) as kernel:
+            self.check_status(config, kernel)
         delegate_ipam(request, "STATUS")
 
 
@@ -200,7 +200,7 @@ def require_prev_result(request: Request, message: str = PlannedPlugin.unchained
     return previous
 
 
-def known_part(request: Request) -> Result:
+def prev_result_or_empty(request: Request) -> Result:
     """What DEL knows of the attachment; a missing or unreadable prevResult is no obstacle."""
     try:
         previous = request.prev_result
@@ -208,10 +208,10 @@ def known_part(request: Request) -> Result:
         return Result()
     if previous is None:
         return Result()
-    return own_part(request, previous)
+    return own_addresses(request, previous)
 
 
-def own_part(request: Request, previous: Result) -> Result:
+def own_addresses(request: Request, previous: Result) -> Result:
     """A previous result with the addresses of the attachment's own interface only.
 
     Where it lists other interfaces of the sandbox, the routes are those by the own one's gateways
@@ -239,13 +239,13 @@ def own_part(request: Request, previous: Result) -> Result:
     return previous.replace(ips=ips, routes=routes)
 
 
-def check_interfaces(kernel: Kernel, plan: Plan, previous: Result) -> list[str]:
+def check_interfaces(kernel: HostAndSandbox, plan: Plan, previous: Result) -> list[str]:
     """How the interfaces that a plan reports differ from those that the previous result lists."""
     differences = []
     for reported in plan.interfaces:
         if not reported.in_kernel:
             continue
-        site = kernel.site(reported.where)
+        site = kernel.netns(reported.where)
         link = site.find(reported.name, altnames=reported.where == HOST)
         if link is None:
             differences.append(f"interface {reported.name} is missing in the {reported.where}")

@@ -7,12 +7,12 @@ load this when they are called. No address is allocated, released or changed.
 
 from __future__ import annotations
 
-from pycni.plan.difference import AGAIN, FAILED, MENDED, Difference, Part, described
+from pycni.plan.difference import AGAIN, FAILED, REPAIRED, Difference, Part, described
 from pycni.plan.plan import Plan
 from pycni.plan.steps import HOST, SANDBOX, VethPair
 from pycni.sdk.ipam import delegate_ipam
+from pycni.sdk.netns import open_sandbox
 from pycni.sdk.planned import require_prev_result
-from pycni.sdk.sandbox import open_sandbox
 from pycni.spec import versions
 from pycni.spec.errors import CHECK_FAILED, CNIError
 from pycni.steps import executor, ownership
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pycni.sdk.plugin import Plugin
     from pycni.sdk.request import Request
     from pycni.spec.result import Result
-    from pycni.steps.context import Kernel
+    from pycni.steps.namespaces import HostAndSandbox
 
 
 def repair_planned(
@@ -70,11 +70,11 @@ def inspect_planned(plugin: PlannedPlugin, request: Request) -> list[Part]:
 def _plan(plugin: PlannedPlugin, request: Request, previous: Result) -> Plan:
     request = plugin.as_checked(request)
     config = plugin.resolve(plugin.config.decode(request.document))
-    network = plugin.complete(config, plugin.concern(request, previous))
+    network = plugin.fill_in_gateways(config, plugin.own_result(request, previous))
     return plugin.plan(request, config, network)
 
 
-def _note_again(kernel: Kernel, plan: Plan) -> None:
+def _note_again(kernel: HostAndSandbox, plan: Plan) -> None:
     """Note an interface that was made again: it has other indexes. Raises CNIError, OSError.
 
     Where none is noted, none was made, and what the reference made stays the reference's.
@@ -110,7 +110,7 @@ def check_only(
         plugin.check(request)
     except CNIError as error:
         return [Difference(what, FAILED, f"{error}; {AGAIN}")]
-    return [Difference(what, MENDED)]
+    return [Difference(what, REPAIRED)]
 
 
 def _macs(request: Request, previous: Result) -> dict[tuple[str, str], str]:
@@ -136,7 +136,7 @@ def _require_address(request: Request) -> None:
         ) from error
 
 
-def _require_current(kernel: Kernel, previous: Result) -> None:
+def _require_current(kernel: HostAndSandbox, previous: Result) -> None:
     """Raise a CNIError if the attachment is on its way out, or is not that of the result any more.
 
     The runtime may have read the result before the container was detached and attached again.
@@ -159,7 +159,7 @@ def _require_current(kernel: Kernel, previous: Result) -> None:
         )
 
 
-def _require_living(plan: Plan, kernel: Kernel, request: Request, remake: bool) -> None:
+def _require_living(plan: Plan, kernel: HostAndSandbox, request: Request, remake: bool) -> None:
     """Raise a CNIError unless the sandbox is still the attachment's."""
     for step in plan.steps:
         if isinstance(step, VethPair):

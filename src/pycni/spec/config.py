@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pycni.spec import versions
 from pycni.spec.errors import DECODING_FAILURE, INVALID_CONFIG, CNIError
-from pycni.spec.fields import Anything, Config, Flag, ListOf, MapOf, Object, Text, field
 from pycni.spec.jsontext import JSONError, has_key, loads, lookup
 from pycni.spec.names import is_name
+from pycni.spec.schema import Anything, Config, Flag, ListOf, MapOf, Object, Text, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

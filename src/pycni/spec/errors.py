@@ -69,7 +69,7 @@ class CNIError(Exception):
             document["details"] = self.details
         return document
 
-    def within(self, what: str) -> CNIError:
+    def with_context(self, what: str) -> CNIError:
         """The same error, told from further out: its message is prefixed with what was going on."""
         return CNIError(self.code, f"{what}: {self.message}", self.details)
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 from pycni.spec import versions
 from pycni.spec.config import DNS
 from pycni.spec.errors import DECODING_FAILURE, INCOMPATIBLE_VERSION, CNIError
-from pycni.spec.fields import (
+from pycni.spec.ip import IPAddress, IPNetwork, host_network
+from pycni.spec.jsontext import dumps, lookup
+from pycni.spec.record import Record
+from pycni.spec.schema import (
     Address,
     Config,
     Fault,
@@ -23,9 +26,6 @@ from pycni.spec.fields import (
     faults_error,
     field,
 )
-from pycni.spec.ip import IPAddress, IPNetwork, host_network
-from pycni.spec.jsontext import dumps, lookup
-from pycni.spec.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def decode_result(document: Any, version: str) -> Result:
         )
     faults: list[Fault] = []
     if family is FAMILIES[0]:
-        old = _OldResult.read(document, "", faults)
+        old = _OldResult.read_lenient(document, "", faults)
         slots = [slot for slot in (old.ip4, old.ip6) if slot is not None]
         result = Result(
             ips=tuple(IPConfig(address=slot.ip, gateway=slot.gateway) for slot in slots),
@@ -212,7 +212,7 @@ def decode_result(document: Any, version: str) -> Result:
             cni_version=own,
         )
     else:
-        modern = _ModernResult.read(document, "", faults)
+        modern = _ModernResult.read_lenient(document, "", faults)
         result = Result(modern.interfaces, modern.ips, modern.routes, modern.dns, own)
     if faults:
         error = faults_error(faults)
@@ -228,7 +228,7 @@ def parse_prev_result(document: Mapping[str, Any], version: str) -> Result | Non
     try:
         return decode_result(previous, version)
     except CNIError as error:
-        raise error.within("could not parse prevResult") from None
+        raise error.with_context("could not parse prevResult") from None
 
 
 def encode_result(result: Result, version: str) -> dict[str, Any]:

@@ -11,5 +11,6 @@ calls them by name.
     current(step, kernel) -> Step | None    the step with the value that the kernel has now
     collect(kernel, owners) -> None         remove what these attachments left, by their marks
 
-`kernel` is a `pycni.steps.context.Kernel`: the host and the sandbox, each with a netlink socket.
+`kernel` is a `pycni.steps.namespaces.HostAndSandbox`: the host and the sandbox, each with a netlink
+socket.
 """

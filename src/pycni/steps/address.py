@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from pycni.kernel.link import Link
     from pycni.plan.steps import Address
     from pycni.spec.ip import IPNetwork
-    from pycni.steps.context import Kernel
     from pycni.steps.executor import Undo
+    from pycni.steps.namespaces import HostAndSandbox
 
 
-def apply(step: Address, kernel: Kernel) -> Undo:
-    site = kernel.site(step.where)
+def apply(step: Address, kernel: HostAndSandbox) -> Undo:
+    site = kernel.netns(step.where)
     index = site.index(step.link)
     try:
         site.request(
@@ -43,8 +43,8 @@ def explained(error: NetlinkError, address: IPNetwork, link: Link) -> Exception:
     )
 
 
-def check(step: Address, kernel: Kernel) -> list[str]:
-    site = kernel.site(step.where)
+def check(step: Address, kernel: HostAndSandbox) -> list[str]:
+    site = kernel.netns(step.where)
     for found in addresses.dump(site.netlink, site.index(step.link), step.address.family):
         if found.network == step.address:
             if found.flags & IFA_F_DADFAILED:

@@ -7,7 +7,7 @@ longer lets an address through, its flows are forgotten, whoever opened them.
 A kind of its own in what is noted of an attachment: where masquerading is still to be removed, for
 which flows of the same address have to be found, DEL of firewall leaves that to the DEL of the
 interface's plugin, which then looks for all of them at once, when the interface has gone. What it
-costs is said in `pycni.kernel.conntrack`. Used by `firewall` and `masquerade`.
+costs is said in `pycni.kernel.netfilter.conntrack`. Used by `firewall` and `masquerade`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
     from pycni.spec.ip import IPAddress
     from pycni.spec.owner import Owners
-    from pycni.steps.context import Kernel
+    from pycni.steps.namespaces import HostAndSandbox
 
 KIND = "address_flows"
 
 
-def end(addresses: Collection[IPAddress], kernel: Kernel) -> None:
+def end(addresses: Collection[IPAddress], kernel: HostAndSandbox) -> None:
     """Forget all flows of addresses. That nobody has them any more is for the caller to know.
 
     Raises NetlinkError.
     """
     if not addresses:
         return
-    from pycni.kernel import conntrack
+    from pycni.kernel.netfilter import conntrack
 
     conntrack.forget(
         kernel.host.netfilter,
@@ -49,7 +49,7 @@ def end(addresses: Collection[IPAddress], kernel: Kernel) -> None:
     kernel.without_flows.update(addresses)
 
 
-def end_with_interface(addresses: Collection[IPAddress], kernel: Kernel) -> None:
+def end_with_interface(addresses: Collection[IPAddress], kernel: HostAndSandbox) -> None:
     """Forget all flows of addresses: now, or (the attachment's own) with its interface's DEL."""
     claim = kernel.claim
     identity = None if claim is None else claim.identity
@@ -64,7 +64,7 @@ def end_with_interface(addresses: Collection[IPAddress], kernel: Kernel) -> None
     end(addresses, kernel)
 
 
-def left(kernel: Kernel) -> set[IPAddress]:
+def left(kernel: HostAndSandbox) -> set[IPAddress]:
     """The addresses of the attachment whose flows firewall has left to this DEL."""
     identity = None if kernel.claim is None else kernel.claim.identity
     if identity is None or KIND not in identity.kinds:
@@ -72,9 +72,9 @@ def left(kernel: Kernel) -> set[IPAddress]:
     return set(ownership.noted_addresses(kernel))
 
 
-def collect(kernel: Kernel, owners: Owners) -> None:
+def collect(kernel: HostAndSandbox, owners: Owners) -> None:
     """Forget what `end_with_interface` has left, unless somebody has the address by now."""
-    from pycni.steps import firewall_sets
+    from pycni.steps.firewall import nftables as firewall_sets
 
     netfilter = kernel.host.netfilter
     addresses = map(parse_address, owners.addresses(KIND))

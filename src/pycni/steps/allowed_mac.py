@@ -10,11 +10,11 @@ from pycni.steps import spoof_guard
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.plan.steps import AllowedMAC
-    from pycni.steps.context import Kernel
     from pycni.steps.executor import Undo
+    from pycni.steps.namespaces import HostAndSandbox
 
 
-def apply(step: AllowedMAC, kernel: Kernel) -> Undo | None:
+def apply(step: AllowedMAC, kernel: HostAndSandbox) -> Undo | None:
     guard = spoof_guard.watching(step.owner, step.host_links, kernel)
     if guard is None:
         return None
@@ -22,10 +22,10 @@ def apply(step: AllowedMAC, kernel: Kernel) -> Undo | None:
     return lambda: spoof_guard.apply(guard, kernel)
 
 
-def check(step: AllowedMAC, kernel: Kernel) -> list[str]:
+def check(step: AllowedMAC, kernel: HostAndSandbox) -> list[str]:
     """The guard's plugin compares it, with the address that the result tells."""
     return []
 
 
-def current(step: AllowedMAC, kernel: Kernel) -> None:
+def current(step: AllowedMAC, kernel: HostAndSandbox) -> None:
     """There is no value to put back: DEL removes the guard."""

@@ -15,14 +15,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.kernel.link import Link
     from pycni.plan.steps import Bridge
-    from pycni.steps.context import Kernel, Site
     from pycni.steps.executor import Undo
+    from pycni.steps.namespaces import HostAndSandbox, Netns
 
 
 BRIDGE_ALIAS = "made by pycni"
 
 
-def apply(step: Bridge, kernel: Kernel) -> Undo | None:
+def apply(step: Bridge, kernel: HostAndSandbox) -> Undo | None:
     host = kernel.host
     found = host.find(step.name, altnames=True)
     made = False
@@ -70,7 +70,7 @@ def apply(step: Bridge, kernel: Kernel) -> Undo | None:
     return undo if made or changes or before not in ("", "0") else None
 
 
-def check(step: Bridge, kernel: Kernel) -> list[str]:
+def check(step: Bridge, kernel: HostAndSandbox) -> list[str]:
     found = kernel.host.find(step.name, altnames=True)
     if found is None:
         return [f"bridge {step.name} is missing"]
@@ -86,7 +86,7 @@ def check(step: Bridge, kernel: Kernel) -> list[str]:
     return differences
 
 
-def repair(step: Bridge, kernel: Kernel) -> None:
+def repair(step: Bridge, kernel: HostAndSandbox) -> None:
     apply(step, kernel)
     found = kernel.host.link(step.name, altnames=True)
     if step.vlan_filtering and not found.vlan_filtering:
@@ -95,14 +95,14 @@ def repair(step: Bridge, kernel: Kernel) -> None:
         kernel.host.request(Request(made.kind, 0, made.body, f"set link {step.name}: filter VLANs"))
 
 
-def remove_unused(host: Site, name: str) -> None:
+def remove_unused(host: Netns, name: str) -> None:
     """Delete a bridge that has no ports."""
     found = host.find(name)
     if found is not None and not links.dump(host.netlink, found.index):
         host.discard(found)
 
 
-def plug_in(site: Site, bridge: str, change: Request) -> None:
+def plug_in(site: Netns, bridge: str, change: Request) -> None:
     """Have a change carried out that makes a link a port of a bridge.
 
     Raises CNIError if the bridge is full, NetlinkError for any other refusal.
@@ -125,7 +125,7 @@ def no_port_left(name: str) -> CNIError:
     )
 
 
-def _create(step: Bridge, kernel: Kernel) -> tuple[Link, bool]:
+def _create(step: Bridge, kernel: HostAndSandbox) -> tuple[Link, bool]:
     """The bridge, and whether it was us that made it.
 
     It is made with an address of its own: without, it would take that of its lowest port, and its

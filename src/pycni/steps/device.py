@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.kernel.link import Link
     from pycni.plan.steps import Device
-    from pycni.steps.context import Site
+    from pycni.steps.namespaces import Netns
 
 PCI = "/sys/bus/pci/devices"
 AUXILIARY = "/sys/bus/auxiliary/devices"
@@ -24,7 +24,7 @@ AUXILIARY = "/sys/bus/auxiliary/devices"
 USERSPACE_DRIVERS = ("vfio-pci", "uio_pci_generic", "igb_uio")
 
 
-def locate(site: Site, device: Device) -> Link:
+def locate(site: Netns, device: Device) -> Link:
     """The device's interface. Raises CNIError (code 7) that says where it was looked for."""
     if device.name:
         found = site.find(device.name, altnames=True)
@@ -53,7 +53,7 @@ def locate(site: Site, device: Device) -> Link:
     return found
 
 
-def _with_mac(site: Site, mac: str) -> Link | None:
+def _with_mac(site: Netns, mac: str) -> Link | None:
     """The interface of a hardware address: its own before one that it was given."""
     listed = marks.dump(site.netlink)
     matching = [found for found in listed if found.permanent_mac == mac] or [
@@ -62,7 +62,7 @@ def _with_mac(site: Site, mac: str) -> Link | None:
     return site.find(min(found.index for found in matching)) if matching else None
 
 
-def find(site: Site, device: Device) -> Link | None:
+def find(site: Netns, device: Device) -> Link | None:
     """The device's interface, None if it is not there, or nothing says which it is."""
     try:
         return locate(site, device) if device else None

@@ -16,7 +16,7 @@ from pycni.plan.steps import HOST, SANDBOX
 from pycni.spec.errors import TRY_AGAIN_LATER, CNIError, is_shortage, short_of
 from pycni.spec.owner import Owners
 from pycni.steps import ownership
-from pycni.steps.context import Kernel
+from pycni.steps.namespaces import HostAndSandbox
 
 # What carries its owner's mark on the host, in the order in which it is swept.
 MARKED_KINDS = ("port_map", "firewall", "masquerade", "spoof_guard", "shaping", "veth")
@@ -47,7 +47,7 @@ class Transaction:
     Leaving it by an exception takes them back.
     """
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: HostAndSandbox) -> None:
         self._kernel = kernel
         self._plan = Plan()
         self._undo: list[Undo] = []
@@ -113,13 +113,13 @@ def undo_all(undos: list[Undo]) -> None:
         raise failure
 
 
-def give_up(undos: list[Undo], kernel: Kernel) -> None:
+def give_up(undos: list[Undo], kernel: HostAndSandbox) -> None:
     """Undo what a step made before it failed. What is left is noted; its own failure is told."""
     if not take_back(undos):
         kernel.leaves = True
 
 
-def check(plan: Plan, kernel: Kernel) -> list[str]:
+def check(plan: Plan, kernel: HostAndSandbox) -> list[str]:
     """How the kernel differs from a plan: a sentence for each difference.
 
     Raises CNIError if it could not look.
@@ -139,13 +139,13 @@ def check(plan: Plan, kernel: Kernel) -> list[str]:
     return differences
 
 
-def remove(plan: Plan, kernel: Kernel) -> list[CNIError]:
+def remove(plan: Plan, kernel: HostAndSandbox) -> list[CNIError]:
     """Remove what a plan names, in reverse; what is missing is no error. Returns what failed."""
     steps = [step for step in reversed(plan.steps) if not (step.follows_link or step.shared)]
     return _each(lambda step: handler(step.kind).remove(step, kernel), steps)
 
 
-def collect(kinds: Iterable[str], kernel: Kernel, owners: Owners) -> list[CNIError]:
+def collect(kinds: Iterable[str], kernel: HostAndSandbox, owners: Owners) -> list[CNIError]:
     """Remove what attachments left, of some kinds of steps. Returns what failed."""
     return _each(lambda kind: handler(kind).collect(kernel, owners), kinds)
 
@@ -156,7 +156,7 @@ def lasting(steps: Iterable[Step]) -> tuple[str, ...]:
     return tuple(kind for kind in kinds if hasattr(handler(kind), "collect"))
 
 
-def retire(kernel: Kernel, identity: Identity) -> list[CNIError]:
+def retire(kernel: HostAndSandbox, identity: Identity) -> list[CNIError]:
     """Remove what is left of an attachment that is gone, but for what IPAM knows of it."""
     owner = identity.owner
     noted = dict.fromkeys(identity.kinds, identity.addresses)
@@ -175,13 +175,13 @@ def remove_own_links(
     if any(link.where == HOST for link in identity.links):
         return []
     try:
-        kernel = Kernel(namespace.open_path(identity.path), identity.path)
+        kernel = HostAndSandbox(namespace.open_path(identity.path), identity.path)
     except (namespace.NamespaceNotFound, namespace.NotANamespace):
         return _put_back_devices(identity)
     except OSError as error:
         return [*_put_back_devices(identity), translate(error)]
     with kernel:
-        sandbox = kernel.site(SANDBOX)
+        sandbox = kernel.netns(SANDBOX)
         if identity.netns is None or not ownership.is_own_namespace(identity, sandbox):
             return _put_back_devices(identity)
         if identity.devices:
@@ -198,7 +198,7 @@ def remove_own_links(
         return _each(remove_noted, identity.links)
 
 
-def _put_back_devices(identity: Identity, kernel: Kernel | None = None) -> list[CNIError]:
+def _put_back_devices(identity: Identity, kernel: HostAndSandbox | None = None) -> list[CNIError]:
     """Give the host the devices back that an attachment had from it.
 
     kernel: with its sandbox, None where that has gone.
@@ -208,7 +208,7 @@ def _put_back_devices(identity: Identity, kernel: Kernel | None = None) -> list[
     from pycni.steps import own_device
 
     if kernel is None:
-        with Kernel(None) as kernel:
+        with HostAndSandbox(None) as kernel:
             return _put_back_devices(identity, kernel)
     indexes = {link.name: link.index for link in identity.links if link.where == SANDBOX}
     return _each(
@@ -217,7 +217,7 @@ def _put_back_devices(identity: Identity, kernel: Kernel | None = None) -> list[
     )
 
 
-def current(plan: Plan, kernel: Kernel) -> Plan:
+def current(plan: Plan, kernel: HostAndSandbox) -> Plan:
     """The steps of a plan that set a value, with the values the kernel has now.
 
     What has no value yet is left out. Raises CNIError.

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from _socket import AF_INET, AF_INET6
 
-from pycni.kernel import netconf
+from pycni.kernel import forwarding_events
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.plan.steps import Forwarding
-    from pycni.steps.context import Kernel
     from pycni.steps.executor import Undo
+    from pycni.steps.namespaces import HostAndSandbox
 
 
-def apply(step: Forwarding, kernel: Kernel) -> Undo | None:
-    if netconf.forwards(kernel.host.netlink, step.family):
+def apply(step: Forwarding, kernel: HostAndSandbox) -> Undo | None:
+    if forwarding_events.forwards(kernel.host.netlink, step.family):
         return None
     forget = None
     if step.family == AF_INET6:
@@ -39,8 +39,8 @@ def apply(step: Forwarding, kernel: Kernel) -> Undo | None:
     return undo
 
 
-def check(step: Forwarding, kernel: Kernel) -> list[str]:
-    if netconf.forwards(kernel.host.netlink, step.family):
+def check(step: Forwarding, kernel: HostAndSandbox) -> list[str]:
+    if forwarding_events.forwards(kernel.host.netlink, step.family):
         return []
     return [f"{_key(step)} is 0: the host does not forward packets"]
 

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from pycni.kernel.link import Link
     from pycni.plan.steps import GatewayAddress
     from pycni.spec.ip import IPNetwork
-    from pycni.steps.context import Kernel, Site
     from pycni.steps.executor import Undo
+    from pycni.steps.namespaces import HostAndSandbox, Netns
 
 
-def apply(step: GatewayAddress, kernel: Kernel) -> Undo | None:
+def apply(step: GatewayAddress, kernel: HostAndSandbox) -> Undo | None:
     host = kernel.host
     link = host.known(step.link, altnames=True)
     present = _present(step, link, host)
@@ -65,7 +65,7 @@ def apply(step: GatewayAddress, kernel: Kernel) -> Undo | None:
     return undo
 
 
-def check(step: GatewayAddress, kernel: Kernel) -> list[str]:
+def check(step: GatewayAddress, kernel: HostAndSandbox) -> list[str]:
     host = kernel.host
     link = host.find(step.link, altnames=True)
     present = _present(step, link, host) if link is not None else []
@@ -83,7 +83,7 @@ def check(step: GatewayAddress, kernel: Kernel) -> list[str]:
     return differences
 
 
-def repair(step: GatewayAddress, kernel: Kernel) -> None:
+def repair(step: GatewayAddress, kernel: HostAndSandbox) -> None:
     """Add what is missing, beside conflicting addresses: others that are attached rely on those."""
     host = kernel.host
     link = host.link(step.link, altnames=True)
@@ -106,7 +106,7 @@ def repair(step: GatewayAddress, kernel: Kernel) -> None:
         host.write_sysctl(key, mode if mode != "1" else "0")
 
 
-def _use_at_once(link: Link, host: Site) -> None:
+def _use_at_once(link: Link, host: Netns) -> None:
     """Have the link-local address of a link of ours be usable when it gets one.
 
     Nobody else has the random MAC address that it is made of, and until duplicate address
@@ -119,7 +119,7 @@ def _use_at_once(link: Link, host: Site) -> None:
             pass  # it takes its time then
 
 
-def _change(step: GatewayAddress, link: Link, conflicts: list[IPNetwork], host: Site) -> None:
+def _change(step: GatewayAddress, link: Link, conflicts: list[IPNetwork], host: Netns) -> None:
     """Give a link the addresses that it lacks, in the place of those that conflict."""
     _take_off(link, conflicts, host)
     present = _present(step, link, host)
@@ -133,7 +133,7 @@ def _change(step: GatewayAddress, link: Link, conflicts: list[IPNetwork], host: 
     )
 
 
-def _take_off(link: Link, unwanted: list[IPNetwork], host: Site) -> None:
+def _take_off(link: Link, unwanted: list[IPNetwork], host: Netns) -> None:
     for address in unwanted:
         try:
             host.request(addresses.delete(link.index, address))
@@ -142,11 +142,11 @@ def _take_off(link: Link, unwanted: list[IPNetwork], host: Site) -> None:
                 raise
 
 
-def _ports(link: Link, host: Site) -> set[int]:
+def _ports(link: Link, host: Netns) -> set[int]:
     return {port.index for port in links.dump(host.netlink, link.index)}
 
 
-def _retire_bridges(missing: list[IPNetwork], link: Link, host: Site) -> None:
+def _retire_bridges(missing: list[IPNetwork], link: Link, host: Netns) -> None:
     """Delete bridges of ours that have these addresses and no ports.
 
     A network whose bridge was renamed leaves the earlier one behind, and the host would go on to
@@ -161,7 +161,7 @@ def _retire_bridges(missing: list[IPNetwork], link: Link, host: Site) -> None:
                 remove_unused(host, other.name)
 
 
-def _require_way(missing: list[IPNetwork], link: Link, host: Site) -> None:
+def _require_way(missing: list[IPNetwork], link: Link, host: Netns) -> None:
     """Refuse what no packet would get through to. Raises CNIError (code 101)."""
     for address in missing:
         way = _other_way(address, link, host)
@@ -181,7 +181,7 @@ def _astray(address: IPNetwork, link: Link, way: Link) -> str:
     )
 
 
-def _other_way(address: IPNetwork, link: Link, host: Site) -> Link | None:
+def _other_way(address: IPNetwork, link: Link, host: Netns) -> Link | None:
     """The link that packets to an address's network leave by, if that is another one."""
     if address.prefix >= address.address.bits - 1:
         return None
@@ -205,7 +205,7 @@ def _families(step: GatewayAddress) -> list[int]:
     return sorted({address.family for address in step.addresses})
 
 
-def _present(step: GatewayAddress, link: Link, host: Site) -> list[IPNetwork]:
+def _present(step: GatewayAddress, link: Link, host: Netns) -> list[IPNetwork]:
     """The addresses that the link has, of the families that are asked for."""
     families = _families(step)
     family = families[0] if len(families) == 1 else AF_UNSPEC

@@ -18,23 +18,25 @@ from __future__ import annotations
 
 from _socket import AF_INET, AF_INET6
 
-from pycni.kernel import constant_rules, iptables, nfnetlink
-from pycni.kernel.constant_rules import TABLE
-from pycni.kernel.nfnetlink import NFPROTO_INET
+from pycni.kernel.netfilter import constant_rules, iptables, nfnetlink
+from pycni.kernel.netfilter.constant_rules import TABLE
+from pycni.kernel.netfilter.nfnetlink import NFPROTO_INET
 from pycni.spec.errors import CNIError, invalid_config
-from pycni.steps import firewall, firewall_iptables, firewall_sets
+from pycni.steps import firewall
 from pycni.steps.executor import give_up, undo_all
+from pycni.steps.firewall import iptables as firewall_iptables
+from pycni.steps.firewall import nftables as firewall_sets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
     from pycni.kernel.netlink.codec import Request
-    from pycni.kernel.nfnetlink import NetfilterSocket
     from pycni.plan.steps import IngressPolicy
     from pycni.spec.owner import Owners
-    from pycni.steps.context import Kernel
     from pycni.steps.executor import Undo
+    from pycni.steps.namespaces import HostAndSandbox
 
 FIRST = "CNI-ISOLATION-STAGE-1"
 SECOND = "CNI-ISOLATION-STAGE-2"
@@ -45,7 +47,7 @@ _KINDS = ("bridge", "openvswitch")
 _ANY = iptables.comment("CNI firewall plugin rules (ingressPolicy: same-bridge|isolated)")
 
 
-def apply(step: IngressPolicy, kernel: Kernel) -> Undo | None:
+def apply(step: IngressPolicy, kernel: HostAndSandbox) -> Undo | None:
     """Raises CNIError (code 7) if there is no such bridge, or no rule for its name alone."""
     step = _named(step, kernel)
     netfilter = kernel.host.netfilter
@@ -54,7 +56,7 @@ def apply(step: IngressPolicy, kernel: Kernel) -> Undo | None:
     return _apply_nftables(step, netfilter)
 
 
-def check(step: IngressPolicy, kernel: Kernel) -> list[str]:
+def check(step: IngressPolicy, kernel: HostAndSandbox) -> list[str]:
     step = _named(step, kernel)
     netfilter = kernel.host.netfilter
     if _backend(step, netfilter) == "iptables":
@@ -69,7 +71,7 @@ def check(step: IngressPolicy, kernel: Kernel) -> list[str]:
     return differences
 
 
-def collect(kernel: Kernel, _owners: Owners) -> None:
+def collect(kernel: HostAndSandbox, _owners: Owners) -> None:
     """Remove what speaks of bridges that are not there, or of what is none, whoever made it."""
     host = kernel.host
     netfilter = host.netfilter
@@ -109,7 +111,7 @@ def no_bridge(name: str, policy: str, reason: str) -> CNIError:
     )
 
 
-def _named(step: IngressPolicy, kernel: Kernel) -> IngressPolicy:
+def _named(step: IngressPolicy, kernel: HostAndSandbox) -> IngressPolicy:
     """The step with the name that the kernel has for its bridge. Raises CNIError (code 7)."""
     found = kernel.host.find(step.bridge, altnames=True)
     reason = (
@@ -125,7 +127,7 @@ def _named(step: IngressPolicy, kernel: Kernel) -> IngressPolicy:
 def _backend(step: IngressPolicy, netfilter: NetfilterSocket) -> str:
     backend = firewall.chosen(step.backend, step.families, netfilter)
     if backend == "firewalld":
-        from pycni.kernel import nftables
+        from pycni.kernel.netfilter import nftables
 
         return "nftables" if nftables.available() else "iptables"
     return "iptables" if backend == "ipset" else backend
@@ -199,7 +201,7 @@ def _rules(step: IngressPolicy) -> list[str]:
     ]
 
 
-def _apply_iptables(step: IngressPolicy, kernel: Kernel) -> Undo | None:
+def _apply_iptables(step: IngressPolicy, kernel: HostAndSandbox) -> Undo | None:
     if step.bridge.endswith("+"):
         raise invalid_config(
             f'the ingress policy of the bridge "{step.bridge}" would be that of others too',

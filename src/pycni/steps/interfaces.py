@@ -2,8 +2,8 @@
 
 Rules of iptables name a container and not its interface, or nobody at all. They lead to addresses
 or come from them, and the container's namespace says who has which. Where that is gone, all
-namespaces are looked at (`pycni.kernel.census`), since a path that is gone does not mean that the
-namespace is. Used by `port_map_iptables`, `held_ports`, `masquerade`,
+namespaces are looked at (`pycni.kernel.all_addresses`), since a path that is gone does not mean
+that the namespace is. Used by `port_map_iptables`, `held_ports`, `masquerade`,
 `masquerade_iptables` and `firewall`.
 """
 
@@ -16,16 +16,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from pycni.kernel.census import Holder
+    from pycni.kernel.all_addresses import Holder
     from pycni.spec.ip import IPAddress
     from pycni.spec.owner import Owners
-    from pycni.steps.context import Kernel
+    from pycni.steps.namespaces import HostAndSandbox
 
 
 class Interfaces:
     """The interfaces of an owner's container, its own and others; asked once, when needed."""
 
-    def __init__(self, kernel: Kernel, owner: Owner) -> None:
+    def __init__(self, kernel: HostAndSandbox, owner: Owner) -> None:
         self._kernel = kernel
         self._owner = owner
         self._known: dict[IPAddress, str] | None = None
@@ -61,9 +61,11 @@ class Interfaces:
         """Those of some addresses that an interface of another name has, in any namespace."""
         if not addresses:
             return set()
-        from pycni.kernel import census  # rarely: two interfaces in one network, no namespace
+        from pycni.kernel import (
+            all_addresses,  # rarely: two interfaces in one network, no namespace
+        )
 
-        holders = census.holders(addresses, self._kernel.host.netlink)
+        holders = all_addresses.holders(addresses, self._kernel.host.netlink)
         return {
             one
             for one, found in holders.items()
@@ -98,7 +100,7 @@ class Interfaces:
 
 
 def in_use(
-    kernel: Kernel, addresses: Collection[IPAddress], is_own: Callable[[str], bool]
+    kernel: HostAndSandbox, addresses: Collection[IPAddress], is_own: Callable[[str], bool]
 ) -> set[IPAddress]:
     """Those of some addresses that another attachment's interface has, in any namespace.
 
@@ -107,9 +109,9 @@ def in_use(
     """
     if not addresses:
         return set()
-    from pycni.kernel import census
+    from pycni.kernel import all_addresses
 
-    holders = census.holders(addresses, kernel.host.netlink)
+    holders = all_addresses.holders(addresses, kernel.host.netlink)
     return {
         one
         for one, found in holders.items()
@@ -120,7 +122,7 @@ def in_use(
 
 
 def is_held(
-    kernel: Kernel,
+    kernel: HostAndSandbox,
     address: IPAddress,
     is_named: Callable[[Owner], bool],
     is_own: Callable[[str], bool],
@@ -138,7 +140,7 @@ def is_held(
     ]
     if known:
         return any(map(kernel.is_attached, known))
-    from pycni.kernel import census
+    from pycni.kernel import all_addresses
 
     return any(
         not (
@@ -146,11 +148,11 @@ def is_held(
             or ownership.is_listed(kernel, holder.outer)
             or _is_own_interface(kernel, holder)
         )
-        for holder in census.holders({address}, kernel.host.netlink).get(address, ())
+        for holder in all_addresses.holders({address}, kernel.host.netlink).get(address, ())
     )
 
 
-def _is_own_interface(kernel: Kernel, holder: Holder) -> bool:
+def _is_own_interface(kernel: HostAndSandbox, holder: Holder) -> bool:
     """Whether it is the attachment's, whose other end on the host may say nothing."""
     sandbox, claim = kernel.sandbox, kernel.claim
     if sandbox is None or claim is None or holder.ifname != claim.owner.ifname:
@@ -166,7 +168,7 @@ def _is_own_interface(kernel: Kernel, holder: Holder) -> bool:
 
 
 def staying(
-    kernel: Kernel, owners: Owners, by_container: Mapping[str, Collection[IPAddress]]
+    kernel: HostAndSandbox, owners: Owners, by_container: Mapping[str, Collection[IPAddress]]
 ) -> dict[str, set[IPAddress]]:
     """The addresses that rules may still name, of each container of which some may have to go.
 
@@ -182,9 +184,9 @@ def staying(
     wanted = {one for addresses in asked.values() for one in addresses}
     if not wanted:
         return {container: set() for container in asked}
-    from pycni.kernel import census
+    from pycni.kernel import all_addresses
 
-    holders = census.holders(wanted, kernel.host.netlink)
+    holders = all_addresses.holders(wanted, kernel.host.netlink)
     found = {}
     for container, addresses in asked.items():
         names: dict[IPAddress, set[str]] = {

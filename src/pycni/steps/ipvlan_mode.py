@@ -3,7 +3,7 @@
 A new one of another mode would change that of the others for good, in whichever namespaces they
 are (ipvlan_set_port_mode of drivers/net/ipvlan/ipvlan_main.c). What pycni set last is noted for
 each link of the host; all namespaces are looked at only where that is missing, or another mode.
-Used by `sub_link`.
+Used by `child_link`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pycni.kernel.link import Link
-    from pycni.steps.context import Kernel, Site
+    from pycni.steps.namespaces import HostAndSandbox, Netns
 
 
-def make_in(kernel: Kernel, home: Site, master: Link, mode: str, make: Callable[[], Link]) -> Link:
+def make_in(
+    kernel: HostAndSandbox, home: Netns, master: Link, mode: str, make: Callable[[], Link]
+) -> Link:
     """What `make` makes on a master, if that changes the mode of no other ipvlan on it.
 
     home: where the master is. Raises CNIError (code 101), and what `make` does.
@@ -46,9 +48,9 @@ def make_in(kernel: Kernel, home: Site, master: Link, mode: str, make: Callable[
 
 
 def _look_everywhere(master: Link, mode: str) -> None:
-    from pycni.kernel import census  # rarely: for the first one on a link
+    from pycni.kernel import all_addresses  # rarely: for the first one on a link
 
-    for space, _, found in census.links_on(master.index, links.IPVLAN_KINDS):
+    for space, _, found in all_addresses.links_on(master.index, links.IPVLAN_KINDS):
         _require_same(mode, master, found, f"{found.name} in {space.path}")
 
 

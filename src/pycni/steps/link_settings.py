@@ -9,11 +9,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.kernel.link import Link
     from pycni.plan.steps import LinkSettings
-    from pycni.steps.context import Kernel
     from pycni.steps.executor import Undo
+    from pycni.steps.namespaces import HostAndSandbox
 
 
-def apply(step: LinkSettings, kernel: Kernel) -> Undo | None:
+def apply(step: LinkSettings, kernel: HostAndSandbox) -> Undo | None:
     before = current(step, kernel)
     if before == step:
         return None
@@ -26,9 +26,9 @@ def apply(step: LinkSettings, kernel: Kernel) -> Undo | None:
     return lambda: _set(before, kernel)
 
 
-def current(step: LinkSettings, kernel: Kernel) -> LinkSettings:
+def current(step: LinkSettings, kernel: HostAndSandbox) -> LinkSettings:
     """The same attributes with the values they have now. Raises OSError without the interface."""
-    found = kernel.site(step.where).link(step.link)
+    found = kernel.netns(step.where).link(step.link)
     return step.replace(
         mac=found.mac if step.mac else "",
         mtu=found.mtu if step.mtu else 0,
@@ -38,7 +38,7 @@ def current(step: LinkSettings, kernel: Kernel) -> LinkSettings:
     )
 
 
-def check(step: LinkSettings, kernel: Kernel) -> list[str]:
+def check(step: LinkSettings, kernel: HostAndSandbox) -> list[str]:
     found = current(step, kernel)
     return [
         f"{what} of {step.link} is {_shown(actual)}, expected {_shown(wanted)}"
@@ -58,8 +58,8 @@ def is_promiscuous(link: Link) -> bool:
     return bool(link.flags & IFF_PROMISC)
 
 
-def _set(step: LinkSettings, kernel: Kernel) -> None:
-    site = kernel.site(step.where)
+def _set(step: LinkSettings, kernel: HostAndSandbox) -> None:
+    site = kernel.netns(step.where)
     site.request(
         links.update(
             site.index(step.link),

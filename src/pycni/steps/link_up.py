@@ -10,11 +10,11 @@ from pycni.kernel.netlink.errors import NetlinkError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.plan.steps import LinkUp
-    from pycni.steps.context import Kernel
+    from pycni.steps.namespaces import HostAndSandbox
 
 
-def apply(step: LinkUp, kernel: Kernel) -> None:
-    site = kernel.site(step.where)
+def apply(step: LinkUp, kernel: HostAndSandbox) -> None:
+    site = kernel.netns(step.where)
     link = site.known(step.link)
     up = links.update(link, up=True)
     if step.link_local:
@@ -27,8 +27,8 @@ def apply(step: LinkUp, kernel: Kernel) -> None:
             raise
 
 
-def check(step: LinkUp, kernel: Kernel) -> list[str]:
-    found = kernel.site(step.where).find(step.link)
+def check(step: LinkUp, kernel: HostAndSandbox) -> list[str]:
+    found = kernel.netns(step.where).find(step.link)
     if found is None:
         return [f"interface {step.link} is missing in the {step.where}"]
     return [] if found.is_up else [f"interface {step.link} is down"]

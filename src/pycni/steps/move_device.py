@@ -19,7 +19,7 @@ from pycni.spec.errors import ALREADY_EXISTS, CHECK_FAILED, CNIError
 from pycni.spec.names import check_interface_name
 from pycni.steps import device as devices
 from pycni.steps import own_device, ownership
-from pycni.steps.sub_link import require_free
+from pycni.steps.child_link import require_free
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from pycni.kernel.link import Link
     from pycni.kernel.marks import Marks
     from pycni.plan.steps import MoveDevice
-    from pycni.steps.context import Kernel, Site
     from pycni.steps.executor import Undo
+    from pycni.steps.namespaces import HostAndSandbox, Netns
 
 
-def apply(step: MoveDevice, kernel: Kernel) -> Undo:
-    host, sandbox = kernel.host, kernel.site(SANDBOX)
+def apply(step: MoveDevice, kernel: HostAndSandbox) -> Undo:
+    host, sandbox = kernel.host, kernel.netns(SANDBOX)
     device = devices.locate(host, step.device)
     require_free(step.name, sandbox)
     # The kernel takes them from a device that leaves its namespace.
@@ -60,8 +60,8 @@ def apply(step: MoveDevice, kernel: Kernel) -> Undo:
     return undo
 
 
-def check(step: MoveDevice, kernel: Kernel) -> list[str]:
-    found = kernel.site(SANDBOX).find(step.name)
+def check(step: MoveDevice, kernel: HostAndSandbox) -> list[str]:
+    found = kernel.netns(SANDBOX).find(step.name)
     if found is None:
         return []  # told where the interfaces of the result are checked
     own = ownership.noted_device(kernel, step.name)
@@ -77,10 +77,10 @@ def check(step: MoveDevice, kernel: Kernel) -> list[str]:
     return [f"interface {step.name} has lost its alias, the name that the host knows it by"]
 
 
-def repair(step: MoveDevice, kernel: Kernel) -> None:
+def repair(step: MoveDevice, kernel: HostAndSandbox) -> None:
     from pycni.plan.difference import AGAIN
 
-    sandbox = kernel.site(SANDBOX)
+    sandbox = kernel.netns(SANDBOX)
     found = sandbox.find(step.name)
     own = ownership.noted_device(kernel, step.name)
     name = step.device.name if own is None else own.name
@@ -92,7 +92,7 @@ def repair(step: MoveDevice, kernel: Kernel) -> None:
         sandbox.request(links.update(found, alias=name))
 
 
-def remove(step: MoveDevice, kernel: Kernel) -> None:
+def remove(step: MoveDevice, kernel: HostAndSandbox) -> None:
     """Give the device back to the host as it was there, down."""
     own = ownership.noted_device(kernel, step.name)
     if own is not None:
@@ -104,7 +104,7 @@ def remove(step: MoveDevice, kernel: Kernel) -> None:
 class _Kept:
     """What the host has set on a device: that it is up, its addresses, its routes."""
 
-    def __init__(self, device: Link, host: Site) -> None:
+    def __init__(self, device: Link, host: Netns) -> None:
         self._device = device
         self._host = host
         self._addresses = [
@@ -131,7 +131,7 @@ class _Kept:
 # --- what nothing is noted of: the reference attached it, or the note was lost --------------------
 
 
-def _remove_unnoted(step: MoveDevice, kernel: Kernel) -> None:
+def _remove_unnoted(step: MoveDevice, kernel: HostAndSandbox) -> None:
     """Give a device back by its alias, and by the name that the configuration has."""
     sandbox = kernel.sandbox
     if sandbox is not None:
@@ -156,12 +156,12 @@ def _own_name(alias: str) -> str:
     return alias
 
 
-def _moved(step: MoveDevice, kernel: Kernel) -> Marks | None:
+def _moved(step: MoveDevice, kernel: HostAndSandbox) -> Marks | None:
     """The device in the sandbox, also if the container has renamed it.
 
     Without an alias another program put it there.
     """
-    sandbox = kernel.site(SANDBOX)
+    sandbox = kernel.netns(SANDBOX)
     own = kernel.own(step.name)
     if own is not None and _own_name(own.alias):
         found = marks.get(sandbox.netlink, own.index)
@@ -175,7 +175,7 @@ def _moved(step: MoveDevice, kernel: Kernel) -> Marks | None:
     return None
 
 
-def _strays(step: MoveDevice, kernel: Kernel) -> Iterator[Link]:
+def _strays(step: MoveDevice, kernel: HostAndSandbox) -> Iterator[Link]:
     """The device, if it came back by itself: on the host, with an alias that is not its name."""
     known = devices.find(kernel.host, step.device)
     for link in links.dump(kernel.host.netlink):
@@ -185,7 +185,7 @@ def _strays(step: MoveDevice, kernel: Kernel) -> Iterator[Link]:
             yield link
 
 
-def _is_noted(link: Link, kernel: Kernel) -> bool:
+def _is_noted(link: Link, kernel: HostAndSandbox) -> bool:
     """Whether an attachment is noted with a device of the host, whose DEL gives it its name."""
     return kernel.claim is not None and any(
         found is not None and found.index == link.index
@@ -195,7 +195,7 @@ def _is_noted(link: Link, kernel: Kernel) -> bool:
     )
 
 
-def _give_back(found: Link | Marks, own: str, site: Site, host: Site) -> None:
+def _give_back(found: Link | Marks, own: str, site: Netns, host: Netns) -> None:
     holder = host.find(own, altnames=True)
     if holder is not None:
         raise CNIError(

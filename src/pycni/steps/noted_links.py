@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from pycni.kernel.link import Link
     from pycni.kernel.netlink.socket import NetlinkSocket
     from pycni.spec.identity import OwnLink
-    from pycni.steps.context import Kernel
+    from pycni.steps.namespaces import HostAndSandbox
 
 
-def find(kernel: Kernel, identity: Identity, noted: OwnLink) -> Link | None:
+def find(kernel: HostAndSandbox, identity: Identity, noted: OwnLink) -> Link | None:
     """A noted link of the sandbox, if it is there still."""
-    sandbox = kernel.site(SANDBOX)
+    sandbox = kernel.netns(SANDBOX)
     if noted.kind:
         found = sandbox.find(noted.index)
         is_same = found is not None and found.kind == noted.kind
@@ -53,7 +53,7 @@ def find(kernel: Kernel, identity: Identity, noted: OwnLink) -> Link | None:
 
 
 def remove_hidden(
-    kernel: Kernel,
+    kernel: HostAndSandbox,
     identity: Identity,
     noted: OwnLink,
     others: Callable[[], Iterator[Identity]],
@@ -65,12 +65,15 @@ def remove_hidden(
     made such links, it is known by its inode in sysfs; where none was noted, by its MAC address or
     an address of the attachment. All namespaces are looked at. Raises NetlinkError.
     """
-    from pycni.kernel import census, sysfs  # rarely: a container deleted or hid its interface
+    from pycni.kernel import (
+        all_addresses,  # rarely: a container deleted or hid its interface
+        sysfs,  # rarely: a container deleted or hid its interface
+    )
 
     if not noted.parent:
         return
     taken: list[tuple[NetnsID, int]] | None = None
-    for space, netlink, found in census.links_on(noted.parent, (noted.kind,)):
+    for space, netlink, found in all_addresses.links_on(noted.parent, (noted.kind,)):
         here = NetnsID(space.device, space.inode, netlink.netns_cookie)
         if taken is None:
             taken = [
@@ -91,29 +94,29 @@ def remove_hidden(
             _delete(netlink, found)
 
 
-def discard(kernel: Kernel, made: Link, inode: int) -> None:
+def discard(kernel: HostAndSandbox, made: Link, inode: int) -> None:
     """Delete a link that was just made on one of the host, wherever its container has put it since.
 
     inode: in sysfs, 0 where that is not known. Raises NetlinkError.
     """
-    from pycni.kernel import census, sysfs
+    from pycni.kernel import all_addresses, sysfs
 
-    sandbox, home = kernel.site(SANDBOX), kernel.host.namespace
+    sandbox, host_ns = kernel.netns(SANDBOX), kernel.host.namespace
     found = sandbox.find(made.index)
     if not inode or (
-        found is not None and sysfs.link_inode(found, sandbox.namespace, home) == inode
+        found is not None and sysfs.link_inode(found, sandbox.namespace, host_ns) == inode
     ):
         sandbox.discard(made)
         if not inode or sandbox.find(made.index) is None:
             return
     for _ in range(_LOOKS):
-        for space, netlink, one in census.links_on(made.link, (made.kind,)):
-            if sysfs.link_inode(one, space, home) == inode:
+        for space, netlink, one in all_addresses.links_on(made.link, (made.kind,)):
+            if sysfs.link_inode(one, space, host_ns) == inode:
                 _delete(netlink, one)
                 return
 
 
-def leads_to_sandbox(kernel: Kernel, outer: Link) -> bool:
+def leads_to_sandbox(kernel: HostAndSandbox, outer: Link) -> bool:
     """Whether the other end of a host's veth is in the request's sandbox."""
     if outer.link_netnsid is None or kernel.sandbox is None:
         return False
@@ -121,7 +124,7 @@ def leads_to_sandbox(kernel: Kernel, outer: Link) -> bool:
     return seen_as == outer.link_netnsid
 
 
-def leads_to_host(kernel: Kernel, inner: Link) -> bool:
+def leads_to_host(kernel: HostAndSandbox, inner: Link) -> bool:
     """Whether a sandbox's link has its other end, or what it is on, on the host."""
     if inner.link_netnsid is None or kernel.sandbox is None:
         return False
@@ -129,7 +132,7 @@ def leads_to_host(kernel: Kernel, inner: Link) -> bool:
     return seen_as == inner.link_netnsid
 
 
-def _is_on(kernel: Kernel, found: Link | None, parent: int) -> bool:
+def _is_on(kernel: HostAndSandbox, found: Link | None, parent: int) -> bool:
     return found is not None and found.link == parent and leads_to_host(kernel, found)
 
 
@@ -143,7 +146,7 @@ def _delete(netlink: NetlinkSocket, found: Link) -> None:
 
 
 def _is_told(
-    kernel: Kernel, found: Link, noted: OwnLink, identity: Identity, netlink: NetlinkSocket
+    kernel: HostAndSandbox, found: Link, noted: OwnLink, identity: Identity, netlink: NetlinkSocket
 ) -> bool:
     """Whether a link outside of the sandbox has what the noted one had and no other has."""
     if found.mac == noted.mac:

@@ -19,7 +19,7 @@ from pycni.kernel.netlink.errors import EventsLost, NetlinkError
 from pycni.plan.steps import SANDBOX
 from pycni.spec.errors import ALREADY_EXISTS, TRY_AGAIN_LATER, CNIError
 from pycni.spec.identity import OwnDevice
-from pycni.steps.context import Site
+from pycni.steps.namespaces import Netns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pycni.kernel.link import Link
     from pycni.kernel.marks import Marks
     from pycni.kernel.netlink.codec import Request
-    from pycni.steps.context import Kernel
+    from pycni.steps.namespaces import HostAndSandbox
 
 # Kinds without an end that somebody else could hold: one is as good as another.
 _ENDLESS = ("dummy", "ifb", "nlmon", "vcan", "wireguard")
@@ -36,7 +36,7 @@ _LO = 1  # its index, in every namespace
 _TO_COME_BACK = 2.0  # seconds that the kernel may take, once a namespace has gone
 
 
-def describe(host: Site, index: int, inside: str) -> OwnDevice:
+def describe(host: Netns, index: int, inside: str) -> OwnDevice:
     """What a device is known by, and what it gets back; it is on the host still."""
     found = marks.get(host.netlink, index)
     return OwnDevice(
@@ -56,7 +56,7 @@ def describe(host: Site, index: int, inside: str) -> OwnDevice:
     )
 
 
-def put_back(kernel: Kernel, device: OwnDevice, index: int = 0) -> None:
+def put_back(kernel: HostAndSandbox, device: OwnDevice, index: int = 0) -> None:
     """Have the device on the host again as it was there, down; one that is nowhere is no error.
 
     index: that it got in the sandbox, 0 for the one that is noted.
@@ -66,7 +66,7 @@ def put_back(kernel: Kernel, device: OwnDevice, index: int = 0) -> None:
     """
     found = find_inside(kernel, device, index)
     if found is not None:
-        _move_home(device, found, kernel.site(SANDBOX), kernel.host)
+        _move_home(device, found, kernel.netns(SANDBOX), kernel.host)
     home = find_on_host(kernel.host, device)
     if home is None and found is None and device.kind == "veth" and _has_far_end(kernel, device):
         home = _bring_back(kernel, device)
@@ -85,7 +85,7 @@ def put_back(kernel: Kernel, device: OwnDevice, index: int = 0) -> None:
         _restore(device, home, kernel.host)
 
 
-def find_inside(kernel: Kernel, device: OwnDevice, index: int = 0) -> Marks | None:
+def find_inside(kernel: HostAndSandbox, device: OwnDevice, index: int = 0) -> Marks | None:
     """The device in the sandbox, whatever it is called there. index: as of `put_back`."""
     sandbox = kernel.sandbox
     if sandbox is None:
@@ -100,7 +100,7 @@ def find_inside(kernel: Kernel, device: OwnDevice, index: int = 0) -> Marks | No
     return None
 
 
-def find_on_host(host: Site, device: OwnDevice) -> Marks | None:
+def find_on_host(host: Netns, device: OwnDevice) -> Marks | None:
     """The device on the host, whatever it is called there."""
     named = host.find(device.name)
     for found in _candidates(host, device.index if named is None else named.index):
@@ -119,7 +119,7 @@ def name_taken(holder: Link, name: str) -> str:
     )
 
 
-def came_from_host(kernel: Kernel, found: Marks) -> bool:
+def came_from_host(kernel: HostAndSandbox, found: Marks) -> bool:
     """Whether a link of the sandbox of which nothing is noted can be a device of the host.
 
     What is hardware, or has its other end on the host, no container made. Of what has no other end
@@ -129,11 +129,11 @@ def came_from_host(kernel: Kernel, found: Marks) -> bool:
         return found.index != _LO
     if found.kind in _ENDLESS:
         return True
-    host = namespace.id_seen_from(kernel.site(SANDBOX).netlink, kernel.host.namespace)
+    host = namespace.id_seen_from(kernel.netns(SANDBOX).netlink, kernel.host.namespace)
     return found.link_netnsid is not None and found.link_netnsid == host
 
 
-def _candidates(site: Site, first: int) -> Iterator[Marks]:
+def _candidates(site: Netns, first: int) -> Iterator[Marks]:
     """All links of a namespace, one that is expected first."""
     try:
         yield marks.get(site.netlink, first)
@@ -160,12 +160,12 @@ def _is_same(
     return found.index == index
 
 
-def _far_end(kernel: Kernel, device: OwnDevice) -> int | None:
+def _far_end(kernel: HostAndSandbox, device: OwnDevice) -> int | None:
     """The number that the sandbox has for the namespace of the device's other end.
 
     None if it is the sandbox itself.
     """
-    host, sandbox = kernel.host, kernel.site(SANDBOX)
+    host, sandbox = kernel.host, kernel.netns(SANDBOX)
     if device.link_netnsid is None:
         return namespace.id_seen_from(sandbox.netlink, host.namespace)
     here = namespace.id_seen_from(host.netlink, sandbox.namespace)
@@ -176,21 +176,21 @@ def _far_end(kernel: Kernel, device: OwnDevice) -> int | None:
     return namespace.id_translated(host.netlink, device.link_netnsid, here)
 
 
-def _has_far_end(kernel: Kernel, device: OwnDevice) -> bool:
+def _has_far_end(kernel: HostAndSandbox, device: OwnDevice) -> bool:
     """Whether the other end of a pair is on the host, and leads to another namespace."""
     end = kernel.host.find(device.link) if device.link_netnsid is None else None
     return end is not None and end.kind == "veth" and end.link_netnsid is not None
 
 
-def _bring_back(kernel: Kernel, device: OwnDevice) -> Marks | None:
+def _bring_back(kernel: HostAndSandbox, device: OwnDevice) -> Marks | None:
     """The end of a pair on the host again, from wherever its container has put it.
 
     All namespaces are looked at; None if it is in one that nothing leads to.
     """
-    from pycni.kernel import census  # rarely: a container has hidden its device
+    from pycni.kernel import all_addresses  # rarely: a container has hidden its device
 
-    for space, netlink, end in census.links_on(device.link, (device.kind,)):
-        place = Site(namespace.from_fd(space.fd), space.path, home=kernel.host.namespace)
+    for space, netlink, end in all_addresses.links_on(device.link, (device.kind,)):
+        place = Netns(namespace.from_fd(space.fd), space.path, host_ns=kernel.host.namespace)
         try:
             _move_home(device, marks.get(netlink, end.index), place, kernel.host)
         finally:
@@ -199,7 +199,7 @@ def _bring_back(kernel: Kernel, device: OwnDevice) -> Marks | None:
     return None
 
 
-def _move_home(device: OwnDevice, found: Marks, sandbox: Site, host: Site) -> None:
+def _move_home(device: OwnDevice, found: Marks, sandbox: Netns, host: Netns) -> None:
     """Move the device to the host. Raises CNIError, NetlinkError; then it is where it was."""
     holder = host.find(device.name, altnames=True)
     if holder is not None:
@@ -225,12 +225,12 @@ def _move_home(device: OwnDevice, found: Marks, sandbox: Site, host: Site) -> No
         _move_by_station(device, found, sandbox, host)
 
 
-def _move_by_station(device: OwnDevice, found: Marks, sandbox: Site, host: Site) -> None:
+def _move_by_station(device: OwnDevice, found: Marks, sandbox: Netns, host: Netns) -> None:
     """The same by a namespace in between, where its container cannot give it names.
 
     It has given it one that something on the host has, faster than that can be taken away.
     """
-    station = Site(namespace.create(), home=host.namespace)
+    station = Netns(namespace.create(), host_ns=host.namespace)
     try:
         station.request(links.update(_LO, name=f"lo{posix.urandom(5).hex()}"))
         sandbox.request(links.update(found.index, netns=station.namespace.fd))
@@ -251,7 +251,7 @@ def _move_by_station(device: OwnDevice, found: Marks, sandbox: Site, host: Site)
         station.close()
 
 
-def _restore(device: OwnDevice, home: Marks, host: Site) -> None:
+def _restore(device: OwnDevice, home: Marks, host: Netns) -> None:
     """Give the device on the host the names and addresses that it had."""
     for name in home.altnames:
         if name not in device.altnames:
@@ -279,7 +279,7 @@ def _restore(device: OwnDevice, home: Marks, host: Site) -> None:
         _try(host, links.update(home.index, mtu=device.mtu))
 
 
-def _try(host: Site, request: Request) -> None:
+def _try(host: Netns, request: Request) -> None:
     try:
         host.request(request)
     except NetlinkError:
@@ -293,7 +293,7 @@ def _is_elsewhere(device: OwnDevice) -> bool:
     )
 
 
-def _await_home(host: Site, device: OwnDevice) -> Marks | None:
+def _await_home(host: Netns, device: OwnDevice) -> Marks | None:
     """The device, when the kernel has put it back: its namespace has gone."""
     from pycni.kernel.netlink.constants import RTNLGRP_LINK
 

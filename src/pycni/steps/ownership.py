@@ -9,7 +9,7 @@ and the path of its namespace may lead to the next container by now. What decide
 4. the name, where the runtime has nothing else to tell (before 0.4.0 DEL has no prevResult), and
    nothing says that the interface is another attachment's.
 
-Used by the steps, through `Kernel.own` and `Kernel.own_host_end`.
+Used by the steps, through `HostAndSandbox.own` and `HostAndSandbox.own_host_end`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pycni.spec.identity import OwnDevice
     from pycni.spec.ip import IPAddress
     from pycni.spec.result import Result
-    from pycni.steps.context import Kernel, Site
+    from pycni.steps.namespaces import HostAndSandbox, Netns
 
     class ModeNote(Protocol):
         """The mode that is noted of a link's ipvlans: `pycni.state.masters.MasterNote`."""
@@ -117,13 +117,13 @@ class Claim:
 # --- namespaces ----------------------------------------------------------------------------------
 
 
-def netns_id(site: Site) -> NetnsID:
+def netns_id(site: Netns) -> NetnsID:
     """What the kernel tells a site's namespace by."""
     space = site.namespace
     return NetnsID(space.device, space.inode, site.netlink.netns_cookie)
 
 
-def is_own_namespace(identity: Identity | None, site: Site) -> bool:
+def is_own_namespace(identity: Identity | None, site: Netns) -> bool:
     """Whether a namespace may be the attachment's own: it is, unless another one is noted."""
     noted = None if identity is None else identity.netns
     if noted is None:
@@ -134,12 +134,12 @@ def is_own_namespace(identity: Identity | None, site: Site) -> bool:
     return not noted.cookie or noted.is_same(netns_id(site))
 
 
-def is_of_host(kernel: Kernel, identity: Identity) -> bool:
+def is_of_host(kernel: HostAndSandbox, identity: Identity) -> bool:
     """Whether the attachment was made on this host; elsewhere its indexes mean nothing."""
     return identity.host is None or identity.host.is_same(netns_id(kernel.host))
 
 
-def is_in_place(kernel: Kernel, identity: Identity) -> bool:
+def is_in_place(kernel: HostAndSandbox, identity: Identity) -> bool:
     """Whether an attachment's interface is there, in its namespace, at the path that was noted."""
     if not is_of_host(kernel, identity) or identity.netns is None or not identity.path:
         return False
@@ -155,7 +155,7 @@ def is_in_place(kernel: Kernel, identity: Identity) -> bool:
         return not inside or any(found.index in inside for found in link.dump(netlink))
 
 
-def is_alive(kernel: Kernel, identity: Identity) -> bool:
+def is_alive(kernel: HostAndSandbox, identity: Identity) -> bool:
     """Whether an attachment is there: its interface, or at least its host end.
 
     The kernel takes a while to take a namespace apart; a host end that stays leads to one that is
@@ -173,7 +173,7 @@ def is_alive(kernel: Kernel, identity: Identity) -> bool:
     return False
 
 
-def _is_on_host(kernel: Kernel, own: OwnLink, identity: Identity) -> bool:
+def _is_on_host(kernel: HostAndSandbox, own: OwnLink, identity: Identity) -> bool:
     found = kernel.host.find(own.index) if own.where == HOST else None
     return (
         found is not None
@@ -185,7 +185,7 @@ def _is_on_host(kernel: Kernel, own: OwnLink, identity: Identity) -> bool:
 # --- links ---------------------------------------------------------------------------------------
 
 
-def own_link(kernel: Kernel, name: str) -> Link | None:
+def own_link(kernel: HostAndSandbox, name: str) -> Link | None:
     """The attachment's interface in the sandbox that was called `name` at ADD, if it is there."""
     sandbox, claim = kernel.sandbox, kernel.claim
     if sandbox is None:
@@ -207,7 +207,7 @@ def own_link(kernel: Kernel, name: str) -> Link | None:
     return found if claim is None or _is_own(found, kernel, claim) else None
 
 
-def own_host_end(kernel: Kernel, name: str) -> Link | None:
+def own_host_end(kernel: HostAndSandbox, name: str) -> Link | None:
     """The host end of the attachment's pair, by the name that its plan has for it."""
     host, claim = kernel.host, kernel.claim
     identity = None if claim is None else claim.identity
@@ -230,7 +230,7 @@ def own_host_end(kernel: Kernel, name: str) -> Link | None:
     return found if found.link_netnsid is not None and listed in ("", found.mac) else None
 
 
-def peer_on_host(kernel: Kernel, inner: Link | None) -> Link | None:
+def peer_on_host(kernel: HostAndSandbox, inner: Link | None) -> Link | None:
     """The other end of a sandbox's veth, if that is on the host.
 
     An index counts in its namespace only, and a container chooses those in its own: the host's end
@@ -246,7 +246,7 @@ def peer_on_host(kernel: Kernel, inner: Link | None) -> Link | None:
     return outer if noted_links.leads_to_sandbox(kernel, outer) else None
 
 
-def is_listed(kernel: Kernel, outer: Link | None) -> bool:
+def is_listed(kernel: HostAndSandbox, outer: Link | None) -> bool:
     """Whether prevResult lists a link of the host whose alias names no owner."""
     if outer is None or tag_of(outer.alias) or kernel.claim is None:
         return False
@@ -254,7 +254,7 @@ def is_listed(kernel: Kernel, outer: Link | None) -> bool:
     return listed is not None and listed in ("", outer.mac)
 
 
-def _is_own(found: Link, kernel: Kernel, claim: Claim) -> bool:
+def _is_own(found: Link, kernel: HostAndSandbox, claim: Claim) -> bool:
     """Whether an interface of which nothing is noted under this owner is its own all the same."""
     outer = peer_on_host(kernel, found)
     tag = "" if outer is None else tag_of(outer.alias)
@@ -272,9 +272,9 @@ def _is_own(found: Link, kernel: Kernel, claim: Claim) -> bool:
     return listed in ("", found.mac)
 
 
-def _is_anothers(found: Link, kernel: Kernel, claim: Claim) -> bool:
+def _is_anothers(found: Link, kernel: HostAndSandbox, claim: Claim) -> bool:
     """Whether the interface is noted as another attachment's."""
-    sandbox = kernel.site(SANDBOX)
+    sandbox = kernel.netns(SANDBOX)
     here = None
     for other in claim.others():
         if other.owner == claim.owner or other.netns is None:
@@ -296,7 +296,7 @@ def _listed_mac(claim: Claim, name: str, *, sandbox: bool) -> str | None:
     return None
 
 
-def is_same_container(kernel: Kernel, comment: str, owner: Owner) -> bool:
+def is_same_container(kernel: HostAndSandbox, comment: str, owner: Owner) -> bool:
     """Whether an object of nftables, by its comment, is of an attachment of the owner's container.
 
     Where names are so long that the comment was cut, those of the attachments that are noted count.
@@ -316,20 +316,20 @@ def is_same_container(kernel: Kernel, comment: str, owner: Owner) -> bool:
 # --- what is noted -------------------------------------------------------------------------------
 
 
-def noted_addresses(kernel: Kernel) -> tuple[IPAddress, ...]:
+def noted_addresses(kernel: HostAndSandbox) -> tuple[IPAddress, ...]:
     """The addresses that are noted of the attachment, whether or not there is a prevResult."""
     identity = None if kernel.claim is None else kernel.claim.identity
     return () if identity is None else tuple(map(parse_address, identity.addresses))
 
 
-def problems(kernel: Kernel) -> list[CNIError]:
+def problems(kernel: HostAndSandbox) -> list[CNIError]:
     """What keeps a DEL from knowing what is noted; it removes what it can, and fails."""
     problem = None if kernel.claim is None else kernel.claim.notes.problem
     return [] if problem is None else [problem]
 
 
 def note(
-    kernel: Kernel, plan: Plan, kinds: tuple[str, ...] = (), files: tuple[str, ...] = ()
+    kernel: HostAndSandbox, plan: Plan, kinds: tuple[str, ...] = (), files: tuple[str, ...] = ()
 ) -> None:
     """Note what an ADD has made.
 
@@ -376,7 +376,7 @@ def note(
         claim.notes.write(changed)
 
 
-def note_device(kernel: Kernel, device: OwnDevice) -> None:
+def note_device(kernel: HostAndSandbox, device: OwnDevice) -> None:
     """Note a device of the host, before it is the container's. Raises CNIError."""
     claim, sandbox = kernel.claim, kernel.sandbox
     if claim is None or sandbox is None:
@@ -389,13 +389,13 @@ def note_device(kernel: Kernel, device: OwnDevice) -> None:
     claim.notes.write(known.replace(devices=(*others, device)))
 
 
-def noted_device(kernel: Kernel, inside: str) -> OwnDevice | None:
+def noted_device(kernel: HostAndSandbox, inside: str) -> OwnDevice | None:
     """What is noted of the device that was put into the sandbox under a name."""
     identity = None if kernel.claim is None else kernel.claim.identity
     return None if identity is None else identity.device(inside)
 
 
-def forget(kernel: Kernel, *, with_interface: bool = False) -> None:
+def forget(kernel: HostAndSandbox, *, with_interface: bool = False) -> None:
     """Note that a plugin has removed its part; the last one's takes all. Raises CNIError.
 
     with_interface: and what other plugins have left with the interface.
@@ -415,7 +415,7 @@ def forget(kernel: Kernel, *, with_interface: bool = False) -> None:
         claim.notes.write(left.with_part(claim.plugin, claim.left) if claim.left else left)
 
 
-def keep_part(kernel: Kernel) -> None:
+def keep_part(kernel: HostAndSandbox) -> None:
     """Note that a plugin keeps what it has for another DEL, and no other one removes it."""
     claim = kernel.claim
     identity = None if claim is None else claim.identity
@@ -424,14 +424,14 @@ def keep_part(kernel: Kernel) -> None:
         claim.notes.write(kept.replace(detaching=True))
 
 
-def note_failed_delete(kernel: Kernel) -> None:
+def note_failed_delete(kernel: HostAndSandbox) -> None:
     """Note that a DEL has begun, which is still to be completed. Raises CNIError."""
     identity = None if kernel.claim is None else kernel.claim.identity
     if kernel.claim is not None and identity is not None and not identity.detaching:
         kernel.claim.notes.write(identity.replace(detaching=True))
 
 
-def note_for_delete(kernel: Kernel, plan: Plan, kinds: tuple[str, ...]) -> None:
+def note_for_delete(kernel: HostAndSandbox, plan: Plan, kinds: tuple[str, ...]) -> None:
     """Note what of a failed ADD's plan may be left, for the DEL that comes."""
     if kernel.claim is None:
         return
@@ -443,7 +443,7 @@ def note_for_delete(kernel: Kernel, plan: Plan, kinds: tuple[str, ...]) -> None:
     kernel.claim.notes.keep()
 
 
-def _links(step: Step, kernel: Kernel) -> Iterator[OwnLink]:
+def _links(step: Step, kernel: HostAndSandbox) -> Iterator[OwnLink]:
     """The links that a step has made."""
     name: str = getattr(step, "name", "")
     if step.kind == "veth":
@@ -452,15 +452,15 @@ def _links(step: Step, kernel: Kernel) -> Iterator[OwnLink]:
         yield OwnLink(HOST, host_name, outer.index)
         yield OwnLink(SANDBOX, name, outer.link)
         return
-    inner = kernel.site(SANDBOX).known(name)
-    if step.kind not in ("sub_link", "tap"):
+    inner = kernel.netns(SANDBOX).known(name)
+    if step.kind not in ("child_link", "tap"):
         yield OwnLink(SANDBOX, name, inner.index)
         return
     parent, inode = 0 if inner.link_netnsid is None else inner.link, kernel.inodes.get(name, 0)
     yield OwnLink(SANDBOX, name, inner.index, inner.kind, parent, inner.mac, inode)
 
 
-def _chained_link(claim: Claim, sandbox: Site) -> list[OwnLink]:
+def _chained_link(claim: Claim, sandbox: Netns) -> list[OwnLink]:
     """The interface that a plugin of others made, as a chained one of ours finds it.
 
     The first plugin of a list, such as loopback, finds what is another attachment's.

@@ -17,8 +17,8 @@ from __future__ import annotations
 import errno
 
 from pycni.kernel import link as links
-from pycni.kernel import nfnetlink
-from pycni.kernel.nfnetlink import NFPROTO_BRIDGE
+from pycni.kernel.netfilter import nfnetlink
+from pycni.kernel.netfilter.nfnetlink import NFPROTO_BRIDGE
 from pycni.steps import noted_links
 
 TYPE_CHECKING = False
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pycni.kernel.link import Link
+    from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
     from pycni.kernel.netlink.codec import Request
-    from pycni.kernel.nfnetlink import NetfilterSocket
     from pycni.plan.steps import PortIsolation
-    from pycni.steps.context import Kernel
     from pycni.steps.executor import Undo
+    from pycni.steps.namespaces import HostAndSandbox
 
 TABLE = "pycni"
 PORTS = "firewall-isolated"
@@ -56,7 +56,7 @@ _SET_UP = "\n".join(
 )
 
 
-def apply(step: PortIsolation, kernel: Kernel) -> Undo | None:
+def apply(step: PortIsolation, kernel: HostAndSandbox) -> Undo | None:
     host = kernel.host
     ports = _ports(step, kernel)
     changed = [port for port in ports if not port.isolated]
@@ -78,7 +78,7 @@ def apply(step: PortIsolation, kernel: Kernel) -> Undo | None:
 
 def _keep_apart(step: PortIsolation, ports: list[Link], netfilter: NetfilterSocket) -> bool:
     """Enter the ports into the set; whether any was not there. No error without nftables."""
-    from pycni.kernel.nftables import NftError, run
+    from pycni.kernel.netfilter.nftables import NftError, run
 
     made = False
 
@@ -115,7 +115,7 @@ def _keep_apart(step: PortIsolation, ports: list[Link], netfilter: NetfilterSock
     return made
 
 
-def check(step: PortIsolation, kernel: Kernel) -> list[str]:
+def check(step: PortIsolation, kernel: HostAndSandbox) -> list[str]:
     """The ports that others reach."""
     netfilter = kernel.host.netfilter
     ports = _ports(step, kernel)
@@ -148,7 +148,7 @@ def release(netfilter: NetfilterSocket, wanted: Callable[[str], bool], tag: str)
     return [_delete(item.key) for item in found if wanted(item.comment)]
 
 
-def _ports(step: PortIsolation, kernel: Kernel) -> list[Link]:
+def _ports(step: PortIsolation, kernel: HostAndSandbox) -> list[Link]:
     """Those of the links that are ports of the bridge, and lead nowhere but to the sandbox."""
     host = kernel.host
     bridge = host.find(step.bridge, altnames=True)
@@ -163,7 +163,7 @@ def _ports(step: PortIsolation, kernel: Kernel) -> list[Link]:
     ]
 
 
-def _host_rules_do(kernel: Kernel) -> bool:
+def _host_rules_do(kernel: HostAndSandbox) -> bool:
     """Whether what bridges forward goes through the host's rules, where the policy drops it."""
     try:
         return all(

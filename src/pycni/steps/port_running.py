@@ -16,10 +16,10 @@ from pycni.spec.errors import TRY_AGAIN_LATER, CNIError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.plan.steps import PortRunning
-    from pycni.steps.context import Kernel
+    from pycni.steps.namespaces import HostAndSandbox
 
 
-def apply(step: PortRunning, kernel: Kernel) -> None:
+def apply(step: PortRunning, kernel: HostAndSandbox) -> None:
     deadline = time.monotonic() + step.timeout_ms / 1000
     try:
         links.wait_running(kernel.host.netlink, kernel.host.index(step.link), deadline)
@@ -33,5 +33,5 @@ def apply(step: PortRunning, kernel: Kernel) -> None:
         ) from None
 
 
-def check(step: PortRunning, kernel: Kernel) -> list[str]:
+def check(step: PortRunning, kernel: HostAndSandbox) -> list[str]:
     return []  # that its ends are up is checked where they are made

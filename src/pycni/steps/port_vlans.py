@@ -8,12 +8,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.kernel.link import Link
     from pycni.plan.steps import VLANs
-    from pycni.steps.context import Site
+    from pycni.steps.namespaces import Netns
 
 NATIVE = 1  # the untagged VLAN of a trunk that names none, as bridges have it
 
 
-def assign(site: Site, port: Link, vlans: VLANs) -> None:
+def assign(site: Netns, port: Link, vlans: VLANs) -> None:
     """Make a port a member of these VLANs. Raises NetlinkError."""
     requests = []
     if not vlans.keep_default:
@@ -26,7 +26,7 @@ def assign(site: Site, port: Link, vlans: VLANs) -> None:
     site.request(*requests)
 
 
-def differences(site: Site, port: Link, vlans: VLANs) -> list[str]:
+def differences(site: Netns, port: Link, vlans: VLANs) -> list[str]:
     """How a port's membership differs from these VLANs: what is missing."""
     present = links.vlans(site.netlink, port)
     missing = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 
 from pycni.kernel import link as links
-from pycni.plan.difference import FAILED, MENDED, Difference
+from pycni.plan.difference import FAILED, REPAIRED, Difference
 from pycni.plan.steps import HOST, SANDBOX, VethPair
 from pycni.spec.errors import CHECK_FAILED, CNIError, is_shortage
 from pycni.spec.owner import tag_of
@@ -24,18 +24,20 @@ if TYPE_CHECKING:
 
     from pycni.plan.plan import Plan
     from pycni.plan.steps import Step
-    from pycni.steps.context import Kernel
+    from pycni.steps.namespaces import HostAndSandbox
 
     # The MAC addresses that interfaces had, by (HOST or SANDBOX, name).
     Macs = Mapping[tuple[str, str], str]
 
 # What is of no lasting effect on a sound interface, and of use to one that has changed.
-_AGAIN = ("sysctl", "port_running", "settled", "announced")
-_PATIENCE = 3.0  # seconds
+_AGAIN = ("sysctl", "port_running", "dad_finished", "gratuitous_arp")
+_TIMEOUT = 3.0  # seconds
 _SHARED = ("bridge", "vlan_gateway")
 
 
-def repair(plan: Plan, kernel: Kernel, macs: Macs, *, dry_run: bool = False) -> list[Difference]:
+def repair(
+    plan: Plan, kernel: HostAndSandbox, macs: Macs, *, dry_run: bool = False
+) -> list[Difference]:
     """Make again what is missing of a plan; tell what was missing and what became of it.
 
     macs: what an interface that has to be made again is given. dry_run: look only.
@@ -54,7 +56,7 @@ def repair(plan: Plan, kernel: Kernel, macs: Macs, *, dry_run: bool = False) -> 
         if what:
             mended = _mend(step, kernel, what)
             found += mended
-            made = any(item.state == MENDED for item in mended)
+            made = any(item.state == REPAIRED for item in mended)
             changed |= made and (step.follows_link or step.makes_link or step.kind in _SHARED)
             if absent and not made:
                 return found
@@ -66,30 +68,30 @@ def repair(plan: Plan, kernel: Kernel, macs: Macs, *, dry_run: bool = False) -> 
     return found
 
 
-def _await_carrier(plan: Plan, kernel: Kernel) -> None:
+def _await_carrier(plan: Plan, kernel: HostAndSandbox) -> None:
     """Wait until a pair that is up carries traffic: after some ups and downs that takes a while."""
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _TIMEOUT
     for step in plan.steps:
         if not isinstance(step, VethPair):
             continue
-        inner = kernel.site(SANDBOX).find(step.name)
+        inner = kernel.netns(SANDBOX).find(step.name)
         outer = ownership.peer_on_host(kernel, inner)
         if inner is None or outer is None or not (inner.is_up and outer.is_up):
             continue
         try:
             links.wait_running(kernel.host.netlink, outer.index, deadline)
-            links.wait_running(kernel.site(SANDBOX).netlink, inner.index, deadline)
+            links.wait_running(kernel.netns(SANDBOX).netlink, inner.index, deadline)
         except OSError:
             continue  # it is up, and what is missing is not ours to give
 
 
-def require_own(step: VethPair, kernel: Kernel, *, marked: bool) -> None:
+def require_own(step: VethPair, kernel: HostAndSandbox, *, marked: bool) -> None:
     """Raise a CNIError if the sandbox's interface was made for another attachment.
 
     marked: or by another project's plugin, which does not mark it.
     """
-    path = kernel.site(SANDBOX).path
-    outer = ownership.peer_on_host(kernel, kernel.site(SANDBOX).find(step.name))
+    path = kernel.netns(SANDBOX).path
+    outer = ownership.peer_on_host(kernel, kernel.netns(SANDBOX).find(step.name))
     if outer is None:
         return
     tag = tag_of(outer.alias)
@@ -115,12 +117,12 @@ def require_own(step: VethPair, kernel: Kernel, *, marked: bool) -> None:
         )
 
 
-def is_absent(step: Step, kernel: Kernel) -> bool:
+def is_absent(step: Step, kernel: HostAndSandbox) -> bool:
     """Whether a step makes the attachment's interface, and that is not there."""
-    return step.makes_link and kernel.site(SANDBOX).find(_name(step)) is None
+    return step.makes_link and kernel.netns(SANDBOX).find(_name(step)) is None
 
 
-def is_in_place(ifname: str, kernel: Kernel) -> bool:
+def is_in_place(ifname: str, kernel: HostAndSandbox) -> bool:
     """Whether the attachment's interface is there under its name."""
     own = kernel.own(ifname)
     return own is not None and own.name == ifname
@@ -136,7 +138,7 @@ def _name(step: Step) -> str:
     return name
 
 
-def _look(step: Step, kernel: Kernel) -> list[str]:
+def _look(step: Step, kernel: HostAndSandbox) -> list[str]:
     try:
         found: list[str] = handler(step.kind).check(step, kernel)
         more = getattr(handler(step.kind), "repairable", None)
@@ -151,7 +153,7 @@ def _look(step: Step, kernel: Kernel) -> list[str]:
     return found
 
 
-def _mend(step: Step, kernel: Kernel, what: list[str]) -> list[Difference]:
+def _mend(step: Step, kernel: HostAndSandbox, what: list[str]) -> list[Difference]:
     """Make a step again; what it lacked, and what became of that."""
     reason = ""
     try:
@@ -165,15 +167,15 @@ def _mend(step: Step, kernel: Kernel, what: list[str]) -> list[Difference]:
     left = _look(step, kernel) if what else []
     reason = reason or "it was made again, and is still so; delete the attachment and add it again"
     return [
-        *(Difference(text, MENDED) for text in what if text not in left),
+        *(Difference(text, REPAIRED) for text in what if text not in left),
         *(Difference(text, FAILED, reason) for text in left),
     ]
 
 
-def _again(step: Step) -> Callable[[Step, Kernel], object]:
+def _again(step: Step) -> Callable[[Step, HostAndSandbox], object]:
     """What makes a step again: `repair` of its kind, for most the same as `apply`."""
     kind = handler(step.kind)
-    again: Callable[[Step, Kernel], object] = getattr(kind, "repair", None) or kind.apply
+    again: Callable[[Step, HostAndSandbox], object] = getattr(kind, "repair", None) or kind.apply
     return again
 
 
@@ -196,25 +198,27 @@ def _names(step: Step) -> list[tuple[str, str]]:
     return names
 
 
-def _differing(step: Step, kernel: Kernel, macs: Macs) -> list[tuple[str, links.Link, str]]:
+def _differing(step: Step, kernel: HostAndSandbox, macs: Macs) -> list[tuple[str, links.Link, str]]:
     found = []
     for where, name in _names(step):
         mac = macs.get((where, name), "")
         altnames = step.kind in _SHARED
-        link = kernel.site(where).find(name, altnames=altnames) if mac else None
+        link = kernel.netns(where).find(name, altnames=altnames) if mac else None
         if link is not None and link.mac != mac:
             found.append((where, link, mac))
     return found
 
 
-def _wrong_macs(step: Step, kernel: Kernel, macs: Macs) -> list[str]:
+def _wrong_macs(step: Step, kernel: HostAndSandbox, macs: Macs) -> list[str]:
     return [
         f"interface {link.name} has the MAC address {link.mac}, prevResult has {mac}"
         for _, link, mac in _differing(step, kernel, macs)
     ]
 
 
-def _restore_macs(step: Step, kernel: Kernel, macs: Macs, *, made: bool) -> list[Difference]:
+def _restore_macs(
+    step: Step, kernel: HostAndSandbox, macs: Macs, *, made: bool
+) -> list[Difference]:
     """Give interfaces the MAC address back that neighbours know."""
     found = []
     for where, link, mac in _differing(step, kernel, macs):
@@ -225,7 +229,7 @@ def _restore_macs(step: Step, kernel: Kernel, macs: Macs, *, made: bool) -> list
             )
             found.append(Difference(what, FAILED, reason))
             continue
-        site = kernel.site(where)
+        site = kernel.netns(where)
         try:
             site.request(links.update(link, mac=mac))
         except OSError as error:
@@ -233,5 +237,5 @@ def _restore_macs(step: Step, kernel: Kernel, macs: Macs, *, made: bool) -> list
             continue
         site.forget(link.name)
         if not made:
-            found.append(Difference(what, MENDED))
+            found.append(Difference(what, REPAIRED))
     return found

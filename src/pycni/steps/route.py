@@ -11,12 +11,12 @@ from pycni.kernel.netlink.errors import NetlinkError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.plan.steps import Route
-    from pycni.steps.context import Kernel, Site
     from pycni.steps.executor import Undo
+    from pycni.steps.namespaces import HostAndSandbox, Netns
 
 
-def apply(step: Route, kernel: Kernel) -> Undo | None:
-    site = kernel.site(step.where)
+def apply(step: Route, kernel: HostAndSandbox) -> Undo | None:
+    site = kernel.netns(step.where)
     route = routes.Route(
         dst=step.dst,
         index=site.index(step.link),
@@ -37,8 +37,8 @@ def apply(step: Route, kernel: Kernel) -> Undo | None:
     return lambda: site.request(routes.delete(route))
 
 
-def check(step: Route, kernel: Kernel) -> list[str]:
-    site = kernel.site(step.where)
+def check(step: Route, kernel: HostAndSandbox) -> list[str]:
+    site = kernel.netns(step.where)
     found = routes.dump(site.netlink, step.dst.family, table=step.table or RT_TABLE_MAIN)
     if step.table is None:
         # A plugin later in the chain may have moved it to a table of the interface's own.
@@ -55,8 +55,8 @@ def check(step: Route, kernel: Kernel) -> list[str]:
     return [f"route {step.dst}{via} is missing in the {step.where}"]
 
 
-def repair(step: Route, kernel: Kernel) -> None:
-    site = kernel.site(step.where)
+def repair(step: Route, kernel: HostAndSandbox) -> None:
+    site = kernel.netns(step.where)
     if step.table is None:
         step = step.replace(table=_own_table(step, site))
     try:
@@ -83,7 +83,7 @@ def repair(step: Route, kernel: Kernel) -> None:
         apply(step, kernel)
 
 
-def _own_table(step: Route, site: Site) -> int | None:
+def _own_table(step: Route, site: Netns) -> int | None:
     """The table of the VRF that the interface is in, which the main one may not lead around."""
     master = site.link(step.link).master
     found = site.find(master) if master else None

@@ -11,16 +11,16 @@ from pycni.kernel import route
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.plan.steps import RouteLocalnet
-    from pycni.steps.context import Kernel
+    from pycni.steps.namespaces import HostAndSandbox
 
 
-def apply(step: RouteLocalnet, kernel: Kernel) -> None:
+def apply(step: RouteLocalnet, kernel: HostAndSandbox) -> None:
     key = _key(step, kernel)
     if key:
         kernel.host.write_sysctl(key, "1")
 
 
-def check(step: RouteLocalnet, kernel: Kernel) -> list[str]:
+def check(step: RouteLocalnet, kernel: HostAndSandbox) -> list[str]:
     key = _key(step, kernel)
     value = kernel.host.read_sysctl(key) if key else "1"
     if value == "1":
@@ -28,7 +28,7 @@ def check(step: RouteLocalnet, kernel: Kernel) -> list[str]:
     return [f"{key} is {value}: localhost does not reach the container's ports"]
 
 
-def _key(step: RouteLocalnet, kernel: Kernel) -> str:
+def _key(step: RouteLocalnet, kernel: HostAndSandbox) -> str:
     """The setting of the link towards the container, "" where the host has no way to it."""
     host = kernel.host
     index = route.device_towards(host.netlink, step.address)

@@ -16,11 +16,11 @@ from pycni.spec.owner import tag_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.kernel.link import Link
-    from pycni.steps.context import Site
     from pycni.steps.executor import Undo
+    from pycni.steps.namespaces import Netns
 
 
-def refuse(site: Site, name: str) -> str:
+def refuse(site: Netns, name: str) -> str:
     """Set an interface's accept_ra to 0; returns what it was, "" if nobody knows.
 
     Raises OSError where it fails and IPv6 is in use there.
@@ -36,17 +36,17 @@ def refuse(site: Site, name: str) -> str:
     return ""
 
 
-def restore(site: Site, name: str, before: str) -> None:
+def restore(site: Netns, name: str, before: str) -> None:
     """Set an interface's accept_ra to what `refuse` found."""
     site.write_sysctl(f"net/ipv6/conf/{name}/accept_ra", before)
 
 
-def has_other_ports(site: Site, bridge: Link) -> bool:
+def has_other_ports(site: Netns, bridge: Link) -> bool:
     """Whether a bridge has ports that no attachment of ours is behind, such as an uplink."""
     return any(not tag_of(port.alias) for port in links.dump(site.netlink, bridge.index))
 
 
-def keep_learned(site: Site) -> Undo | None:
+def keep_learned(site: Netns) -> Undo | None:
     """Have interfaces that routes were learned by go on learning when the host forwards.
 
     A router that does not say so (2 in accept_ra, Documentation/networking/ip-sysctl.rst) drops

@@ -17,7 +17,7 @@ from pycni.kernel import tc
 from pycni.kernel.netlink.errors import NetlinkError
 from pycni.spec.errors import ALREADY_EXISTS, INVALID_CONFIG, CNIError
 from pycni.spec.owner import hashed_name
-from pycni.steps import no_ipv6, ownership
+from pycni.steps import disable_ipv6, ownership
 from pycni.steps.executor import give_up, undo_all
 
 TYPE_CHECKING = False
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from pycni.kernel.link import Link
     from pycni.plan.steps import Limit, Shaping
     from pycni.spec.owner import Owner, Owners
-    from pycni.steps.context import Kernel, Site
     from pycni.steps.executor import Undo
+    from pycni.steps.namespaces import HostAndSandbox, Netns
 
 LIMITED = 0x30  # the class 1:30
 DIRECT = 0
@@ -35,7 +35,7 @@ FRAME_HEADER = 14  # bytes (ETH_HLEN of linux/if_ether.h)
 FIRST_PRIORITY = 15  # of filters that assign classes
 
 
-def apply(step: Shaping, kernel: Kernel) -> Undo:
+def apply(step: Shaping, kernel: HostAndSandbox) -> Undo:
     host = kernel.host
     outer = host_end(step, kernel)
     _require_room(step, outer)
@@ -70,7 +70,7 @@ def _require_room(step: Shaping, outer: Link) -> None:
             )
 
 
-def check(step: Shaping, kernel: Kernel) -> list[str]:
+def check(step: Shaping, kernel: HostAndSandbox) -> list[str]:
     host = kernel.host
     outer = host_end(step, kernel)
     differences = []
@@ -86,7 +86,7 @@ def check(step: Shaping, kernel: Kernel) -> list[str]:
     return differences
 
 
-def repair(step: Shaping, kernel: Kernel) -> None:
+def repair(step: Shaping, kernel: HostAndSandbox) -> None:
     host = kernel.host
     outer = host_end(step, kernel)
 
@@ -117,13 +117,13 @@ def repair(step: Shaping, kernel: Kernel) -> None:
     redirect_to(host, outer, ifb, [])
 
 
-def _leads_nowhere(found: tc.Filter, host: Site) -> bool:
+def _leads_nowhere(found: tc.Filter, host: Netns) -> bool:
     """Whether a filter is one of ours whose ifb has gone: its target is 0 then."""
     ours = found.kind == "u32" and found.priority == 1 and found.classid == 1 << 16 | 1
     return ours and (not found.redirect or host.find(found.redirect) is None)
 
 
-def remove(step: Shaping, kernel: Kernel) -> None:
+def remove(step: Shaping, kernel: HostAndSandbox) -> None:
     """Take the limits off the host end, where that is still there, and delete the ifb."""
     host = kernel.host
     ifb = find_ifb(step.owner, kernel)
@@ -144,7 +144,7 @@ def remove(step: Shaping, kernel: Kernel) -> None:
             host.discard(ifb)
 
 
-def collect(kernel: Kernel, owners: Owners) -> None:
+def collect(kernel: HostAndSandbox, owners: Owners) -> None:
     """Delete ifbs that are theirs, and what a crash left before it was marked."""
     found = [link for link in links.dump(kernel.host.netlink) if link.kind == "ifb"]
     of_reference = {_names(owner)[0] for owner in owners.listed} if found else set()
@@ -167,7 +167,7 @@ def _is_unmarked(link: Link) -> bool:
     return made and not link.alias and not link.is_up
 
 
-def find_ifb(owner: Owner, kernel: Kernel) -> Link | None:
+def find_ifb(owner: Owner, kernel: HostAndSandbox) -> Link | None:
     """The attachment's ifb: one with its mark, or the one that the reference made."""
     names = _names(owner)
     found = [one for one in map(kernel.host.find, names) if one is not None and one.kind == "ifb"]
@@ -187,9 +187,9 @@ def _tag(link: Link) -> str:
     return link.alias.partition(",")[0]
 
 
-def host_end(step: Shaping, kernel: Kernel) -> Link:
+def host_end(step: Shaping, kernel: HostAndSandbox) -> Link:
     """The host end of the sandbox's veth. Raises CNIError."""
-    inner = kernel.site("sandbox").link(step.link)
+    inner = kernel.netns("sandbox").link(step.link)
     if inner.kind != "veth" or not inner.link:
         raise CNIError(
             INVALID_CONFIG,
@@ -217,7 +217,7 @@ def host_end(step: Shaping, kernel: Kernel) -> Link:
 # --- limits --------------------------------------------------------------------------------------
 
 
-def set_limit(step: Shaping, host: Site, link: Link, limit: Limit, *, towards: bool) -> None:
+def set_limit(step: Shaping, host: Netns, link: Link, limit: Limit, *, towards: bool) -> None:
     """Put a limit on what a link sends; towards: whether that is what the container receives."""
     bucket = tc.token_bucket(limit.rate, limit.burst)
     networks = step.shaped or step.unshaped
@@ -245,7 +245,7 @@ def set_limit(step: Shaping, host: Site, link: Link, limit: Limit, *, towards: b
         raise
 
 
-def _lift(host: Site, link: Link) -> None:
+def _lift(host: Netns, link: Link) -> None:
     found = tc.qdisc(host.netlink, link.index)
     if found is not None:
         host.request(tc.delete_qdisc(found))
@@ -256,7 +256,7 @@ def is_limit(found: tc.Qdisc) -> bool:
     return found.kind in ("tbf", "htb") and found.handle == 1 << 16
 
 
-def limit_differences(step: Shaping, host: Site, link: Link, limit: Limit) -> list[str]:
+def limit_differences(step: Shaping, host: Netns, link: Link, limit: Limit) -> list[str]:
     """How what limits a link differs from what is wanted."""
     wanted = tc.token_bucket(limit.rate, limit.burst)
     found = tc.qdisc(host.netlink, link.index)
@@ -291,11 +291,11 @@ def limit_differences(step: Shaping, host: Site, link: Link, limit: Limit) -> li
 # --- redirection ---------------------------------------------------------------------------------
 
 
-def make_ifb(step: Shaping, host: Site, outer: Link) -> Link:
+def make_ifb(step: Shaping, host: Netns, outer: Link) -> Link:
     """The ifb for what the container sends, up and marked as the attachment's."""
     ifb = _create_ifb(step, host, outer)
     try:
-        no_ipv6.switch_off(host, ifb.name)
+        disable_ipv6.disable_ipv6(host, ifb.name)
         host.request(links.update(ifb, up=True, alias=step.owner.comment))
     except BaseException:
         host.discard(ifb)
@@ -303,7 +303,7 @@ def make_ifb(step: Shaping, host: Site, outer: Link) -> Link:
     return ifb
 
 
-def _create_ifb(step: Shaping, host: Site, outer: Link) -> Link:
+def _create_ifb(step: Shaping, host: Netns, outer: Link) -> Link:
     first, second = _names(step.owner)
     try:
         return links.create(host.netlink, links.ifb(first, mtu=outer.mtu, txqlen=0))
@@ -328,14 +328,14 @@ def _create_ifb(step: Shaping, host: Site, outer: Link) -> Link:
     return links.create(host.netlink, links.ifb(name, mtu=outer.mtu, txqlen=0))
 
 
-def _is_redirected(host: Site, outer: Link, ifb: Link) -> bool:
+def _is_redirected(host: Netns, outer: Link, ifb: Link) -> bool:
     """Whether what a link receives goes to an ifb."""
     parent = ingress_parent(host, outer)
     found = tc.filters(host.netlink, outer.index, parent) if parent is not None else []
     return any(item.redirect == ifb.index for item in found)
 
 
-def redirect_to(host: Site, outer: Link, ifb: Link, undo: list[Undo]) -> None:
+def redirect_to(host: Netns, outer: Link, ifb: Link, undo: list[Undo]) -> None:
     """Send all that a link receives to the ifb.
 
     An ingress or clsact qdisc that is there already is used, unless it has filters: those would
@@ -353,7 +353,7 @@ def redirect_to(host: Site, outer: Link, ifb: Link, undo: list[Undo]) -> None:
     undo.append(lambda: host.request(tc.delete_redirection(outer.index, parent)))
 
 
-def _unused_ingress(host: Site, outer: Link) -> int:
+def _unused_ingress(host: Netns, outer: Link) -> int:
     """The handle of the ingress or clsact qdisc that a link has. Raises CNIError if it is used."""
     parent = ingress_parent(host, outer)
     if parent is None:
@@ -369,7 +369,7 @@ def _unused_ingress(host: Site, outer: Link) -> int:
     return parent
 
 
-def _stop_redirection(host: Site, outer: Link, ifb: Link) -> None:
+def _stop_redirection(host: Netns, outer: Link, ifb: Link) -> None:
     """Take back `redirect_to`. A qdisc that others may have filters in stays."""
     parent = ingress_parent(host, outer)
     if parent is None:
@@ -380,13 +380,13 @@ def _stop_redirection(host: Site, outer: Link, ifb: Link) -> None:
             _remove_ingress(host, outer)
 
 
-def _remove_ingress(host: Site, outer: Link) -> None:
+def _remove_ingress(host: Netns, outer: Link) -> None:
     found = tc.qdisc(host.netlink, outer.index, tc.INGRESS)
     if found is not None:
         host.request(tc.delete_qdisc(found))
 
 
-def ingress_parent(host: Site, outer: Link) -> int | None:
+def ingress_parent(host: Netns, outer: Link) -> int | None:
     """The handle that filters of what a link receives hang on, None if there is none."""
     found = tc.qdisc(host.netlink, outer.index, tc.INGRESS)
     if found is None:

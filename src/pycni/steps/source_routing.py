@@ -20,22 +20,22 @@ from pycni.kernel.netlink.errors import NetlinkError
 from pycni.kernel.route import Route
 from pycni.kernel.rule import Rule
 from pycni.spec.ip import default_network, host_network
-from pycni.steps.free_table import free_table
 from pycni.steps.returned_routes import give_back
+from pycni.steps.unused_table import unused_table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.kernel.netlink.codec import Request
     from pycni.plan.steps import Source, SourceRouting
     from pycni.spec.ip import IPAddress
-    from pycni.steps.context import Kernel, Site
     from pycni.steps.executor import Undo
+    from pycni.steps.namespaces import HostAndSandbox, Netns
 
 FIRST_TABLE = 100
 
 
-def apply(step: SourceRouting, kernel: Kernel) -> Undo:
-    site = kernel.site("sandbox")
+def apply(step: SourceRouting, kernel: HostAndSandbox) -> Undo:
+    site = kernel.netns("sandbox")
     changes = Changes(site)
     try:
         with kernel.lock_sandbox():
@@ -50,8 +50,8 @@ def apply(step: SourceRouting, kernel: Kernel) -> Undo:
     return changes.take_back
 
 
-def check(step: SourceRouting, kernel: Kernel) -> list[str]:
-    site = kernel.site("sandbox")
+def check(step: SourceRouting, kernel: HostAndSandbox) -> list[str]:
+    site = kernel.netns("sandbox")
     index = site.index(step.link)
     differences = []
     for source in step.sources:
@@ -81,8 +81,8 @@ def check(step: SourceRouting, kernel: Kernel) -> list[str]:
     return differences
 
 
-def repair(step: SourceRouting, kernel: Kernel) -> None:
-    site = kernel.site("sandbox")
+def repair(step: SourceRouting, kernel: HostAndSandbox) -> None:
+    site = kernel.netns("sandbox")
     index = site.index(step.link)
     changes = Changes(site)
     with kernel.lock_sandbox():
@@ -93,7 +93,7 @@ def repair(step: SourceRouting, kernel: Kernel) -> None:
             return
         whole, present = _in_main(site, index)
         for source in step.sources:
-            table = _own_table(site, source, index) or free_table(site.netlink, FIRST_TABLE)
+            table = _own_table(site, source, index) or unused_table(site.netlink, FIRST_TABLE)
             there = routes.dump(site.netlink, source.address.family, table=table)
             known = [item.dst for item in there if item.by(index) is not None]
             for item in routes_of(step, source, present, index):
@@ -105,11 +105,11 @@ def repair(step: SourceRouting, kernel: Kernel) -> None:
         _take_out(step, whole, hinted, index, changes)
 
 
-def _leads(site: Site, source: Source, table: int) -> bool:
+def _leads(site: Netns, source: Source, table: int) -> bool:
     return any(rule.table == table for rule in rules_from(site, source.address.address))
 
 
-def _own_table(site: Site, source: Source, index: int) -> int:
+def _own_table(site: Netns, source: Source, index: int) -> int:
     """The table that the source's rule leads to; without, one that was left with its routes."""
     for rule in rules_from(site, source.address.address):
         if rule.table not in routes.SYSTEM_TABLES:
@@ -123,7 +123,7 @@ def _own_table(site: Site, source: Source, index: int) -> int:
     return 0
 
 
-def remove(step: SourceRouting, kernel: Kernel) -> None:
+def remove(step: SourceRouting, kernel: HostAndSandbox) -> None:
     """Delete the rules for the step's addresses, and for those that the interface has.
 
     If that is still there, the routes of their tables go back into the main one.
@@ -151,7 +151,7 @@ def remove(step: SourceRouting, kernel: Kernel) -> None:
         _put_back(step, site, link.index, moved)
 
 
-def _put_back(step: SourceRouting, site: Site, index: int, moved: list[Route]) -> None:
+def _put_back(step: SourceRouting, site: Netns, index: int, moved: list[Route]) -> None:
     """Have routes in the main table again: those to neighbours first, others go through them."""
     for source in step.sources if step.hints else ():
         subnet = source.address.network
@@ -165,7 +165,7 @@ def _put_back(step: SourceRouting, site: Site, index: int, moved: list[Route]) -
 class Changes:
     """Requests carried out, with what takes them back."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Netns) -> None:
         self.site = site
         self._back: list[Request] = []
 
@@ -181,12 +181,12 @@ class Changes:
                 continue  # it went by itself, or will with the interface
 
 
-def _separate(step: SourceRouting, site: Site, changes: Changes) -> None:
+def _separate(step: SourceRouting, site: Netns, changes: Changes) -> None:
     """Give each source a table with the interface's routes, and take these out of main."""
     index = site.index(step.link)
     whole, present = _in_main(site, index)
     for source in step.sources:
-        table = free_table(site.netlink, FIRST_TABLE)
+        table = unused_table(site.netlink, FIRST_TABLE)
         for route in routes_of(step, source, present, index):
             copy = route.replace(table=table)
             changes.make(routes.append(copy), routes.delete(copy))
@@ -195,7 +195,7 @@ def _separate(step: SourceRouting, site: Site, changes: Changes) -> None:
     _take_out(step, whole, hinted, index, changes)
 
 
-def _in_main(site: Site, index: int) -> tuple[list[Route], list[Route]]:
+def _in_main(site: Netns, index: int) -> tuple[list[Route], list[Route]]:
     """Routes of the main table that leave by a link, and of each the ways that do.
 
     IPv6 joins routes that several interfaces have to one destination, such as default routes.
@@ -278,7 +278,7 @@ def is_on_link(route: Route) -> bool:
     return not route.gateways and not route.dst.is_default
 
 
-def rules_from(site: Site, source: IPAddress) -> list[Rule]:
+def rules_from(site: Netns, source: IPAddress) -> list[Rule]:
     """The rules that match this source address and nothing else."""
     return [
         rule
@@ -289,7 +289,7 @@ def rules_from(site: Site, source: IPAddress) -> list[Rule]:
     ]
 
 
-def _delete(site: Site, request: Request) -> None:
+def _delete(site: Netns, request: Request) -> None:
     try:
         site.request(request)
     except NetlinkError as error:

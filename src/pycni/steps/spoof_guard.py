@@ -12,18 +12,18 @@ those too.
 
 from __future__ import annotations
 
-from pycni.kernel import nfnetlink
-from pycni.kernel.nfnetlink import NFPROTO_BRIDGE
+from pycni.kernel.netfilter import nfnetlink
+from pycni.kernel.netfilter.nfnetlink import NFPROTO_BRIDGE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
     from pycni.kernel.netlink.codec import Request
-    from pycni.kernel.nfnetlink import NetfilterSocket
     from pycni.plan.steps import SpoofGuard
     from pycni.spec.owner import Owner, Owners
-    from pycni.steps.context import Kernel
+    from pycni.steps.namespaces import HostAndSandbox
 
 TABLE = "pycni"
 PORTS = "spoof-guard-ports"
@@ -47,7 +47,7 @@ add rule bridge {TABLE} {CHAIN} {_RULE} comment "{_RULE_COMMENT}"
 """
 
 
-def apply(step: SpoofGuard, kernel: Kernel) -> Callable[[], object] | None:
+def apply(step: SpoofGuard, kernel: HostAndSandbox) -> Callable[[], object] | None:
     """Let only frames with the port's address in; what an earlier port of that name left goes."""
     netfilter = kernel.host.netfilter
     port = _port_key(step.host_link)
@@ -58,7 +58,7 @@ def apply(step: SpoofGuard, kernel: Kernel) -> Callable[[], object] | None:
     def missing() -> list[Request]:
         nonlocal changed, set_up
         if not _rule_present(netfilter):
-            from pycni.kernel import nftables
+            from pycni.kernel.netfilter import nftables
 
             nftables.run(_SET_UP)
             set_up = True
@@ -89,7 +89,9 @@ def apply(step: SpoofGuard, kernel: Kernel) -> Callable[[], object] | None:
     return undo if changed else None
 
 
-def watching(owner: Owner, host_links: tuple[str, ...], kernel: Kernel) -> SpoofGuard | None:
+def watching(
+    owner: Owner, host_links: tuple[str, ...], kernel: HostAndSandbox
+) -> SpoofGuard | None:
     """The owner's guard of one of these links, with the address that it lets in."""
     from pycni.plan.steps import SpoofGuard
 
@@ -113,7 +115,7 @@ def _discard(netfilter: NetfilterSocket) -> None:
     nfnetlink.discard(netfilter, nfnetlink.delete_table(NFPROTO_BRIDGE, TABLE))
 
 
-def check(step: SpoofGuard, kernel: Kernel) -> list[str]:
+def check(step: SpoofGuard, kernel: HostAndSandbox) -> list[str]:
     """What would let forged frames in, or keep rightful ones out."""
     netfilter = kernel.host.netfilter
     port = _port_key(step.host_link)
@@ -134,7 +136,7 @@ def check(step: SpoofGuard, kernel: Kernel) -> list[str]:
     return differences
 
 
-def remove(step: SpoofGuard, kernel: Kernel) -> None:
+def remove(step: SpoofGuard, kernel: HostAndSandbox) -> None:
     """Remove the owner's elements, and the chains and rules the reference made for it."""
     netfilter = kernel.host.netfilter
     pair = _pair_key(step.host_link, step.mac) if step.mac else None
@@ -143,7 +145,7 @@ def remove(step: SpoofGuard, kernel: Kernel) -> None:
     )
 
 
-def collect(kernel: Kernel, owners: Owners) -> None:
+def collect(kernel: HostAndSandbox, owners: Owners) -> None:
     """Remove their elements."""
     netfilter = kernel.host.netfilter
     netfilter.update(

@@ -9,13 +9,13 @@ from pycni.spec.jsontext import loads
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.plan.steps import Sysctl
-    from pycni.steps.context import Kernel
     from pycni.steps.executor import Undo
+    from pycni.steps.namespaces import HostAndSandbox
 
 
-def apply(step: Sysctl, kernel: Kernel) -> Undo | None:
+def apply(step: Sysctl, kernel: HostAndSandbox) -> Undo | None:
     try:
-        before = kernel.site(step.where).write_sysctl(step.key, step.value)
+        before = kernel.netns(step.where).write_sysctl(step.key, step.value)
     except OSError as error:
         if step.required:
             _name(error, step)
@@ -26,11 +26,11 @@ def apply(step: Sysctl, kernel: Kernel) -> Undo | None:
     return lambda: _restore(step, before, kernel)
 
 
-def check(step: Sysctl, kernel: Kernel) -> list[str]:
+def check(step: Sysctl, kernel: HostAndSandbox) -> list[str]:
     if not step.lasting:
         return []
     try:
-        value = kernel.site(step.where).read_sysctl(step.key)
+        value = kernel.netns(step.where).read_sysctl(step.key)
     except OSError as error:
         if error.errno == errno.EACCES or not step.required:
             return []  # what can only be written says nothing
@@ -42,17 +42,17 @@ def check(step: Sysctl, kernel: Kernel) -> list[str]:
     return [f"{step.key} is {value}, expected {step.value}"]
 
 
-def current(step: Sysctl, kernel: Kernel) -> Sysctl | None:
+def current(step: Sysctl, kernel: HostAndSandbox) -> Sysctl | None:
     """The same key with the value it has now, None if it has none yet. Raises OSError."""
     try:
-        return step.replace(value=kernel.site(step.where).read_sysctl(step.key))
+        return step.replace(value=kernel.netns(step.where).read_sysctl(step.key))
     except OSError as error:
         if error.errno in (errno.EIO, errno.EACCES):  # stable_secret; route/flush
             return None
         raise
 
 
-def _is_ours(step: Sysctl, value: str, kernel: Kernel) -> bool:
+def _is_ours(step: Sysctl, value: str, kernel: HostAndSandbox) -> bool:
     """Whether pycni's ADD had set a value that is another one now.
 
     Another project's plugin need not have set it, and a later plugin of the attachment may have set
@@ -94,5 +94,5 @@ def _name(error: OSError, step: Sysctl) -> None:
         )
 
 
-def _restore(step: Sysctl, value: str, kernel: Kernel) -> None:
-    kernel.site(step.where).write_sysctl(step.key, value)
+def _restore(step: Sysctl, value: str, kernel: HostAndSandbox) -> None:
+    kernel.netns(step.where).write_sysctl(step.key, value)

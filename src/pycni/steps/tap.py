@@ -11,13 +11,13 @@ from pycni.kernel import link as links
 from pycni.plan.steps import SANDBOX
 from pycni.spec.errors import INVALID_CONFIG, KERNEL_REFUSED, CNIError
 from pycni.steps.bridge import plug_in
-from pycni.steps.sub_link import require_free
+from pycni.steps.child_link import require_free
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.plan.steps import Tap
-    from pycni.steps.context import Kernel, Site
     from pycni.steps.executor import Undo
+    from pycni.steps.namespaces import HostAndSandbox, Netns
 
 DEVICE = "/dev/net/tun"
 
@@ -36,8 +36,8 @@ _EXEC_LABEL = "/proc/thread-self/attr/exec"
 _FOLDERS = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def apply(step: Tap, kernel: Kernel) -> Undo:
-    sandbox = kernel.site(SANDBOX)
+def apply(step: Tap, kernel: HostAndSandbox) -> Undo:
+    sandbox = kernel.netns(SANDBOX)
     require_free(step.name, sandbox)
     master = _bridge(step, sandbox)
     with sandbox.enter():
@@ -57,8 +57,8 @@ def apply(step: Tap, kernel: Kernel) -> Undo:
     return lambda: sandbox.discard(made)
 
 
-def check(step: Tap, kernel: Kernel) -> list[str]:
-    sandbox = kernel.site(SANDBOX)
+def check(step: Tap, kernel: HostAndSandbox) -> list[str]:
+    sandbox = kernel.netns(SANDBOX)
     found = sandbox.find(step.name)
     if found is None:
         return []  # told where the interfaces of the result are checked
@@ -71,8 +71,8 @@ def check(step: Tap, kernel: Kernel) -> list[str]:
     return []
 
 
-def repair(step: Tap, kernel: Kernel) -> None:
-    sandbox = kernel.site(SANDBOX)
+def repair(step: Tap, kernel: HostAndSandbox) -> None:
+    sandbox = kernel.netns(SANDBOX)
     found = sandbox.find(step.name)
     if found is None:
         require_free(step.name, sandbox)
@@ -84,13 +84,13 @@ def repair(step: Tap, kernel: Kernel) -> None:
         plug_in(sandbox, step.bridge, change)
 
 
-def remove(step: Tap, kernel: Kernel) -> None:
+def remove(step: Tap, kernel: HostAndSandbox) -> None:
     found = kernel.own(step.name)
     if found is not None and found.kind == "tun" and kernel.sandbox is not None:
         kernel.sandbox.discard(found)
 
 
-def _bridge(step: Tap, sandbox: Site) -> int | None:
+def _bridge(step: Tap, sandbox: Netns) -> int | None:
     if not step.bridge:
         return None
     found = sandbox.find(step.bridge, altnames=True)

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from pycni.plan.steps import BridgePort, VethPair
     from pycni.spec.ip import IPAddress
     from pycni.spec.owner import Owners
-    from pycni.steps.context import Kernel, Site
     from pycni.steps.executor import Undo
+    from pycni.steps.namespaces import HostAndSandbox, Netns
 
 
-def apply(step: VethPair, kernel: Kernel) -> Undo:
+def apply(step: VethPair, kernel: HostAndSandbox) -> Undo:
     host = kernel.host
     made = host.remember(_create(step, kernel))
     if step.mac:  # else the kernel has chosen one
         inner = links.Link(index=made.link, name=step.name, kind="veth", mac=step.mac, mtu=made.mtu)
-        kernel.site("sandbox").remember(inner)
+        kernel.netns("sandbox").remember(inner)
     try:
         _set_up_host_end(step, made, host)
     except BaseException:
@@ -33,8 +33,8 @@ def apply(step: VethPair, kernel: Kernel) -> Undo:
     return lambda: host.discard(made)
 
 
-def check(step: VethPair, kernel: Kernel) -> list[str]:
-    inner = kernel.site("sandbox").find(step.name)
+def check(step: VethPair, kernel: HostAndSandbox) -> list[str]:
+    inner = kernel.netns("sandbox").find(step.name)
     if inner is None:
         return [f"interface {step.name} is missing in the sandbox"]
     if inner.kind != "veth":
@@ -50,10 +50,10 @@ def check(step: VethPair, kernel: Kernel) -> list[str]:
     return differences
 
 
-def repair(step: VethPair, kernel: Kernel) -> None:
+def repair(step: VethPair, kernel: HostAndSandbox) -> None:
     from pycni.plan.difference import AGAIN
 
-    host, sandbox = kernel.host, kernel.site("sandbox")
+    host, sandbox = kernel.host, kernel.netns("sandbox")
     inner = sandbox.find(step.name)
     if inner is None:
         apply(step, kernel)
@@ -72,9 +72,9 @@ def repair(step: VethPair, kernel: Kernel) -> None:
         from pycni.steps.bridge import plug_in
 
         plug_in(host, port.bridge, links.update(outer, master=master))
-    from pycni.steps import no_ipv6
+    from pycni.steps import disable_ipv6
 
-    no_ipv6.switch_off(host, outer.name)
+    disable_ipv6.disable_ipv6(host, outer.name)
     # What a later plugin has switched on stays.
     hairpin, isolated = port.hairpin or None, port.isolated or None
     host.request(links.update(outer, up=True, hairpin=hairpin, isolated=isolated))
@@ -85,7 +85,7 @@ def repair(step: VethPair, kernel: Kernel) -> None:
             port_vlans.assign(host, outer, port.vlans)
 
 
-def remove(step: VethPair, kernel: Kernel) -> None:
+def remove(step: VethPair, kernel: HostAndSandbox) -> None:
     """Delete the pair by its host end, which no container can hide; by the other one without."""
     outer = ownership.own_host_end(kernel, step.host_name)
     if outer is not None:
@@ -99,7 +99,7 @@ def remove(step: VethPair, kernel: Kernel) -> None:
         kernel.sandbox.discard(inner)
 
 
-def _other_addresses(kernel: Kernel, outer: Link) -> list[IPAddress]:
+def _other_addresses(kernel: HostAndSandbox, outer: Link) -> list[IPAddress]:
     """The addresses of the container's other interfaces.
 
     It may have answered for them on this one: to Linux, addresses are the host's.
@@ -120,7 +120,7 @@ def _other_addresses(kernel: Kernel, outer: Link) -> list[IPAddress]:
     ]
 
 
-def _forget_neighbours(others: list[IPAddress], bridge: int, host: Site) -> None:
+def _forget_neighbours(others: list[IPAddress], bridge: int, host: Netns) -> None:
     """Have the host ask again who has these addresses: it would wait for seconds otherwise."""
     from pycni.kernel import neighbour
 
@@ -131,7 +131,7 @@ def _forget_neighbours(others: list[IPAddress], bridge: int, host: Site) -> None
             continue  # there is none
 
 
-def collect(kernel: Kernel, owners: Owners) -> None:
+def collect(kernel: HostAndSandbox, owners: Owners) -> None:
     """Delete host ends that are marked as theirs."""
     stale = [
         found
@@ -141,9 +141,9 @@ def collect(kernel: Kernel, owners: Owners) -> None:
     links.delete_together(kernel.host.netlink, stale)
 
 
-def _create(step: VethPair, kernel: Kernel) -> Link:
+def _create(step: VethPair, kernel: HostAndSandbox) -> Link:
     host = kernel.host
-    sandbox = kernel.site("sandbox")
+    sandbox = kernel.netns("sandbox")
     request = links.veth(
         step.host_name,
         step.name,
@@ -162,7 +162,7 @@ def _create(step: VethPair, kernel: Kernel) -> Link:
             raise no_port_left(step.port.bridge) from None
         if error.errno != errno.EEXIST:
             raise
-    from pycni.steps.sub_link import require_free
+    from pycni.steps.child_link import require_free
 
     pair = f'container veth name ("{step.name}") peer provided ("{step.host_name}")'
     require_free(step.name, sandbox, pair)
@@ -174,7 +174,7 @@ def _create(step: VethPair, kernel: Kernel) -> Link:
     return links.create(host.netlink, request)
 
 
-def _set_up_host_end(step: VethPair, made: Link, host: Site) -> None:
+def _set_up_host_end(step: VethPair, made: Link, host: Netns) -> None:
     alias, port = step.owner.comment, step.port
     if port is None:
         from pycni.steps import router_advertisements
@@ -185,9 +185,9 @@ def _set_up_host_end(step: VethPair, made: Link, host: Site) -> None:
     bridge = host.known(port.bridge, altnames=True)
     if bridge.bridge_id != bridge.mac or made.mac < bridge.mac:
         host.forget(bridge.name)  # it may have taken over its new port's address
-    from pycni.steps import no_ipv6
+    from pycni.steps import disable_ipv6
 
-    no_ipv6.switch_off(host, made.name)
+    disable_ipv6.disable_ipv6(host, made.name)
     host.request(
         links.update(made, up=True, alias=alias, hairpin=port.hairpin, isolated=port.isolated)
     )
@@ -197,7 +197,7 @@ def _set_up_host_end(step: VethPair, made: Link, host: Site) -> None:
         port_vlans.assign(host, made, port.vlans)
 
 
-def _check_port(port: BridgePort, outer: Link, kernel: Kernel) -> list[str]:
+def _check_port(port: BridgePort, outer: Link, kernel: HostAndSandbox) -> list[str]:
     bridge = kernel.host.find(port.bridge, altnames=True)
     if bridge is None or outer.master != bridge.index:
         return [f"host interface {outer.name} is not plugged into bridge {port.bridge}"]

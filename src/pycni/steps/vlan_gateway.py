@@ -10,16 +10,16 @@ from pycni.spec.errors import ALREADY_EXISTS, INVALID_CONFIG, CNIError
 from pycni.spec.owner import hashed_name
 from pycni.steps import port_vlans, router_advertisements
 from pycni.steps.bridge import plug_in
-from pycni.steps.sub_link import require_free
+from pycni.steps.child_link import require_free
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.plan.steps import VLANGateway
-    from pycni.steps.context import Kernel
     from pycni.steps.executor import Undo
+    from pycni.steps.namespaces import HostAndSandbox
 
 
-def apply(step: VLANGateway, kernel: Kernel) -> Undo | None:
+def apply(step: VLANGateway, kernel: HostAndSandbox) -> Undo | None:
     host = kernel.host
     found = host.find(step.name)
     if found is not None:
@@ -54,7 +54,7 @@ def apply(step: VLANGateway, kernel: Kernel) -> Undo | None:
     return lambda: host.discard(made)
 
 
-def check(step: VLANGateway, kernel: Kernel) -> list[str]:
+def check(step: VLANGateway, kernel: HostAndSandbox) -> list[str]:
     found = kernel.host.find(step.name)
     if found is None or found.kind != "veth":
         return [f"the gateway interface {step.name} is missing"]
@@ -64,7 +64,7 @@ def check(step: VLANGateway, kernel: Kernel) -> list[str]:
     return port_vlans.differences(kernel.host, port, step.vlans)
 
 
-def repair(step: VLANGateway, kernel: Kernel) -> None:
+def repair(step: VLANGateway, kernel: HostAndSandbox) -> None:
     host = kernel.host
     found = host.find(step.name)
     if found is None or found.kind != "veth":

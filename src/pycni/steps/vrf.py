@@ -26,9 +26,9 @@ from pycni.kernel.netlink.constants import (
 )
 from pycni.kernel.netlink.errors import EventsLost, NetlinkError
 from pycni.spec.errors import ALREADY_EXISTS, INVALID_CONFIG, TRY_AGAIN_LATER, CNIError
-from pycni.steps.free_table import free_table
+from pycni.steps.child_link import require_free
 from pycni.steps.returned_routes import give_back
-from pycni.steps.sub_link import require_free
+from pycni.steps.unused_table import unused_table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from pycni.kernel.route import Route
     from pycni.plan.steps import VRFMember
     from pycni.spec.ip import IPAddress
-    from pycni.steps.context import Kernel, Site
     from pycni.steps.executor import Undo
+    from pycni.steps.namespaces import HostAndSandbox, Netns
 
-PATIENCE = 5.0  # seconds for IPv6 addresses to be usable again, longer than their detection takes
+TIMEOUT = 5.0  # seconds for IPv6 addresses to be usable again, longer than their detection takes
 
 
-def apply(step: VRFMember, kernel: Kernel) -> Undo:
-    site = kernel.site("sandbox")
+def apply(step: VRFMember, kernel: HostAndSandbox) -> Undo:
+    site = kernel.netns("sandbox")
     with kernel.lock_sandbox():
         link = site.link(step.link)
         if link.master:
@@ -72,8 +72,8 @@ def apply(step: VRFMember, kernel: Kernel) -> Undo:
     return undo
 
 
-def check(step: VRFMember, kernel: Kernel) -> list[str]:
-    site = kernel.site("sandbox")
+def check(step: VRFMember, kernel: HostAndSandbox) -> list[str]:
+    site = kernel.netns("sandbox")
     vrf = site.find(step.vrf)
     if vrf is None or vrf.kind != "vrf":
         return [f"there is no VRF {step.vrf} in the sandbox"]
@@ -89,8 +89,8 @@ def check(step: VRFMember, kernel: Kernel) -> list[str]:
     return differences + routes.astray(site.netlink, site.index(step.link), step.link)
 
 
-def repair(step: VRFMember, kernel: Kernel) -> None:
-    site = kernel.site("sandbox")
+def repair(step: VRFMember, kernel: HostAndSandbox) -> None:
+    site = kernel.netns("sandbox")
     found = site.find(step.vrf)
     if found is not None and found.kind == "vrf" and not found.is_up:
         site.request(links.update(found, up=True))
@@ -101,7 +101,7 @@ def repair(step: VRFMember, kernel: Kernel) -> None:
         _take_home(site, site.index(step.link), found.vrf_table or 0)
 
 
-def _take_home(site: Site, index: int, table: int) -> None:
+def _take_home(site: Netns, index: int, table: int) -> None:
     """Have default routes of the main table that leave by a member leave it for the VRF's."""
     for route in routes.dump(site.netlink, index=index):
         part = route.by(index)
@@ -111,7 +111,7 @@ def _take_home(site: Site, index: int, table: int) -> None:
         site.request(routes.take_out(route, index)[0])
 
 
-def _append(site: Site, route: Route) -> None:
+def _append(site: Netns, route: Route) -> None:
     try:
         site.request(routes.append(route))
     except NetlinkError as error:
@@ -119,7 +119,7 @@ def _append(site: Site, route: Route) -> None:
             raise
 
 
-def remove(step: VRFMember, kernel: Kernel) -> None:
+def remove(step: VRFMember, kernel: HostAndSandbox) -> None:
     """Release the interface, with its routes; the last one to go takes the VRF with it."""
     site = kernel.sandbox
     if site is None or not step.vrf:
@@ -136,12 +136,12 @@ def remove(step: VRFMember, kernel: Kernel) -> None:
             _remove_unused(site, vrf)
 
 
-def _find_or_create(step: VRFMember, site: Site) -> tuple[Link, bool]:
+def _find_or_create(step: VRFMember, site: Netns) -> tuple[Link, bool]:
     """The VRF, and whether it was us that made it."""
     found = site.find(step.vrf)
     if found is None:
         require_free(step.vrf, site, f'VRF name ("{step.vrf}")')
-        table = step.table or free_table(site.netlink, 1)
+        table = step.table or unused_table(site.netlink, 1)
         return links.create(site.netlink, links.vrf(step.vrf, table, up=True)), True
     if found.kind != "vrf":
         raise CNIError(
@@ -163,7 +163,7 @@ def _find_or_create(step: VRFMember, site: Site) -> tuple[Link, bool]:
 class Load:
     """What an interface carries, routes in a table, and would lose on the way to another master."""
 
-    def __init__(self, site: Site, link: Link, table: int) -> None:
+    def __init__(self, site: Netns, link: Link, table: int) -> None:
         self._site = site
         self._link = link
         self._addresses = [
@@ -217,11 +217,11 @@ class Load:
                 raise
 
 
-def _wait_usable(site: Site, link: Link, missing: set[IPAddress], table: int) -> None:
+def _wait_usable(site: Netns, link: Link, missing: set[IPAddress], table: int) -> None:
     """Wait until a table has the local routes of IPv6 addresses: until then none can use them."""
     if not link.is_up or link.operstate in ("down", "lower-layer-down"):
         return  # the kernel waits for a carrier, and so would we
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     netlink = site.netlink
     netlink.subscribe((RTNLGRP_IPV6_ROUTE,))
     try:
@@ -237,7 +237,7 @@ def _wait_usable(site: Site, link: Link, missing: set[IPAddress], table: int) ->
                     TRY_AGAIN_LATER,
                     f"failed getting local/host addresses for {link.name}: "
                     f"{', '.join(map(str, sorted(missing)))}",
-                    f"the addresses did not come back within {PATIENCE:g} s after {link.name} "
+                    f"the addresses did not come back within {TIMEOUT:g} s after {link.name} "
                     "joined the VRF",
                 )
             parsed = [routes.parse(event) for event in events if event.kind == RTM_NEWROUTE]
@@ -252,6 +252,6 @@ def _strike_off(missing: set[IPAddress], found: list[Route], table: int) -> None
             missing.discard(route.dst.address)
 
 
-def _remove_unused(site: Site, vrf: Link) -> None:
+def _remove_unused(site: Netns, vrf: Link) -> None:
     if not links.dump(site.netlink, vrf.index):
         site.discard(vrf)

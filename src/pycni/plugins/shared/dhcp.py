@@ -30,7 +30,7 @@ SOCKET = "/run/cni/dhcp.sock"
 PROTOCOL = 1
 MAX_LINE = 1 << 20  # bytes of a message
 
-_PATIENCE = 10  # seconds for the daemon to take notice
+_TIMEOUT = 10  # seconds for the daemon to take notice
 _PAUSE = 0.01
 _LONGEST = 86400  # seconds to wait for an answer, whatever was said
 
@@ -47,7 +47,7 @@ def ask(path: str, question: Mapping[str, Any], cancel: int | None = None) -> di
     """
     connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
     try:
-        connection.settimeout(_PATIENCE)
+        connection.settimeout(_TIMEOUT)
         _connect(connection, path)
         lines = Lines(connection, path, cancel)
         try:
@@ -61,7 +61,7 @@ def ask(path: str, question: Mapping[str, Any], cancel: int | None = None) -> di
 
 def read_answer(lines: Lines) -> dict[str, Any]:
     """The daemon's answer. Raises CNIError, also the one that it is."""
-    answer = lines.next(_PATIENCE)
+    answer = lines.next(_TIMEOUT)
     within = answer.get("within")
     if isinstance(within, int | float):
         answer = lines.next(min(within, _LONGEST))
@@ -85,9 +85,9 @@ class Lines:
         self._cancel = cancel
         self._received = b""
 
-    def next(self, within: float) -> dict[str, Any]:
+    def next(self, timeout: float) -> dict[str, Any]:
         """The next message, waited for so many seconds. Raises CNIError."""
-        until = time.monotonic() + within
+        until = time.monotonic() + timeout
         while b"\n" not in self._received:
             self._wait(until)
             try:
@@ -126,7 +126,7 @@ class Lines:
 
 
 def _connect(connection: socket, path: str) -> None:
-    until = time.monotonic() + _PATIENCE
+    until = time.monotonic() + _TIMEOUT
     while True:
         try:
             connection.connect(path)

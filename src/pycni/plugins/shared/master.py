@@ -6,15 +6,15 @@ from pycni.spec.errors import UNAVAILABLE, CNIError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pycni.steps.context import Kernel
+    from pycni.steps.namespaces import HostAndSandbox
 
 
-def require_master(kernel: Kernel, name: str) -> None:
+def require_master(kernel: HostAndSandbox, name: str) -> None:
     """Raise a CNIError (code 50) if the host has no interface to put one on.
 
     name: "" for the interface that the default route leaves by.
     """
-    from pycni.steps.sub_link import find_master
+    from pycni.steps.child_link import find_master
 
     try:
         find_master(kernel.host, name)

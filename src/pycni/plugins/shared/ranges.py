@@ -9,9 +9,9 @@ either. Used by host-local.
 from __future__ import annotations
 
 from pycni.spec.errors import CNIError, invalid_config
-from pycni.spec.fields import Address, Config, Network, field
 from pycni.spec.ip import IPAddress, IPNetwork
 from pycni.spec.record import Record
+from pycni.spec.schema import Address, Config, Network, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def make_range_sets(sets: Sequence[Sequence[RangeConfig]]) -> tuple[RangeSet, ..
         try:
             made.append(make_range_set(configs))
         except CNIError as error:
-            raise error.within(f"invalid range set {index}") from None
+            raise error.with_context(f"invalid range set {index}") from None
     ranges = [(index, item) for index, range_set in enumerate(made) for item in range_set.ranges]
     common = _overlap([item for _, item in ranges])
     if common is not None:

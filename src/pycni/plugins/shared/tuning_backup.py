@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pycni.plan.steps import SANDBOX, LinkSettings, Sysctl
 from pycni.spec.errors import CNIError, invalid_config
-from pycni.spec.fields import Config, Flag, Integer, MACAddress, MapOf, Object, Text, field
 from pycni.spec.jsontext import dumps
 from pycni.spec.owner import Owner
+from pycni.spec.schema import Config, Flag, Integer, MACAddress, MapOf, Object, Text, field
 from pycni.spec.versions import quote
 from pycni.state.files import is_file_name
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pycni.plan.plan import Plan
     from pycni.plan.steps import Step
     from pycni.sdk.request import Request
-    from pycni.spec.fields import Fault
-    from pycni.state.documents import Documents
+    from pycni.spec.schema import Fault
+    from pycni.state.attachment_files import Documents
 
 # How many ADDs have noted something, and how many DELs have failed: a list may have more tunings.
 _ADDED, _TRIED = "pycni.added", "pycni.tried"
@@ -286,4 +286,4 @@ def _values(plan: Plan) -> dict[str, Any]:
 def saved_in(document: dict[str, Any] | None) -> Saved:
     """A backup file's document; what cannot be read of it counts as not noted."""
     faults: list[Fault] = []
-    return Saved.read(document or {}, "", faults)
+    return Saved.read_lenient(document or {}, "", faults)

@@ -1,0 +1,1 @@
+"""The packet filters of Linux: nftables, iptables, ipset, conntrack, firewalld. Knows no plan."""

@@ -1,0 +1,38 @@
+"""The rules that lead ports of the host to an address, wherever they are but in our own maps.
+
+Used by `port_map_flows`, for flows of which no map says where they lead.
+"""
+
+from __future__ import annotations
+
+from pycni.kernel.netfilter import iptables, nat_rules, nfnetlink
+from pycni.kernel.netfilter.constant_rules import TABLE
+from pycni.kernel.netfilter.nfnetlink import NAT, NFPROTO_INET
+from pycni.steps.port_map.port_holders import DNAT, REFERENCE_TABLE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pycni.kernel.netfilter.nat_rules import NatRule
+    from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
+    from pycni.spec.ip import IPAddress
+
+
+def to(netfilter: NetfilterSocket, target: IPAddress) -> list[NatRule]:
+    """The rules that lead to an address: of containers with conditions, iptables, the reference.
+
+    Raises NetlinkError, IPTablesError.
+    """
+    family = target.family
+    lines = iptables.legacy_lines(family, NAT, DNAT)
+    found = [
+        *(
+            nat_rules.parse_expressions(family, chain, rule.handle, expressions)
+            for rule, chain, expressions in nfnetlink.expressions(
+                netfilter, NFPROTO_INET, TABLE, "", (target.packed,)
+            )
+        ),
+        *nat_rules.read(netfilter, family, NAT, "", target.packed),
+        *nat_rules.read(netfilter, family, REFERENCE_TABLE, "", target.packed),
+        *(nat_rules.parse_line(line) for line in lines if "--to-destination" in line),
+    ]
+    return [rule for rule in found if rule is not None and rule.target == target]
