@@ -19,6 +19,7 @@ from pycni import plugins
 from pycni.spec import versions
 from pycni.spec.config import NetConf
 from pycni.spec.schema import (
+    CIDR,
     Address,
     Anything,
     Config,
@@ -28,7 +29,6 @@ from pycni.spec.schema import (
     ListOf,
     MACAddress,
     MapOf,
-    Network,
     Object,
 )
 
@@ -181,7 +181,7 @@ def values(kind: Kind) -> st.SearchStrategy[Any]:
         fitting = st.sampled_from(NUMBERS) | st.integers(kind.minimum, kind.maximum)
     elif isinstance(kind, Address):
         fitting = st.sampled_from(("10.8.0.1", "10.8.0.77", "fd00:8::7", "::", "0.0.0.0")) | TEXT
-    elif isinstance(kind, Network):
+    elif isinstance(kind, CIDR):
         fitting = st.sampled_from(("10.8.0.0/24", "10.8.3.7/30", "fd00:8::/64", "0.0.0.0/0")) | TEXT
     elif isinstance(kind, MACAddress):
         fitting = st.sampled_from(("02:00:00:00:00:09", "01:00:5e:00:00:01")) | TEXT

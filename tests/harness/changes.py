@@ -25,7 +25,7 @@ from unittest import mock
 from pycni.kernel import namespace
 from pycni.kernel.netfilter import firewalld, nftables
 from pycni.kernel.netlink import socket
-from pycni.kernel.netlink.codec import Request
+from pycni.kernel.netlink.codec import NetlinkRequest
 from pycni.kernel.netlink.constants import RTM_DELLINK
 from pycni.kernel.netlink.errors import EventsLost, NetlinkError
 from pycni.plugins.shared import dhcp
@@ -135,7 +135,7 @@ class Watch:
 
         self._patch(where, name, guarded)
 
-    def _netlink(self, request: Request) -> None:
+    def _netlink(self, request: NetlinkRequest) -> None:
         if _asks(request):
             return
         number = self._at(Change("netlink", request.what))
@@ -196,7 +196,7 @@ def killed(call: Callable[[], object], position: int) -> bool:
     return code != 0
 
 
-def _asks(request: Request) -> bool:
+def _asks(request: NetlinkRequest) -> bool:
     if request.kind >> 8:  # netfilter
         return request.kind & 0xFF in _QUESTIONS.get(request.kind >> 8, set())
     return request.kind & 3 == 2  # RTM_GET...: linux/rtnetlink.h has them in fours

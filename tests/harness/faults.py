@@ -13,7 +13,7 @@ from harness.plugin import PluginRun
 from pycni.kernel import process, sysctl
 from pycni.kernel.netfilter import nftables
 from pycni.kernel.netlink import socket
-from pycni.kernel.netlink.codec import Request
+from pycni.kernel.netlink.codec import NetlinkRequest
 from pycni.kernel.netlink.errors import NetlinkError
 from pycni.state import leases
 
@@ -72,7 +72,7 @@ class _Counter:
         self._left = allowed
         self.refused = ""
 
-    def netlink(self, request: Request) -> None:
+    def netlink(self, request: NetlinkRequest) -> None:
         if self._refuses(request.what):
             raise NetlinkError(errno.EIO, "refused by the test", request.what)
 

@@ -25,7 +25,7 @@ from pycni import plugins
 from pycni.agent import protocol
 from pycni.cli import linter
 from pycni.dhcp.lease import Lease, Store
-from pycni.dhcp.message import MalformedMessage as MalformedReply
+from pycni.dhcp.message import MalformedDHCPMessage as MalformedReply
 from pycni.dhcp.message import Reply
 from pycni.kernel import address, forwarding_events, link, neighbour, route, rule, tc
 from pycni.kernel.netfilter import conntrack, nat_rules, nfnetlink

@@ -183,7 +183,7 @@ def test_address_deleted_while_waiting(netlink: NetlinkSocket, eth0: Link) -> No
                 other.request(address.delete(eth0.index, parse_network("fd00::7/64")))
             return super().events(deadline)
 
-    def listed(socket: NetlinkSocket) -> list[address.Address]:
+    def listed(socket: NetlinkSocket) -> list[address.InterfaceAddress]:
         return address.dump(socket, eth0.index, AF_INET6)
 
     with NetlinkSocket() as other, Deleting() as waiting:

@@ -14,7 +14,7 @@ from pycni.kernel.netfilter import conntrack
 from pycni.kernel.netfilter.conntrack import Query
 from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
 from pycni.kernel.netlink import socket as netlink_socket
-from pycni.kernel.netlink.codec import Request
+from pycni.kernel.netlink.codec import NetlinkRequest
 from pycni.kernel.netlink.errors import NetlinkError
 from pycni.spec.ip import parse_address
 
@@ -28,7 +28,7 @@ def netfilter(
 ) -> Iterator[NetfilterSocket]:
     """The socket; "no filter" refuses what a kernel before 6.8 refuses."""
 
-    def refuse(asked: Request) -> None:
+    def refuse(asked: NetlinkRequest) -> None:
         if asked.kind == 0x102 and b"\x19\x80" in asked.body:  # CTA_FILTER, nested
             raise NetlinkError(errno.EINVAL, "no filter", asked.what)
 

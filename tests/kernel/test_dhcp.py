@@ -29,7 +29,7 @@ from harness.dhcp import (
 from pycni.cli.install import install
 from pycni.dhcp.exchange import Client
 from pycni.dhcp.keeper import Keeper
-from pycni.dhcp.lease import Record, Store
+from pycni.dhcp.lease import LeaseRecord, Store
 from pycni.dhcp.wire import Sandbox
 from pycni.spec.errors import CNIError
 
@@ -347,7 +347,7 @@ def test_a_daemon_killed_while_it_takes_an_address_off(
     (record,) = store.load()
     written = []
 
-    def save(record: Record) -> None:
+    def save(record: LeaseRecord) -> None:
         written.append(inner(one))
         store.save(record)
         raise Killed

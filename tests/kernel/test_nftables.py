@@ -13,7 +13,7 @@ import pytest
 from harness import Host, Namespace, nft_list, run_in
 from pycni.kernel import namespace
 from pycni.kernel.netfilter import constant_rules, nfnetlink, nftables
-from pycni.kernel.netfilter.constant_rules import Chain
+from pycni.kernel.netfilter.constant_rules import ConstantChain
 from pycni.kernel.netfilter.nfnetlink import NFPROTO_INET, NFPROTO_IPV4, Element, NetfilterSocket
 from pycni.kernel.netlink import NetlinkError, Request
 
@@ -339,7 +339,7 @@ def test_what_was_declared_and_deleted_is_declared_again(
         "map two { type ipv4_addr : ipv4_addr; }",
         "chain three",
     )
-    chain = Chain("rules", {"a comment": "accept"})
+    chain = ConstantChain("rules", {"a comment": "accept"})
     runs = []
     run = nftables.run
 

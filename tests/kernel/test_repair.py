@@ -19,7 +19,7 @@ from harness.host import forget_attachments
 from harness.injection import FULL
 from harness.machines import CLIENT, FAR, HOST, Machines, fill_bridge
 from pycni.kernel.netlink import socket as netlink_socket
-from pycni.kernel.netlink.codec import Request
+from pycni.kernel.netlink.codec import NetlinkRequest
 from pycni.plugins.bridge import BridgePlugin
 from pycni.runtime import Endpoint, Network, PluginError
 from pycni.runtime.inspection import inspect_all
@@ -148,7 +148,7 @@ def changes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is asked of the kernel from now on that is not just a look."""
     seen: list[str] = []
 
-    def note(request: Request) -> None:
+    def note(request: NetlinkRequest) -> None:
         if not request.what.startswith(("get ", "list ", "read ", "look ", "find ")):
             seen.append(request.what)
 

@@ -12,7 +12,7 @@ from harness import Host, ip_json, run_in
 from pycni.kernel import address, link, neighbour, route, rule
 from pycni.kernel.neighbour import Neighbour
 from pycni.kernel.netlink import NetlinkError, NetlinkSocket
-from pycni.kernel.route import NextHop, Route
+from pycni.kernel.route import KernelRoute, NextHop
 from pycni.kernel.rule import Rule
 from pycni.spec.ip import parse_address, parse_network
 
@@ -45,10 +45,10 @@ def shown(family: int, *args: str) -> dict[str, dict[str, Any]]:
     return {entry["dst"]: entry for entry in entries}
 
 
-def default(index: int, gateway: str = "10.0.0.1", **fields: Any) -> Route:
+def default(index: int, gateway: str = "10.0.0.1", **fields: Any) -> KernelRoute:
     via = parse_address(gateway)
     dst = parse_network("0.0.0.0/0" if via.is_ipv4 else "::/0")
-    return Route(dst, index, via, **fields)
+    return KernelRoute(dst, index, via, **fields)
 
 
 def refused(netlink: NetlinkSocket, request: Any) -> NetlinkError:
@@ -69,7 +69,7 @@ def test_default_routes(netlink: NetlinkSocket, eth0: int) -> None:
 
 
 def test_every_field(netlink: NetlinkSocket, eth0: int) -> None:
-    wanted = Route(
+    wanted = KernelRoute(
         parse_network("10.9.0.0/16"),
         eth0,
         parse_address("10.0.0.1"),
@@ -93,7 +93,7 @@ def test_every_field(netlink: NetlinkSocket, eth0: int) -> None:
 
 
 def test_what_we_read_of_ip6_is_what_we_wrote(netlink: NetlinkSocket, eth0: int) -> None:
-    wanted = Route(
+    wanted = KernelRoute(
         parse_network("fd09::/32"),
         eth0,
         parse_address("fd00::1"),
@@ -108,7 +108,7 @@ def test_what_we_read_of_ip6_is_what_we_wrote(netlink: NetlinkSocket, eth0: int)
 
 
 def test_scope_and_onlink(netlink: NetlinkSocket, eth0: int) -> None:
-    netlink.request(route.add(Route(parse_network("10.5.0.1/32"), eth0, scope=LINK)))
+    netlink.request(route.add(KernelRoute(parse_network("10.5.0.1/32"), eth0, scope=LINK)))
     assert shown(4)["10.5.0.1"]["scope"] == "link"
     far = default(eth0, "192.0.2.1")
     assert refused(netlink, route.add(far)).errno == errno.ENETUNREACH
@@ -124,7 +124,7 @@ def test_refusal_is_explained(netlink: NetlinkSocket, eth0: int) -> None:
 
 
 def test_ipv4_by_an_ipv6_gateway(netlink: NetlinkSocket, eth0: int) -> None:
-    wanted = Route(parse_network("0.0.0.0/0"), eth0, parse_address("fe80::1"))
+    wanted = KernelRoute(parse_network("0.0.0.0/0"), eth0, parse_address("fe80::1"))
     netlink.request(route.add(wanted))
     assert shown(4)["default"]["via"] == {"family": "inet6", "host": "fe80::1"}
     assert wanted in route.dump(netlink, AF_INET)
@@ -149,7 +149,7 @@ def test_verbs_with_a_destination_that_has_a_route(netlink: NetlinkSocket, eth0:
 
 
 def test_delete_matches_any_scope_unless_told(netlink: NetlinkSocket, eth0: int) -> None:
-    subnet = Route(parse_network("10.0.0.0/24"), eth0)
+    subnet = KernelRoute(parse_network("10.0.0.0/24"), eth0)
     assert refused(netlink, route.delete(subnet, any_scope=False)).errno == errno.ESRCH
     netlink.request(route.delete(subnet))
     assert "10.0.0.0/24" not in shown(4)
@@ -162,8 +162,8 @@ def test_dump_chooses(netlink: NetlinkSocket, eth0: int) -> None:
         [
             route.add(default(eth0)),
             route.add(default(eth0, "fd00::1")),
-            route.add(Route(parse_network("10.6.0.0/16"), peer, scope=LINK)),
-            route.add(Route(parse_network("10.7.0.0/16"), peer, scope=LINK, table=77)),
+            route.add(KernelRoute(parse_network("10.6.0.0/16"), peer, scope=LINK)),
+            route.add(KernelRoute(parse_network("10.7.0.0/16"), peer, scope=LINK, table=77)),
         ]
     )
 

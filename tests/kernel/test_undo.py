@@ -23,7 +23,7 @@ from harness.faults import each_change_failing
 from harness.ways import notes
 from pycni.kernel import namespace
 from pycni.kernel.netlink import socket as netlink_socket
-from pycni.kernel.netlink.codec import Request
+from pycni.kernel.netlink.codec import NetlinkRequest
 from pycni.kernel.netlink.errors import NetlinkError
 from pycni.plan.steps import VethPair
 from pycni.runtime import Network
@@ -187,7 +187,7 @@ def test_the_first_failure_is_told_when_the_link_has_gone_meanwhile(
 ) -> None:
     """What there is to be undone is gone, so that undoing it must not fail in its turn."""
 
-    def refuse(request: Request) -> None:
+    def refuse(request: NetlinkRequest) -> None:
         if request.what.startswith("set link"):
             monkeypatch.undo()
             run_in(None, ["ip", "link", "del", "vethtest"])

@@ -26,7 +26,7 @@ from harness.locks import NOBODY, held
 from pycni.dhcp import wire
 from pycni.dhcp.exchange import Client
 from pycni.dhcp.keeper import Keeper
-from pycni.dhcp.lease import Lease, Record, now
+from pycni.dhcp.lease import Lease, LeaseRecord, now
 from pycni.runtime import Network
 
 Sandbox = Callable[[], Namespace]
@@ -320,7 +320,7 @@ def test_routes_come_back_with_a_lease_that_was_lost(attach: Attach, tmp_path: P
                 await asyncio.sleep(0.1)
 
     async def lose_and_regain() -> None:
-        record = Record(
+        record = LeaseRecord(
             "net", one.container, "net1", place.path, {}, (1, 3), wire.UNKNOWN, "", lease
         )
         with place.open() as space:

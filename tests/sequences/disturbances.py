@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from pycni.kernel.netlink import socket as pycni_socket
-from pycni.kernel.netlink.codec import Request
+from pycni.kernel.netlink.codec import NetlinkRequest
 from pycni.kernel.netlink.errors import NetlinkError
 from sequences.lab import CACHE, LEASES, RUN
 from sequences.model import ALIVE, HALF, IPTABLES, REFERENCE, Model
@@ -228,12 +228,12 @@ class _Count:
     def __init__(self, at: int) -> None:
         self._left = at
 
-    def refuse(self, request: Request) -> None:
+    def refuse(self, request: NetlinkRequest) -> None:
         self._left -= 1
         if self._left == 0:
             raise NetlinkError(errno.EIO, "refused by the test", request.what)
 
-    def kill(self, _request: Request) -> None:
+    def kill(self, _request: NetlinkRequest) -> None:
         self._left -= 1
         if self._left <= 0:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -17,7 +17,7 @@ from pycni.kernel import address
 from pycni.kernel import link as links
 from pycni.kernel.netfilter import conntrack, subnet_sets
 from pycni.kernel.netfilter.nfnetlink import IP_FAMILIES
-from pycni.kernel.netlink.codec import Request
+from pycni.kernel.netlink.codec import NetlinkRequest
 from pycni.plugins.host_local import HostLocal
 from pycni.plugins.shared import tuning_backup
 from pycni.runtime import chain
@@ -166,7 +166,7 @@ def _conntrack_flushed() -> Patches:
 
     def forget(netfilter: Any, *_: Any) -> None:
         body = conntrack._GENERAL.pack(AF_INET, conntrack._VERSION, 0)
-        netfilter.request(Request(conntrack._DELETE, 0, body, "forget all"))
+        netfilter.request(NetlinkRequest(conntrack._DELETE, 0, body, "forget all"))
 
     return ((conntrack, "forget", forget),)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pyroute2.dhcp.dhcp4msg import dhcp4msg
 
 from pycni.dhcp.lease import Lease
-from pycni.dhcp.message import MalformedMessage, MessageType, Reply, Request, Route
+from pycni.dhcp.message import ClasslessRoute, DHCPRequest, MalformedDHCPMessage, MessageType, Reply
 
 MAC = "02:00:00:00:00:01"
 COOKIE = b"\x63\x82\x53\x63"
@@ -41,7 +41,7 @@ ACK = option(53, b"\5") + option(1, bytes((255, 255, 255, 0)))
 
 
 def test_a_request_as_another_reads_it() -> None:
-    request = Request(
+    request = DHCPRequest(
         MessageType.REQUEST,
         0xDEADBEEF,
         MAC,
@@ -70,7 +70,7 @@ def test_an_answer() -> None:
 def test_a_long_option_is_sent_and_read_in_parts() -> None:
     """RFC 3396."""
     value = bytes(range(256)) * 2
-    sent = Request(MessageType.DISCOVER, 1, MAC, options={43: value}).encode()
+    sent = DHCPRequest(MessageType.DISCOVER, 1, MAC, options={43: value}).encode()
     assert option(43, value[:255]) + option(43, value[255:510]) + option(43, value[510:]) in sent
     assert Reply.decode(b"\2" + sent[1:]).options[43] == value
 
@@ -102,20 +102,22 @@ def test_options_in_the_fields_for_names() -> None:
 def test_destinations_of_classless_routes(descriptor: str, network: str) -> None:
     value = bytes.fromhex(descriptor) + bytes((10, 0, 0, 1))
     reply = Reply.decode(answer(ACK + option(121, value) + b"\xff"))
-    assert reply.routes == (Route(IPv4Network(network), IPv4Address("10.0.0.1")),)
+    assert reply.routes == (ClasslessRoute(IPv4Network(network), IPv4Address("10.0.0.1")),)
 
 
 def test_classless_routes_come_before_all_others() -> None:
     router, other = bytes((10, 0, 0, 1)), bytes((10, 0, 0, 2))
     options = option(3, other) + option(33, bytes((10, 9, 0, 0)) + other)
     with_121 = option(121, b"\x10\x0a\x08" + bytes(4)) + options
-    assert Reply.decode(answer(ACK + with_121)).routes == (Route(IPv4Network("10.8.0.0/16"), None),)
+    assert Reply.decode(answer(ACK + with_121)).routes == (
+        ClasslessRoute(IPv4Network("10.8.0.0/16"), None),
+    )
     assert Reply.decode(answer(ACK + options)).routes == (
-        Route(IPv4Network("10.0.0.0/8"), IPv4Address(other)),
-        Route(IPv4Network("0.0.0.0/0"), IPv4Address(other)),
+        ClasslessRoute(IPv4Network("10.0.0.0/8"), IPv4Address(other)),
+        ClasslessRoute(IPv4Network("0.0.0.0/0"), IPv4Address(other)),
     )
     assert Reply.decode(answer(ACK + option(3, router))).routes == (
-        Route(IPv4Network("0.0.0.0/0"), IPv4Address(router)),
+        ClasslessRoute(IPv4Network("0.0.0.0/0"), IPv4Address(router)),
     )
 
 
@@ -157,7 +159,7 @@ def test_a_mask_that_is_no_prefix(mask: tuple[int, ...]) -> None:
     ],
 )
 def test_what_is_no_answer(data: bytes) -> None:
-    with pytest.raises(MalformedMessage):
+    with pytest.raises(MalformedDHCPMessage):
         Reply.decode(data)
 
 
@@ -165,7 +167,7 @@ def test_what_is_no_answer(data: bytes) -> None:
 def test_anything_is_read_or_refused_never_worse(options: bytes, sname: bytes, file: bytes) -> None:
     try:
         reply = Reply.decode(answer(option(53, b"\5") + options, sname=sname, file=file))
-    except MalformedMessage:
+    except MalformedDHCPMessage:
         return
     assert len(reply.domains(119)) <= 400
     assert all(route.dst.version == 4 for route in reply.routes)

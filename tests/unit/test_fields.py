@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pycni.spec.errors import CNIError
 from pycni.spec.ip import IPAddress, IPNetwork, parse_address, parse_network
 from pycni.spec.schema import (
+    CIDR,
     Address,
     Anything,
     Config,
@@ -20,7 +21,6 @@ from pycni.spec.schema import (
     ListOf,
     MACAddress,
     MapOf,
-    Network,
     Object,
     Text,
     field,
@@ -29,7 +29,7 @@ from pycni.spec.schema import (
 
 
 class Range(Config):
-    subnet: IPNetwork = field("subnet", Network(), required=True, doc="the network")
+    subnet: IPNetwork = field("subnet", CIDR(), required=True, doc="the network")
     first: IPAddress | None = field("rangeStart", Address(), doc="first address")
 
 
@@ -252,7 +252,7 @@ def test_schema() -> None:
 @pytest.mark.parametrize(
     ("kind", "good", "bad"),
     [
-        (Network(), ["10.0.0.1/8", "fd00::1/64", "::ffff:10.0.0.1/120"], ["10.0.0.1", "x/8"]),
+        (CIDR(), ["10.0.0.1/8", "fd00::1/64", "::ffff:10.0.0.1/120"], ["10.0.0.1", "x/8"]),
         (
             MACAddress(),
             ["0a:58:0a:01:02:03", "0A-58-0a-01-02-03", "0a58.0a01.0203", ""],

@@ -17,7 +17,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from harness.surfaces import whole_link
 from pycni.kernel import address, link, neighbour, route, rule
 from pycni.kernel.netlink import codec
-from pycni.kernel.netlink.codec import MalformedMessage, Message, Request, Schema
+from pycni.kernel.netlink.codec import MalformedMessage, Message, NetlinkRequest, Schema
 from pycni.spec.ip import IPAddress, parse_address, parse_network
 
 AF_INET, AF_INET6 = 2, 10
@@ -242,7 +242,7 @@ WHOLE = [
     link.update(3, hairpin=True).body,
     address.add(3, parse_network("10.0.0.7/24")).body,
     route.add(
-        route.Route(
+        route.KernelRoute(
             parse_network("10.0.0.0/24"),
             3,
             parse_address("fe80::1"),
@@ -299,7 +299,7 @@ def test_a_bridge_port_without_settings() -> None:
 # --- what we send, as pyroute2 reads it --------------------------------------------------------
 
 
-def decoded(kind: type, request: Request) -> dict[str, Any]:
+def decoded(kind: type, request: NetlinkRequest) -> dict[str, Any]:
     """The message as one dictionary: header fields and attributes, nested ones too."""
     message = kind(codec.pack(request.kind, request.flags, 1, 0, request.body))
     message.decode()
@@ -353,7 +353,7 @@ def test_veth() -> None:
     ],
 )
 def test_other_kinds(
-    request_: Request, kind: str, data: dict[str, Any] | None, parent: int | None
+    request_: NetlinkRequest, kind: str, data: dict[str, Any] | None, parent: int | None
 ) -> None:
     sent = decoded(ifinfmsg, request_)
     assert sent["IFLA_IFNAME"] == "x"
@@ -409,7 +409,7 @@ def test_address(network: str, broadcast: str | None) -> None:
 
 
 def test_route() -> None:
-    wanted = route.Route(
+    wanted = route.KernelRoute(
         parse_network("10.9.9.9/24"),
         index=4,
         gateway=parse_address("10.0.0.1"),
@@ -431,7 +431,7 @@ def test_route() -> None:
 
 
 def test_route_by_a_gateway_of_the_other_family() -> None:
-    wanted = route.Route(parse_network("0.0.0.0/0"), 4, parse_address("fe80::1"))
+    wanted = route.KernelRoute(parse_network("0.0.0.0/0"), 4, parse_address("fe80::1"))
     sent = decoded(rtmsg, route.add(wanted))
     assert sent["RTA_VIA"] == {"family": AF_INET6, "addr": "fe80::1"}
     assert "RTA_GATEWAY" not in sent
@@ -448,7 +448,7 @@ def test_route_by_a_gateway_of_the_other_family() -> None:
     ],
 )
 def test_route_verbs_have_the_flags_of_ip_route(verb: Any, flags: int) -> None:
-    assert decoded(rtmsg, verb(route.Route(parse_network("::/0"), 4)))["flags_sent"] == flags
+    assert decoded(rtmsg, verb(route.KernelRoute(parse_network("::/0"), 4)))["flags_sent"] == flags
 
 
 def test_rule() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from pycni import __version__
 from pycni.dhcp.exchange import Client, NoAnswer, Refused
 from pycni.dhcp.keeper import Keeper
-from pycni.dhcp.lease import Lease, Record, Store, now
+from pycni.dhcp.lease import Lease, LeaseRecord, Store, now
 from pycni.dhcp.wire import LinkGone, Sandbox, Wire
 from pycni.plugins.shared.dhcp import MAX_LINE, PROTOCOL
 from pycni.spec.errors import (
@@ -192,7 +192,9 @@ class Daemon:
             try:
                 client = self._client(key, options, wanted)
                 lease = await self._acquire(client, sandbox)
-                record = Record(*key, netns, options, wanted, sandbox.identity, sandbox.mac, lease)
+                record = LeaseRecord(
+                    *key, netns, options, wanted, sandbox.identity, sandbox.mac, lease
+                )
                 keeper = self._keeper(record, client, sandbox)
                 try:
                     self._store.save(record)
@@ -301,10 +303,10 @@ class Daemon:
             self.settings.timeout,
         )
 
-    def _keeper(self, record: Record, client: Client, sandbox: Sandbox) -> Keeper:
+    def _keeper(self, record: LeaseRecord, client: Client, sandbox: Sandbox) -> Keeper:
         return Keeper(record, client, sandbox, self._save, self._forget, self._slots)
 
-    def _save(self, record: Record) -> None:
+    def _save(self, record: LeaseRecord) -> None:
         try:
             self._store.save(record)
         except OSError as error:

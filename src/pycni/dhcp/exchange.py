@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 from pycni.dhcp.lease import Lease, now
-from pycni.dhcp.message import MessageType, Option, Reply, Request, options
+from pycni.dhcp.message import DHCPRequest, MessageType, Option, Reply, options
 from pycni.dhcp.wire import Wire
 
 _FIRST_PAUSE = 1.0
@@ -99,13 +99,13 @@ class Client:
         to = None if broadcast else (lease.server_mac, IPv4Address(lease.server))
         return await self._extend(wire, request, lease, to)
 
-    def release(self, mac: str, lease: Lease) -> Request:
+    def release(self, mac: str, lease: Lease) -> DHCPRequest:
         """The message that gives a lease back; nobody answers it."""
         address, server = IPv4Address(lease.address), IPv4Address(lease.server)
         return self._release(_xid(), mac, address, server)
 
     async def _extend(
-        self, wire: Wire, request: Request, lease: Lease, to: tuple[str, IPv4Address] | None
+        self, wire: Wire, request: DHCPRequest, lease: Lease, to: tuple[str, IPv4Address] | None
     ) -> Lease:
         asked_at = now()
         ack, server_mac = await self._converse(
@@ -122,7 +122,7 @@ class Client:
     async def _converse(
         self,
         wire: Wire,
-        request: Request,
+        request: DHCPRequest,
         began: float,
         accept: Callable[[Reply], bool],
         to: tuple[str, IPv4Address] | None = None,
@@ -153,17 +153,19 @@ class Client:
         wire: Wire,
         wish: dict[str, IPv4Address],
         ciaddr: IPv4Address = IPv4Address(0),  # noqa: B008 - immutable
-    ) -> Request:
+    ) -> DHCPRequest:
         sent = options(self.identifier, self.wanted, self.provided, **wish)
         # A server may answer to the MAC address that it knows.
         broadcast = self.broadcast or wire.mac != wire.own_mac
-        return Request(kind, xid, wire.mac, ciaddr, broadcast, sent)
+        return DHCPRequest(kind, xid, wire.mac, ciaddr, broadcast, sent)
 
-    def _release(self, xid: int, mac: str, address: IPv4Address, server: IPv4Address) -> Request:
+    def _release(
+        self, xid: int, mac: str, address: IPv4Address, server: IPv4Address
+    ) -> DHCPRequest:
         # RFC 2131, table 5: of the options only these. The identifier is what the lease is under.
         identifier = self.provided.get(Option.CLIENT_ID, self.identifier)
         sent = {Option.SERVER_ID: server.packed, Option.CLIENT_ID: identifier}
-        return Request(MessageType.RELEASE, xid, mac, address, options=dict(sent))
+        return DHCPRequest(MessageType.RELEASE, xid, mac, address, options=dict(sent))
 
 
 def _xid() -> int:

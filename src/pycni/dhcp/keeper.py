@@ -21,7 +21,7 @@ from socket import AF_INET
 from typing import Any
 
 from pycni.dhcp.exchange import Client, NoAnswer, Refused
-from pycni.dhcp.lease import Lease, Record, now
+from pycni.dhcp.lease import Lease, LeaseRecord, now
 from pycni.dhcp.wire import LinkGone, Sandbox, Wire, send_routed
 from pycni.kernel import address as addresses
 from pycni.kernel import route as routes
@@ -46,10 +46,10 @@ class Keeper:
 
     def __init__(
         self,
-        record: Record,
+        record: LeaseRecord,
         client: Client,
         sandbox: Sandbox,
-        save: Callable[[Record], None],
+        save: Callable[[LeaseRecord], None],
         ended: Callable[[Keeper], None],
         slots: asyncio.Semaphore,
     ) -> None:
@@ -259,13 +259,13 @@ class Keeper:
                             LOG.warning("%s: a route could not be put back: %s", self, error)
 
 
-def _ways(netlink: NetlinkSocket, index: int) -> list[routes.Route]:
+def _ways(netlink: NetlinkSocket, index: int) -> list[routes.KernelRoute]:
     """The IPv4 routes that leave by an interface, in all tables: sbr and vrf have their own."""
     found = [route.by(index) for route in routes.dump(netlink, AF_INET, table=0, index=index)]
     return [route for route in found if route is not None and route.type == RTN_UNICAST]
 
 
-def _belongs_elsewhere(route: routes.Route, kept: list[routes.Route]) -> bool:
+def _belongs_elsewhere(route: routes.KernelRoute, kept: list[routes.KernelRoute]) -> bool:
     """Whether the kernel made a route with the address that had been moved to another table."""
     same = [one.table for one in kept if one.dst == route.dst]
     return route.protocol == RTPROT_KERNEL and bool(same) and route.table not in same
@@ -276,7 +276,7 @@ async def _sleep_until(when: float) -> None:
         await asyncio.sleep(min(left, _LONGEST_SLEEP))
 
 
-def _to_json(route: routes.Route) -> dict[str, Any]:
+def _to_json(route: routes.KernelRoute) -> dict[str, Any]:
     return {
         "dst": str(route.dst),
         "gateway": str(route.gateway) if route.gateway else "",
@@ -289,8 +289,8 @@ def _to_json(route: routes.Route) -> dict[str, Any]:
 _ROUTE_NUMBERS = ("priority", "table", "scope", "protocol", "type", "onlink", "mtu", "advmss")
 
 
-def _from_json(item: dict[str, Any], index: int) -> routes.Route:
-    return routes.Route(
+def _from_json(item: dict[str, Any], index: int) -> routes.KernelRoute:
+    return routes.KernelRoute(
         dst=parse_network(item["dst"]),
         index=0 if item.get("ways") else index,
         gateway=parse_address(item["gateway"]) if item["gateway"] else None,

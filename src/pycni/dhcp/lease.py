@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pycni.dhcp.message import Option, Reply
-from pycni.dhcp.wire import Identity
+from pycni.dhcp.wire import ClientIdentity
 from pycni.state.files import (
     boot_id,
     make_directories,
@@ -99,7 +99,7 @@ class Lease:
 
 
 @dataclass(frozen=True)
-class Record:
+class LeaseRecord:
     """An attachment with its lease, as it is kept on disk.
 
     options: what the configuration provides, by code; wanted: the codes it requests. withheld: the
@@ -113,7 +113,7 @@ class Record:
     netns: str
     options: dict[int, bytes]
     wanted: tuple[int, ...]
-    identity: Identity
+    identity: ClientIdentity
     mac: str
     lease: Lease
     withheld: tuple[dict[str, Any], ...] | None = None
@@ -128,7 +128,7 @@ class Record:
         return {"format": _FORMAT, "boot": boot_id(), **document}
 
     @classmethod
-    def from_json(cls, document: Any) -> Record:
+    def from_json(cls, document: Any) -> LeaseRecord:
         """Raises ValueError, TypeError, KeyError for what is none."""
         if document.pop("format") != _FORMAT:
             raise ValueError("of another format")
@@ -151,13 +151,13 @@ class Record:
             }
         )
 
-    def with_lease(self, lease: Lease) -> Record:
+    def with_lease(self, lease: Lease) -> LeaseRecord:
         return replace(self, lease=lease)
 
 
-def _identity(value: Any) -> Identity:
+def _identity(value: Any) -> ClientIdentity:
     """An identity as `to_json` writes it, or the list of an earlier release."""
-    return Identity(**value) if isinstance(value, dict) else Identity(*value)
+    return ClientIdentity(**value) if isinstance(value, dict) else ClientIdentity(*value)
 
 
 class Store:
@@ -167,7 +167,7 @@ class Store:
         self.directory = directory
         make_directories(directory, 0o700)
 
-    def save(self, record: Record) -> None:
+    def save(self, record: LeaseRecord) -> None:
         """Raises OSError."""
         text = json.dumps(record.to_json(), indent=1)
         write_file(self._path(record.key), text.encode(), 0o600)
@@ -176,7 +176,7 @@ class Store:
         """Raises OSError; a file that is not there is none."""
         remove_file(self._path(key))
 
-    def load(self) -> Iterator[Record]:
+    def load(self) -> Iterator[LeaseRecord]:
         """Every record of this boot; files of such a name that hold none are removed.
 
         So is what a crash left of one that was being written. What has other names is another's.
@@ -191,7 +191,7 @@ class Store:
             if not name.endswith(_SUFFIX):
                 continue
             try:
-                yield Record.from_json(json.loads(read_file(path, own=True)))
+                yield LeaseRecord.from_json(json.loads(read_file(path, own=True)))
             except OSError as error:
                 LOG.warning("%s is not a file to read a lease from: %s", path, error.strerror)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -17,7 +17,14 @@ from pyroute2.dhcp.enums.bootp import MessageType as Direction
 from pyroute2.dhcp.enums.dhcp import MessageType, Option
 from pyroute2.protocols import msg
 
-__all__ = ["MalformedMessage", "MessageType", "Option", "Reply", "Request", "Route"]
+__all__ = [
+    "ClasslessRoute",
+    "DHCPRequest",
+    "MalformedDHCPMessage",
+    "MessageType",
+    "Option",
+    "Reply",
+]
 
 _UNSPECIFIED = IPv4Address(0)
 _NAME_FIELDS = {"file": slice(108, 236), "sname": slice(44, 108)}
@@ -26,12 +33,12 @@ _MAX_SIZE = 1500  # what our interfaces take; option 57
 _MINIMUM = 300  # a BOOTP message, which old relays insist on
 
 
-class MalformedMessage(ValueError):
+class MalformedDHCPMessage(ValueError):
     """What arrived is not a DHCP message, or an option of it is cut short."""
 
 
 @dataclass(frozen=True)
-class Request:
+class DHCPRequest:
     """A message from a client. mac: its interface's; ciaddr: its address, if it has one to use.
 
     options: in the order they are sent, besides the message's type.
@@ -85,7 +92,7 @@ def options(
 
 
 @dataclass(frozen=True)
-class Route:
+class ClasslessRoute:
     """A route of a server's. router: None where the destination is on the link."""
 
     dst: IPv4Network
@@ -104,14 +111,14 @@ class Reply:
 
     @classmethod
     def decode(cls, data: bytes) -> Reply:
-        """Read an answer. Raises MalformedMessage."""
+        """Read an answer. Raises MalformedDHCPMessage."""
         header = dhcp4msg(buf=data)
         try:
             msg.decode(header)
         except ValueError as error:
-            raise MalformedMessage(str(error)) from error
+            raise MalformedDHCPMessage(str(error)) from error
         if header["op"] != Direction.BOOTREPLY or data[236:240] != b"\x63\x82\x53\x63":
-            raise MalformedMessage("not a DHCP server's answer")
+            raise MalformedDHCPMessage("not a DHCP server's answer")
         found: dict[int, bytes] = {}
         _read_options(data[_OPTIONS_START:], found)
         overload = int.from_bytes(found.get(Option.OPTION_OVERLOAD, b""), "big")
@@ -121,7 +128,7 @@ class Reply:
         try:
             kind = MessageType(int.from_bytes(found.get(Option.MESSAGE_TYPE, b""), "big"))
         except ValueError:
-            raise MalformedMessage("an answer without a DHCP message type") from None
+            raise MalformedDHCPMessage("an answer without a DHCP message type") from None
         yiaddr = IPv4Address(header["yiaddr"])
         return cls(kind, header["xid"], header["chaddr"], yiaddr, found)
 
@@ -155,18 +162,18 @@ class Reply:
         return int.from_bytes(value, "big") if len(value) == 2 else None
 
     @property
-    def routes(self) -> tuple[Route, ...]:
+    def routes(self) -> tuple[ClasslessRoute, ...]:
         """Classless routes (121) alone if there are any, else static (33) and the first router."""
         classless = self.options.get(Option.CLASSLESS_STATIC_ROUTE)
         if classless:
             return _classless(classless)
         pairs = self.addresses(Option.STATIC_ROUTE)
         routes = [
-            Route(IPv4Network((destination, _classful(destination)), strict=False), router)
+            ClasslessRoute(IPv4Network((destination, _classful(destination)), strict=False), router)
             for destination, router in zip(pairs[::2], pairs[1::2], strict=False)
         ]
         if self.routers:
-            routes.append(Route(IPv4Network((0, 0)), self.routers[0]))
+            routes.append(ClasslessRoute(IPv4Network((0, 0)), self.routers[0]))
         return tuple(routes)
 
     @property
@@ -208,13 +215,13 @@ def _read_options(data: bytes, found: dict[int, bytes]) -> None:
             at += 1
             continue
         if at + 2 > len(data) or at + 2 + data[at + 1] > len(data):
-            raise MalformedMessage(f"option {data[at]} is cut short")
+            raise MalformedDHCPMessage(f"option {data[at]} is cut short")
         value = data[at + 2 : at + 2 + data[at + 1]]
         found[data[at]] = found.get(data[at], b"") + value
         at += 2 + len(value)
 
 
-def _classless(data: bytes) -> tuple[Route, ...]:
+def _classless(data: bytes) -> tuple[ClasslessRoute, ...]:
     """Routes of option 121 (RFC 3442); what is cut short or no prefix length ends the list."""
     routes = []
     at = 0
@@ -227,7 +234,7 @@ def _classless(data: bytes) -> tuple[Route, ...]:
         router = IPv4Address(data[at + octets : at + octets + 4])
         at += octets + 4
         routes.append(
-            Route(
+            ClasslessRoute(
                 IPv4Network((network, prefix), strict=False),
                 None if router == _UNSPECIFIED else router,
             )

@@ -21,7 +21,7 @@ from typing import Self
 from pyroute2.dhcp.dhcp4socket import listen_udp_port
 from pyroute2.protocols import ip4msg, udp4_pseudo_header, udpmsg
 
-from pycni.dhcp.message import MalformedMessage, Reply, Request
+from pycni.dhcp.message import DHCPRequest, MalformedDHCPMessage, Reply
 from pycni.kernel import link, namespace
 from pycni.kernel.link import Link
 from pycni.kernel.netlink.socket import NetlinkSocket
@@ -41,7 +41,7 @@ class LinkGone(Exception):
 
 
 @dataclass(frozen=True)
-class Identity:
+class ClientIdentity:
     """A namespace's file and cookie, and an interface's index; 0 for what is not known."""
 
     device: int = 0
@@ -49,7 +49,7 @@ class Identity:
     cookie: int = 0
     index: int = 0
 
-    def is_same_namespace(self, other: Identity) -> bool:
+    def is_same_namespace(self, other: ClientIdentity) -> bool:
         """Whether both are of one namespace, as far as is known of them."""
         if not self.inode:
             return True
@@ -58,7 +58,7 @@ class Identity:
         return (self.device, self.inode) == (other.device, other.inode)
 
 
-UNKNOWN = Identity()
+UNKNOWN = ClientIdentity()
 
 
 class Sandbox:
@@ -69,7 +69,9 @@ class Sandbox:
     which the server knows it from then on; each empty until then.
     """
 
-    def __init__(self, path: str, ifname: str, identity: Identity = UNKNOWN, mac: str = "") -> None:
+    def __init__(
+        self, path: str, ifname: str, identity: ClientIdentity = UNKNOWN, mac: str = ""
+    ) -> None:
         self.path = path
         self.ifname = ifname
         self.identity = identity
@@ -84,7 +86,7 @@ class Sandbox:
                 f'cannot open the network namespace "{self.path}": {error.strerror}'
             ) from error
         try:
-            found = Identity(space.device, space.inode, space.cookie, self.identity.index)
+            found = ClientIdentity(space.device, space.inode, space.cookie, self.identity.index)
             if not self.identity.is_same_namespace(found):
                 raise LinkGone(f'"{self.path}" is another network namespace than it was')
         except BaseException:
@@ -171,7 +173,7 @@ class Wire:
                     frame = await loop.sock_recv(self._packets, 65536)
                     try:
                         reply = Reply.decode(_payload(frame))
-                    except MalformedMessage:
+                    except MalformedDHCPMessage:
                         continue
                     if reply.mac == self.mac:
                         return reply, frame[6:12].hex(":")
@@ -179,7 +181,7 @@ class Wire:
             return None
 
 
-def send_routed(message: Request, server: IPv4Address) -> None:
+def send_routed(message: DHCPRequest, server: IPv4Address) -> None:
     """Send a message to a server from the host's own address. Raises OSError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as channel:
         channel.setblocking(False)
@@ -237,7 +239,7 @@ def _payload(frame: bytes) -> bytes:
     between two ends of a veth there is none.
     """
     if len(frame) < _ETHERNET + 20 + _UDP:
-        raise MalformedMessage("a frame too short for UDP")
+        raise MalformedDHCPMessage("a frame too short for UDP")
     header = (frame[_ETHERNET] & 0x0F) * 4
     start = _ETHERNET + header
     length = int.from_bytes(frame[start + 4 : start + 6], "big")

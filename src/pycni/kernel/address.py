@@ -12,7 +12,15 @@ from _struct import Struct
 
 from pycni.kernel import link
 from pycni.kernel.netlink import constants as c
-from pycni.kernel.netlink.codec import IP, S32, STRING, U32, MalformedMessage, Request, Schema
+from pycni.kernel.netlink.codec import (
+    IP,
+    S32,
+    STRING,
+    U32,
+    MalformedMessage,
+    NetlinkRequest,
+    Schema,
+)
 from pycni.kernel.netlink.errors import EventsLost, NetlinkError
 from pycni.spec.ip import IPAddress, IPNetwork
 from pycni.spec.record import Record
@@ -33,7 +41,7 @@ _ATTRIBUTES = Schema(
 )
 
 
-class Address(Record):
+class InterfaceAddress(Record):
     """An address on the link with index `index`.
 
     peer: the other end of a point-to-point address, else None; scope: RT_SCOPE_...;
@@ -57,7 +65,7 @@ def add(
     no_dad: bool = False,
     no_prefix_route: bool = False,
     replace: bool = False,
-) -> Request:
+) -> NetlinkRequest:
     """Put an address on a link. EEXIST if it is there, unless `replace`.
 
     An IPv4 address with a prefix under 31 gets its broadcast address. no_dad: an IPv6 address
@@ -76,21 +84,21 @@ def add(
         values
     )
     flags = c.NLM_F_CREATE | (c.NLM_F_REPLACE if replace else c.NLM_F_EXCL)
-    return Request(c.RTM_NEWADDR, flags, body, f"add address {network} to link {index}")
+    return NetlinkRequest(c.RTM_NEWADDR, flags, body, f"add address {network} to link {index}")
 
 
-def delete(index: int, network: IPNetwork, peer: IPAddress | None = None) -> Request:
+def delete(index: int, network: IPNetwork, peer: IPAddress | None = None) -> NetlinkRequest:
     """Take an address off a link. EADDRNOTAVAIL if it is not there, ENODEV without the link."""
     body = _IFADDR.pack(network.family, network.prefix, 0, 0, index) + _ATTRIBUTES.encode(
         # Without IFA_ADDRESS the kernel takes any prefix length.
         {"local": network.address, "address": peer or network.address}
     )
-    return Request(c.RTM_DELADDR, 0, body, f"delete address {network} from link {index}")
+    return NetlinkRequest(c.RTM_DELADDR, 0, body, f"delete address {network} from link {index}")
 
 
 def dump(
     netlink: NetlinkSocket, index: int = 0, family: int = AF_UNSPEC, netns_id: int | None = None
-) -> list[Address]:
+) -> list[InterfaceAddress]:
     """The addresses of one link, or of all; of one family, or both. The kernel does the choosing.
 
     netns_id: of another namespace, as the socket's one calls it. ENODEV if there is no link with
@@ -101,13 +109,13 @@ def dump(
 
 def dump_messages(
     netlink: NetlinkSocket, index: int = 0, family: int = AF_UNSPEC, netns_id: int | None = None
-) -> list[tuple[Address, bytes]]:
+) -> list[tuple[InterfaceAddress, bytes]]:
     """The same, each with the message's payload, which RTM_NEWADDR takes as it is."""
     where = f"link {index}" if index else "all links"
     body = _IFADDR.pack(family, 0, 0, 0, index)
     if netns_id is not None:
         body += _ATTRIBUTES.encode({"netns_id": netns_id})
-    request = Request(c.RTM_GETADDR, 0, body, f"list addresses of {where}")
+    request = NetlinkRequest(c.RTM_GETADDR, 0, body, f"list addresses of {where}")
     answers = [(parse(one.payload, netns_id), one.payload) for one in netlink.dump(request)]
     # Other families answer to AF_UNSPEC too, and a kernel without strict checks to everything.
     return [
@@ -155,7 +163,7 @@ def wait_settled(netlink: NetlinkSocket, index: int, deadline: float) -> None:
         netlink.unsubscribe()
 
 
-def parse(payload: bytes, netns_id: int | None = None) -> Address | None:
+def parse(payload: bytes, netns_id: int | None = None) -> InterfaceAddress | None:
     """Read an RTM_NEWADDR or RTM_DELADDR message; None for families other than IPv4 and IPv6.
 
     netns_id: None, too, for what is in another namespace than this one.
@@ -174,7 +182,7 @@ def parse(payload: bytes, netns_id: int | None = None) -> Address | None:
     if address is None or address.family != family or prefix > address.bits:
         raise MalformedMessage(f"address message without an address of family {family}")
     peer = found.get("address")
-    return Address(
+    return InterfaceAddress(
         index=index,
         network=IPNetwork(address, prefix),
         peer=None if peer == address else peer,
@@ -213,7 +221,7 @@ def _settle(netlink: NetlinkSocket, index: int, tentative: set[IPAddress], deadl
     return True
 
 
-def _note(tentative: set[IPAddress], address: Address) -> None:
+def _note(tentative: set[IPAddress], address: InterfaceAddress) -> None:
     if address.flags & c.IFA_F_DADFAILED:
         raise NetlinkError(
             errno.EADDRINUSE,

@@ -10,7 +10,7 @@ import errno
 from _struct import Struct
 
 from pycni.kernel.netlink import constants as c
-from pycni.kernel.netlink.codec import S32, Request, Schema
+from pycni.kernel.netlink.codec import S32, NetlinkRequest, Schema
 from pycni.kernel.netlink.errors import NetlinkError
 
 TYPE_CHECKING = False
@@ -35,7 +35,7 @@ def forwards(netlink: NetlinkSocket, family: int) -> bool:
     body = _NETCONF.pack(family) + _ATTRIBUTES.encode({"index": c.NETCONFA_IFINDEX_ALL})
     try:
         answer = netlink.request(
-            Request(c.RTM_GETNETCONF, 0, body, "get forwarding", answered=True)
+            NetlinkRequest(c.RTM_GETNETCONF, 0, body, "get forwarding", answered=True)
         )
     except NetlinkError as error:
         if error.errno == errno.EOPNOTSUPP:  # no IPv6

@@ -27,7 +27,7 @@ from pycni.kernel.netlink.codec import (
     U32,
     MalformedMessage,
     Many,
-    Request,
+    NetlinkRequest,
     Schema,
     Structure,
 )
@@ -245,7 +245,7 @@ class PortVlan(Record):
     untagged: bool = False
 
 
-class NewLink(Request):
+class NewLink(NetlinkRequest):
     """A request that creates a link."""
 
     __slots__ = ("name",)
@@ -296,7 +296,7 @@ def dump(netlink: NetlinkSocket, master: int = 0) -> list[Link]:
     body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _ATTRIBUTES.encode(
         {"ext_mask": c.RTEXT_FILTER_SKIP_STATS, "master": master or None}
     )
-    links = netlink.dump(Request(c.RTM_GETLINK, 0, body, "list links"))
+    links = netlink.dump(NetlinkRequest(c.RTM_GETLINK, 0, body, "list links"))
     return [parse(message.payload) for message in links]
 
 
@@ -334,7 +334,7 @@ def wait_running(netlink: NetlinkSocket, target: int | str, deadline: float) -> 
 def vlans(netlink: NetlinkSocket, port: Link | int) -> list[PortVlan]:
     """The VLANs of a bridge port, or of a bridge itself."""
     index = port if isinstance(port, int) else port.index
-    request = Request(
+    request = NetlinkRequest(
         c.RTM_GETVLAN, 0, _BRVLAN.pack(AF_BRIDGE, 0, index), f"list vlans of link {_label(port)}"
     )
     found = []
@@ -372,15 +372,15 @@ def delete_together(netlink: NetlinkSocket, targets: Sequence[Link]) -> None:
                 raise
     body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _ATTRIBUTES.encode({"group": group})
     try:
-        netlink.request(Request(c.RTM_DELLINK, 0, body, f"delete {len(targets)} links"))
+        netlink.request(NetlinkRequest(c.RTM_DELLINK, 0, body, f"delete {len(targets)} links"))
     except NetlinkError as error:
         if error.errno != errno.ENODEV:  # all have gone
             raise
 
 
-def _into_group(target: Link, group: int) -> Request:
+def _into_group(target: Link, group: int) -> NetlinkRequest:
     body = _IFINFO.pack(AF_UNSPEC, 0, target.index, 0, 0) + _ATTRIBUTES.encode({"group": group})
-    return Request(c.RTM_SETLINK, 0, body, f"set link {_label(target)}: group {group}")
+    return NetlinkRequest(c.RTM_SETLINK, 0, body, f"set link {_label(target)}: group {group}")
 
 
 # --- creating ------------------------------------------------------------------------------
@@ -507,7 +507,7 @@ def vrf(name: str, table: int, *, up: bool = False) -> NewLink:
 # --- changing ------------------------------------------------------------------------------
 
 
-def update(target: Link | int | str, **changes: Unpack[Changes]) -> Request:
+def update(target: Link | int | str, **changes: Unpack[Changes]) -> NetlinkRequest:
     """Change what is given and is not None.
 
     hairpin and isolated are for a link that is a bridge port already.
@@ -534,22 +534,24 @@ def update(target: Link | int | str, **changes: Unpack[Changes]) -> Request:
     if port:
         attributes["info"] = {"port_kind": "bridge", "port": _BRIDGE_PORT.encode(port)}
     body = _IFINFO.pack(AF_UNSPEC, 0, index, flags, change) + _ATTRIBUTES.encode(attributes)
-    return Request(c.RTM_NEWLINK, 0, body, f"set link {_label(target)}: {', '.join(told)}")
+    return NetlinkRequest(c.RTM_NEWLINK, 0, body, f"set link {_label(target)}: {', '.join(told)}")
 
 
-def no_link_local(target: Link | int | str) -> Request:
+def no_link_local(target: Link | int | str) -> NetlinkRequest:
     """Have the kernel give a link no IPv6 link-local address. EAFNOSUPPORT without IPv6."""
     index, named = _target(target)
     mode = _FAMILIES.encode({"ipv6": {"address_mode": c.IN6_ADDR_GEN_MODE_NONE}})
     body = _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + _ATTRIBUTES.encode(named | {"families": mode})
-    return Request(c.RTM_NEWLINK, 0, body, f"set link {_label(target)}: no IPv6 link-local address")
+    return NetlinkRequest(
+        c.RTM_NEWLINK, 0, body, f"set link {_label(target)}: no IPv6 link-local address"
+    )
 
 
-def delete(target: Link | int | str) -> Request:
+def delete(target: Link | int | str) -> NetlinkRequest:
     """Delete a link. ENODEV if it is not there."""
     index, named = _target(target)
     body = _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + _ATTRIBUTES.encode(named)
-    return Request(c.RTM_DELLINK, 0, body, f"delete link {_label(target)}")
+    return NetlinkRequest(c.RTM_DELLINK, 0, body, f"delete link {_label(target)}")
 
 
 def vlan_add(
@@ -560,7 +562,7 @@ def vlan_add(
     pvid: bool = False,
     untagged: bool = False,
     on_bridge: bool = False,
-) -> Request:
+) -> NetlinkRequest:
     """Add VLANs `first` to `last` to a bridge port (`on_bridge`: to the bridge `port` itself)."""
     flags = (c.BRIDGE_VLAN_INFO_PVID if pvid else 0) | (
         c.BRIDGE_VLAN_INFO_UNTAGGED if untagged else 0
@@ -570,7 +572,7 @@ def vlan_add(
 
 def vlan_delete(
     port: Link | int, first: int, last: int | None = None, *, on_bridge: bool = False
-) -> Request:
+) -> NetlinkRequest:
     """Take VLANs `first` to `last` off a bridge port."""
     return _vlan_request(c.RTM_DELLINK, "delete", port, first, last, 0, on_bridge)
 
@@ -635,12 +637,12 @@ def _new(
     return NewLink(kind, name, body)
 
 
-def _get_request(target: int | str) -> Request:
+def _get_request(target: int | str) -> NetlinkRequest:
     index, named = _target(target)
     body = _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + _ATTRIBUTES.encode(
         named | {"ext_mask": c.RTEXT_FILTER_SKIP_STATS}
     )
-    return Request(c.RTM_GETLINK, 0, body, f"get link {_label(target)}", answered=True)
+    return NetlinkRequest(c.RTM_GETLINK, 0, body, f"get link {_label(target)}", answered=True)
 
 
 def _get_past_events(netlink: NetlinkSocket, target: int | str) -> Link:
@@ -671,7 +673,7 @@ def _vlan_request(
     last: int | None,
     flags: int,
     on_bridge: bool,
-) -> Request:
+) -> NetlinkRequest:
     if last is None or last == first:
         infos = [(flags, first)]
         span = str(first)
@@ -686,7 +688,7 @@ def _vlan_request(
     body = _IFINFO.pack(AF_BRIDGE, 0, index, 0, 0) + _PORT_VLANS.encode(
         {"af_spec": {"flags": where, "vlans": infos}}
     )
-    return Request(kind, 0, body, f"{verb} vlan {span} on link {_label(port)}")
+    return NetlinkRequest(kind, 0, body, f"{verb} vlan {span} on link {_label(port)}")
 
 
 def _target(target: Link | int | str) -> tuple[int, dict[str, str]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pycni.kernel import address as addresses
 from pycni.kernel import route as routes
 from pycni.kernel.netlink import constants as c
-from pycni.kernel.netlink.codec import Request
+from pycni.kernel.netlink.codec import NetlinkRequest
 from pycni.kernel.netlink.errors import NetlinkError
 
 TYPE_CHECKING = False
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pycni.kernel.netlink.socket import NetlinkSocket
-    from pycni.kernel.route import Route
+    from pycni.kernel.route import KernelRoute
     from pycni.spec.ip import IPAddress, IPNetwork
 
 _NEW = c.NLM_F_CREATE | c.NLM_F_APPEND
@@ -42,7 +42,7 @@ class LinkSnapshot:
                 what = f"put address {network} back on link {self._index}"
                 flags = c.NLM_F_CREATE | c.NLM_F_REPLACE
                 self._netlink.request(
-                    Request(c.RTM_NEWADDR, flags, addresses.checked(payload), what)
+                    NetlinkRequest(c.RTM_NEWADDR, flags, addresses.checked(payload), what)
                 )
         self.restore_routes()
 
@@ -64,7 +64,7 @@ class LinkSnapshot:
                     continue
                 requests.append(routes.delete(bare))
             body = routes.renewed(payload, with_source=has_source)
-            requests.append(Request(c.RTM_NEWROUTE, _NEW, body, f"put route {route} back"))
+            requests.append(NetlinkRequest(c.RTM_NEWROUTE, _NEW, body, f"put route {route} back"))
             try:
                 self._netlink.batch(requests)
             except NetlinkError:
@@ -82,7 +82,7 @@ class LinkSnapshot:
             for found, payload in addresses.dump_messages(self._netlink, self._index, family)
         ]
 
-    def _present_routes(self) -> list[tuple[Route, bytes]]:
+    def _present_routes(self) -> list[tuple[KernelRoute, bytes]]:
         return [
             (found, payload)
             for family in self._families

@@ -13,7 +13,7 @@ from _struct import Struct
 
 from pycni.kernel.link import index_of
 from pycni.kernel.netlink import constants as c
-from pycni.kernel.netlink.codec import MAC, S32, STRING, U32, Many, Request, Schema
+from pycni.kernel.netlink.codec import MAC, S32, STRING, U32, Many, NetlinkRequest, Schema
 from pycni.spec.record import Record
 
 TYPE_CHECKING = False
@@ -67,7 +67,7 @@ def dump(netlink: NetlinkSocket) -> list[Marks]:
     body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _ATTRIBUTES.encode(
         {"ext_mask": c.RTEXT_FILTER_SKIP_STATS}
     )
-    messages = netlink.dump(Request(c.RTM_GETLINK, 0, body, "list links"))
+    messages = netlink.dump(NetlinkRequest(c.RTM_GETLINK, 0, body, "list links"))
     return [parse(message.payload) for message in messages]
 
 
@@ -76,7 +76,7 @@ def get(netlink: NetlinkSocket, index: int) -> Marks:
     body = _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + _ATTRIBUTES.encode(
         {"ext_mask": c.RTEXT_FILTER_SKIP_STATS}
     )
-    request = Request(c.RTM_GETLINK, 0, body, f"get link {index}", answered=True)
+    request = NetlinkRequest(c.RTM_GETLINK, 0, body, f"get link {index}", answered=True)
     return parse(netlink.request(request)[0].payload)
 
 
@@ -88,15 +88,15 @@ def parse(payload: bytes) -> Marks:
     return Marks(index_of(payload), altnames=tuple(altnames), kind=info.get("kind", ""), **found)
 
 
-def add_altname(index: int, name: str) -> Request:
+def add_altname(index: int, name: str) -> NetlinkRequest:
     """Give a link a further name. EEXIST if anything in its namespace has it."""
     flags = c.NLM_F_CREATE | c.NLM_F_EXCL
-    return Request(_RTM_NEWLINKPROP, flags, _altname(index, name), f"add altname {name}")
+    return NetlinkRequest(_RTM_NEWLINKPROP, flags, _altname(index, name), f"add altname {name}")
 
 
-def delete_altname(index: int, name: str) -> Request:
+def delete_altname(index: int, name: str) -> NetlinkRequest:
     """Take a further name off a link. ENOENT if it does not have it."""
-    return Request(_RTM_DELLINKPROP, 0, _altname(index, name), f"delete altname {name}")
+    return NetlinkRequest(_RTM_DELLINKPROP, 0, _altname(index, name), f"delete altname {name}")
 
 
 def _altname(index: int, name: str) -> bytes:

@@ -13,7 +13,7 @@ import sys
 import time
 from fcntl import F_DUPFD_CLOEXEC, LOCK_EX, LOCK_NB, fcntl, flock, ioctl
 
-from pycni.kernel.netlink.codec import U32, Request, Schema
+from pycni.kernel.netlink.codec import U32, NetlinkRequest, Schema
 from pycni.kernel.netlink.constants import NETLINK_ROUTE
 from pycni.kernel.netlink.socket import NetlinkSocket
 
@@ -178,7 +178,7 @@ def assign_id(netlink: NetlinkSocket, other: Namespace) -> int | None:
     """Have a socket's namespace refer to another one by a number, as it does once a link leads
     there; returns it."""
     body = _NSID_HEADER + _NSID.encode({"id": _NO_NSID, "fd": other.fd})
-    netlink.request(Request(_RTM_NEWNSID, 0, body, "give a namespace an id"))
+    netlink.request(NetlinkRequest(_RTM_NEWNSID, 0, body, "give a namespace an id"))
     return id_seen_from(netlink, other)
 
 
@@ -193,7 +193,9 @@ def id_translated(netlink: NetlinkSocket, number: int, other: int) -> int | None
 
 def _ask_id(netlink: NetlinkSocket, asked: dict[str, int]) -> int | None:
     body = _NSID_HEADER + _NSID.encode(asked)
-    answer = netlink.request(Request(_RTM_GETNSID, 0, body, "get namespace id", answered=True))
+    answer = netlink.request(
+        NetlinkRequest(_RTM_GETNSID, 0, body, "get namespace id", answered=True)
+    )
     number: int | None = _NSID.decode(answer[0].payload[len(_NSID_HEADER) :]).get("id")
     return None if number in (None, _NO_NSID) else number
 

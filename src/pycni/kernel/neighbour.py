@@ -9,7 +9,7 @@ from _socket import AF_INET, AF_INET6, AF_UNSPEC
 from _struct import Struct
 
 from pycni.kernel.netlink import constants as c
-from pycni.kernel.netlink.codec import IP, MAC, U32, MalformedMessage, Request, Schema
+from pycni.kernel.netlink.codec import IP, MAC, U32, MalformedMessage, NetlinkRequest, Schema
 from pycni.spec.ip import IPAddress
 from pycni.spec.record import Record
 
@@ -43,15 +43,15 @@ class Neighbour(Record):
         return f"{self.address}{mac} dev {self.index}"
 
 
-def add(neighbour: Neighbour, *, replace: bool = False) -> Request:
+def add(neighbour: Neighbour, *, replace: bool = False) -> NetlinkRequest:
     """Add an entry. EEXIST if the address has one on that link, unless `replace`."""
     flags = c.NLM_F_CREATE | (c.NLM_F_REPLACE if replace else c.NLM_F_EXCL)
-    return Request(c.RTM_NEWNEIGH, flags, _encode(neighbour), f"add neighbour {neighbour}")
+    return NetlinkRequest(c.RTM_NEWNEIGH, flags, _encode(neighbour), f"add neighbour {neighbour}")
 
 
-def delete(neighbour: Neighbour) -> Request:
+def delete(neighbour: Neighbour) -> NetlinkRequest:
     """Delete an entry. ENOENT if it is not there."""
-    return Request(c.RTM_DELNEIGH, 0, _encode(neighbour), f"delete neighbour {neighbour}")
+    return NetlinkRequest(c.RTM_DELNEIGH, 0, _encode(neighbour), f"delete neighbour {neighbour}")
 
 
 def dump(netlink: NetlinkSocket, index: int, family: int = AF_UNSPEC) -> list[Neighbour]:
@@ -59,7 +59,7 @@ def dump(netlink: NetlinkSocket, index: int, family: int = AF_UNSPEC) -> list[Ne
     found: list[Neighbour] = []
     for one in (family,) if family != AF_UNSPEC else (AF_INET, AF_INET6):
         body = _NEIGHBOUR.pack(one, 0, 0, 0, 0) + _ATTRIBUTES.encode({"index": index})
-        request = Request(c.RTM_GETNEIGH, 0, body, f"list neighbours of link {index}")
+        request = NetlinkRequest(c.RTM_GETNEIGH, 0, body, f"list neighbours of link {index}")
         for message in netlink.dump(request):
             neighbour = parse(message.payload)
             if neighbour is not None and neighbour.index == index:

@@ -17,7 +17,7 @@ from pycni.kernel.netlink.codec import (
     IP,
     U32,
     MalformedMessage,
-    Request,
+    NetlinkRequest,
     Schema,
     attribute,
     attributes,
@@ -64,7 +64,7 @@ class NextHop(Record):
     flags: int = 0
 
 
-class Route(Record):
+class KernelRoute(Record):
     """A route. dst is a network, 0.0.0.0/0 or ::/0 for the default route.
 
     index: of the link it leaves by, 0 if the gateway tells or if there are several (`multipath`);
@@ -98,19 +98,19 @@ class Route(Record):
         """The links it leaves by, one for each way."""
         return [hop.index for hop in self.multipath] or [self.index]
 
-    def by(self, index: int) -> Route | None:
+    def by(self, index: int) -> KernelRoute | None:
         """The route with only those of its ways that leave by a link; None if none does."""
         if not self.multipath:
             return self if self.index == index else None
         return self._with([hop for hop in self.multipath if hop.index == index])
 
-    def without(self, index: int) -> Route | None:
+    def without(self, index: int) -> KernelRoute | None:
         """The route without the ways that leave by a link; None if there is no other."""
         if not self.multipath:
             return None if self.index == index else self
         return self._with([hop for hop in self.multipath if hop.index != index])
 
-    def _with(self, hops: list[NextHop]) -> Route | None:
+    def _with(self, hops: list[NextHop]) -> KernelRoute | None:
         if len(hops) == len(self.multipath):
             return self
         if len(hops) > 1:
@@ -133,12 +133,12 @@ class Route(Record):
         return " ".join(parts)
 
 
-def add(route: Route) -> Request:
+def add(route: KernelRoute) -> NetlinkRequest:
     """Add a route. EEXIST if one has its destination, priority and table."""
     return _new(route, "add", c.NLM_F_CREATE | c.NLM_F_EXCL)
 
 
-def prepend(route: Route) -> Request:
+def prepend(route: KernelRoute) -> NetlinkRequest:
     """Add a route before others to the same destination (IPv4), or as one more way (IPv6).
 
     This is what the reference plugins do. EEXIST if exactly this route is there.
@@ -146,23 +146,23 @@ def prepend(route: Route) -> Request:
     return _new(route, "prepend", c.NLM_F_CREATE)
 
 
-def append(route: Route) -> Request:
+def append(route: KernelRoute) -> NetlinkRequest:
     """Add a route behind others to the same destination."""
     return _new(route, "append", c.NLM_F_CREATE | c.NLM_F_APPEND)
 
 
-def replace(route: Route) -> Request:
+def replace(route: KernelRoute) -> NetlinkRequest:
     """Add a route, or put it in the place of the one to the same destination."""
     return _new(route, "replace", c.NLM_F_CREATE | c.NLM_F_REPLACE)
 
 
-def delete(route: Route, *, any_scope: bool = True) -> Request:
+def delete(route: KernelRoute, *, any_scope: bool = True) -> NetlinkRequest:
     """Delete a route. ESRCH if it is not there.
 
     Fields at their defaults match whatever the route has, and so does any scope and protocol.
     """
     scope = c.RT_SCOPE_NOWHERE if any_scope else route.scope
-    return Request(
+    return NetlinkRequest(
         c.RTM_DELROUTE,
         0,
         _encode(route, scope, c.RTPROT_UNSPEC, c.RTN_UNSPEC),
@@ -170,7 +170,7 @@ def delete(route: Route, *, any_scope: bool = True) -> Request:
     )
 
 
-def take_out(route: Route, index: int) -> tuple[Request, Request]:
+def take_out(route: KernelRoute, index: int) -> tuple[NetlinkRequest, NetlinkRequest]:
     """Delete the ways of a route that leave by a link; and what puts them back.
 
     The route must have such. Ways of an IPv6 route are routes of their own to the kernel, IPv4's
@@ -189,7 +189,7 @@ def dump(
     table: int = c.RT_TABLE_MAIN,
     index: int = 0,
     protocol: int = c.RTPROT_UNSPEC,
-) -> list[Route]:
+) -> list[KernelRoute]:
     """The routes of one table (0: of all), chosen by the kernel: by family, link, protocol.
 
     Multipath routes count for the links of all their ways. [] if there is no such table. Cloned
@@ -206,10 +206,10 @@ def dump_messages(
     table: int = c.RT_TABLE_MAIN,
     index: int = 0,
     protocol: int = c.RTPROT_UNSPEC,
-) -> list[tuple[Route, bytes]]:
+) -> list[tuple[KernelRoute, bytes]]:
     """The same, each with the message's payload, which RTM_NEWROUTE takes as it is."""
     families = (family,) if family != AF_UNSPEC else (AF_INET, AF_INET6)
-    found: list[tuple[Route, bytes]] = []
+    found: list[tuple[KernelRoute, bytes]] = []
     for one in families:
         narrow = table if table < 256 else c.RT_TABLE_UNSPEC
         body = _ROUTE.pack(one, 0, 0, 0, narrow, protocol, 0, 0, 0) + _ATTRIBUTES.encode(
@@ -217,7 +217,7 @@ def dump_messages(
         )
         try:
             answers = netlink.dump(
-                Request(c.RTM_GETROUTE, 0, body, f"list routes of table {table}")
+                NetlinkRequest(c.RTM_GETROUTE, 0, body, f"list routes of table {table}")
             )
         except NetlinkError as error:
             # The table, or the whole family, is not there.
@@ -296,7 +296,7 @@ def device_towards(netlink: NetlinkSocket, address: IPAddress) -> int:
     """The index of the link that packets to an address leave by, 0 if there is no way to it."""
     header = _ROUTE.pack(address.family, address.bits, 0, 0, 0, 0, 0, 0, 0)
     body = header + _ATTRIBUTES.encode({"dst": address})
-    request = Request(c.RTM_GETROUTE, 0, body, f"find a way to {address}")
+    request = NetlinkRequest(c.RTM_GETROUTE, 0, body, f"find a way to {address}")
     try:
         answers = netlink.request(request)
     except NetlinkError as error:
@@ -317,14 +317,16 @@ def kind_towards(netlink: NetlinkSocket, address: IPAddress) -> int:
     header = _ROUTE.pack(address.family, address.bits, 0, 0, 0, 0, 0, 0, 0)
     body = header + _ATTRIBUTES.encode({"dst": address})
     try:
-        answers = netlink.request(Request(c.RTM_GETROUTE, 0, body, f"find a way to {address}"))
+        answers = netlink.request(
+            NetlinkRequest(c.RTM_GETROUTE, 0, body, f"find a way to {address}")
+        )
     except NetlinkError:
         return c.RTN_UNSPEC
     kinds: list[int] = [_ROUTE.unpack_from(message.payload)[7] for message in answers]
     return kinds[0] if kinds else c.RTN_UNSPEC
 
 
-def parse(message: Message) -> Route | None:
+def parse(message: Message) -> KernelRoute | None:
     """Read an RTM_NEWROUTE or RTM_DELROUTE message; None for cloned routes and other families.
 
     Raises MalformedMessage.
@@ -340,7 +342,7 @@ def parse(message: Message) -> Route | None:
     if dst.family != family or prefix > dst.bits:
         raise MalformedMessage(f"route message with a destination not of family {family}")
     metrics = found.get("metrics", {})
-    return Route(
+    return KernelRoute(
         dst=IPNetwork(dst, prefix),
         index=found.get("oif", 0),
         gateway=_gateway(found),
@@ -357,12 +359,12 @@ def parse(message: Message) -> Route | None:
     )
 
 
-def _new(route: Route, verb: str, flags: int) -> Request:
+def _new(route: KernelRoute, verb: str, flags: int) -> NetlinkRequest:
     body = _encode(route, route.scope, route.protocol, route.type)
-    return Request(c.RTM_NEWROUTE, flags, body, f"{verb} route {route}")
+    return NetlinkRequest(c.RTM_NEWROUTE, flags, body, f"{verb} route {route}")
 
 
-def _encode(route: Route, scope: int, protocol: int, kind: int) -> bytes:
+def _encode(route: KernelRoute, scope: int, protocol: int, kind: int) -> bytes:
     dst = route.dst
     header = _ROUTE.pack(
         dst.family,

@@ -9,7 +9,7 @@ from _socket import AF_INET, AF_INET6
 from _struct import Struct
 
 from pycni.kernel.netlink import constants as c
-from pycni.kernel.netlink.codec import IP, STRING, U8, U32, MalformedMessage, Request, Schema
+from pycni.kernel.netlink.codec import IP, STRING, U8, U32, MalformedMessage, NetlinkRequest, Schema
 from pycni.spec.ip import IPAddress, IPNetwork
 from pycni.spec.record import Record
 
@@ -64,12 +64,12 @@ class Rule(Record):
         return " ".join(parts)
 
 
-def add(rule: Rule) -> Request:
+def add(rule: Rule) -> NetlinkRequest:
     """Add a rule. EEXIST if there is one like it."""
     return _request(c.RTM_NEWRULE, c.NLM_F_CREATE | c.NLM_F_EXCL, "add", rule)
 
 
-def delete(rule: Rule) -> Request:
+def delete(rule: Rule) -> NetlinkRequest:
     """Delete the first rule that matches what is given. ENOENT if there is none."""
     return _request(c.RTM_DELRULE, 0, "delete", rule)
 
@@ -77,7 +77,7 @@ def delete(rule: Rule) -> Request:
 def dump(netlink: NetlinkSocket, family: int) -> list[Rule]:
     """The rules of a family, in the order they apply."""
     body = _RULE.pack(family, 0, 0, 0, 0, 0, 0)
-    answers = netlink.dump(Request(c.RTM_GETRULE, 0, body, "list rules"))
+    answers = netlink.dump(NetlinkRequest(c.RTM_GETRULE, 0, body, "list rules"))
     found = (parse(message.payload) for message in answers)
     return [rule for rule in found if rule is not None]
 
@@ -105,7 +105,7 @@ def parse(payload: bytes) -> Rule | None:
     )
 
 
-def _request(kind: int, flags: int, verb: str, rule: Rule) -> Request:
+def _request(kind: int, flags: int, verb: str, rule: Rule) -> NetlinkRequest:
     src, dst = rule.src, rule.dst
     header = _RULE.pack(
         rule.family,
@@ -129,7 +129,7 @@ def _request(kind: int, flags: int, verb: str, rule: Rule) -> Request:
             "protocol": rule.protocol or None,
         }
     )
-    return Request(kind, flags, body, f"{verb} rule {rule}")
+    return NetlinkRequest(kind, flags, body, f"{verb} rule {rule}")
 
 
 def _network(address: IPAddress | None, prefix: int) -> IPNetwork | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from _socket import IPPROTO_TCP, IPPROTO_UDP
 from _struct import Struct
 
-from pycni.kernel.netlink.codec import Request
+from pycni.kernel.netlink.codec import NetlinkRequest
 from pycni.kernel.netlink.errors import NetlinkError
 from pycni.kernel.netlink.socket import NetlinkSocket
 
@@ -57,7 +57,7 @@ def listener(netlink: NetlinkSocket, protocol: str, address: IPAddress, port: in
     )
     try:
         answers = netlink.request(
-            Request(
+            NetlinkRequest(
                 SOCK_DIAG_BY_FAMILY, 0, body, f"find who listens on {address}:{port}", answered=True
             )
         )

@@ -19,7 +19,7 @@ from pycni.kernel.netlink.codec import (
     U32,
     U64,
     MalformedMessage,
-    Request,
+    NetlinkRequest,
     Schema,
     Structure,
 )
@@ -152,7 +152,7 @@ def least_burst(rate: int, size: int) -> int:
 def qdisc(netlink: NetlinkSocket, index: int, parent: int = ROOT) -> Qdisc | None:
     """The discipline that was set for a link, for sending (ROOT) or for receiving (INGRESS)."""
     body = _TCMSG.pack(AF_UNSPEC, index, 0, parent, 0)
-    request = Request(c.RTM_GETQDISC, c.NLM_F_ECHO, body, f"get qdisc of link {index}")
+    request = NetlinkRequest(c.RTM_GETQDISC, c.NLM_F_ECHO, body, f"get qdisc of link {index}")
     try:
         answers = netlink.request(request)
     except NetlinkError as error:
@@ -167,7 +167,7 @@ def class_bucket(netlink: NetlinkSocket, index: int, handle: int) -> TokenBucket
     """The limit of an htb class, None if it is not there."""
     body = _TCMSG.pack(AF_UNSPEC, index, 0, 0, 0)
     what = f"list classes of link {index}"
-    for message in netlink.dump(Request(c.RTM_GETTCLASS, 0, body, what)):
+    for message in netlink.dump(NetlinkRequest(c.RTM_GETTCLASS, 0, body, what)):
         if _header(message.payload)[2] == handle:
             return parse_class(message.payload)
     return None
@@ -177,14 +177,14 @@ def filters(netlink: NetlinkSocket, index: int, parent: int) -> list[Filter]:
     """The filters of a link below a parent. Tables of u32 are among them, without redirection."""
     body = _TCMSG.pack(AF_UNSPEC, index, 0, parent, 0)
     what = f"list filters of link {index}"
-    answers = netlink.dump(Request(c.RTM_GETTFILTER, 0, body, what))
+    answers = netlink.dump(NetlinkRequest(c.RTM_GETTFILTER, 0, body, what))
     return [parse_filter(message.payload) for message in answers]
 
 
 # --- changing ------------------------------------------------------------------------------------
 
 
-def add_token_bucket(index: int, bucket: TokenBucket) -> Request:
+def add_token_bucket(index: int, bucket: TokenBucket) -> NetlinkRequest:
     """Limit what a link sends; handle 1:. EEXIST if it has a discipline that was set."""
     rate = (0, 0, 0, 0, 0, min(bucket.rate, MAX_U32))
     options = _TBF_OPTIONS.encode(
@@ -197,12 +197,12 @@ def add_token_bucket(index: int, bucket: TokenBucket) -> Request:
     return _add_qdisc("tbf", index, 1 << 16, ROOT, options)
 
 
-def add_ingress(index: int) -> Request:
+def add_ingress(index: int) -> NetlinkRequest:
     """Have filters look at what a link receives. EEXIST if they do already."""
     return _add_qdisc("ingress", index, INGRESS_HANDLE, INGRESS, b"")
 
 
-def add_htb(index: int, default: int) -> Request:
+def add_htb(index: int, default: int) -> NetlinkRequest:
     """A classful discipline, handle 1:; default: the class (minor) of what no filter assigns.
 
     0 sends that, and what is assigned to 1:0, without any limit.
@@ -212,7 +212,7 @@ def add_htb(index: int, default: int) -> Request:
     return _add_qdisc("htb", index, 1 << 16, ROOT, options)
 
 
-def add_htb_class(index: int, minor: int, bucket: TokenBucket) -> list[Request]:
+def add_htb_class(index: int, minor: int, bucket: TokenBucket) -> list[NetlinkRequest]:
     """A limited class 1:minor of the discipline above, with a queue as a token bucket has it."""
     rate = (0, 0, 0, 0, 0, min(bucket.rate, MAX_U32))
     wide = bucket.rate if bucket.rate > MAX_U32 else None
@@ -226,14 +226,16 @@ def add_htb_class(index: int, minor: int, bucket: TokenBucket) -> list[Request]:
     )
     body = _TCMSG.pack(AF_UNSPEC, index, handle, 1 << 16, 0) + _message("htb", options)
     return [
-        Request(c.RTM_NEWTCLASS, c.NLM_F_CREATE | c.NLM_F_EXCL, body, f"add class to link {index}"),
+        NetlinkRequest(
+            c.RTM_NEWTCLASS, c.NLM_F_CREATE | c.NLM_F_EXCL, body, f"add class to link {index}"
+        ),
         _add_qdisc("bfifo", index, minor << 16, handle, U32.encode(bucket.limit)),
     ]
 
 
 def assign(
     index: int, network: IPNetwork, class_minor: int, priority: int, *, by_source: bool
-) -> Request:
+) -> NetlinkRequest:
     """Send what comes from (by_source) or goes to a network through a class of htb."""
     offset = (12 if by_source else 16) if network.is_ipv4 else (8 if by_source else 24)
     packed = network.network.address.packed
@@ -255,7 +257,7 @@ def assign(
     )
 
 
-def redirect(index: int, parent: int, target: int) -> Request:
+def redirect(index: int, parent: int, target: int) -> NetlinkRequest:
     """Send all that a link receives to another link, to leave by that one's queue."""
     action: dict[str, object] = {
         "kind": "mirred",
@@ -265,17 +267,17 @@ def redirect(index: int, parent: int, target: int) -> Request:
     return _add_u32(index, parent, 1, ETH_P_ALL, every, 1 << 16 | 1, action)
 
 
-def delete_qdisc(qdisc: Qdisc) -> Request:
+def delete_qdisc(qdisc: Qdisc) -> NetlinkRequest:
     """Delete a discipline with all that is below it. ENOENT if it is not there."""
     body = _TCMSG.pack(AF_UNSPEC, qdisc.index, qdisc.handle, qdisc.parent, 0)
-    return Request(c.RTM_DELQDISC, 0, body, f"delete {qdisc.kind} of link {qdisc.index}")
+    return NetlinkRequest(c.RTM_DELQDISC, 0, body, f"delete {qdisc.kind} of link {qdisc.index}")
 
 
-def delete_redirection(index: int, parent: int) -> Request:
+def delete_redirection(index: int, parent: int) -> NetlinkRequest:
     """Take back `redirect`. ENOENT if there is none."""
     info = 1 << 16 | htons(ETH_P_ALL)
     body = _TCMSG.pack(AF_UNSPEC, index, 0, parent, info) + _MESSAGE.encode({"kind": "u32"})
-    return Request(c.RTM_DELTFILTER, 0, body, f"delete filter of link {index}")
+    return NetlinkRequest(c.RTM_DELTFILTER, 0, body, f"delete filter of link {index}")
 
 
 # --- messages ------------------------------------------------------------------------------------
@@ -285,10 +287,10 @@ def _message(kind: str, options: bytes) -> bytes:
     return _MESSAGE.encode({"kind": kind, "options": options})
 
 
-def _add_qdisc(kind: str, index: int, handle: int, parent: int, options: bytes) -> Request:
+def _add_qdisc(kind: str, index: int, handle: int, parent: int, options: bytes) -> NetlinkRequest:
     body = _TCMSG.pack(AF_UNSPEC, index, handle, parent, 0) + _message(kind, options)
     flags = c.NLM_F_CREATE | c.NLM_F_EXCL
-    return Request(c.RTM_NEWQDISC, flags, body, f"add {kind} to link {index}")
+    return NetlinkRequest(c.RTM_NEWQDISC, flags, body, f"add {kind} to link {index}")
 
 
 def _add_u32(
@@ -299,7 +301,7 @@ def _add_u32(
     keys: list[bytes],
     classid: int,
     action: dict[str, object] | None = None,
-) -> Request:
+) -> NetlinkRequest:
     selector = _U32_SELECTOR.pack(c.TC_U32_TERMINAL, 0, len(keys), 0, 0, 0, 0, 0)
     options = _U32_OPTIONS.encode(
         {
@@ -311,7 +313,7 @@ def _add_u32(
     info = priority << 16 | htons(protocol)
     body = _TCMSG.pack(AF_UNSPEC, index, 0, parent, info) + _message("u32", options)
     flags = c.NLM_F_CREATE | c.NLM_F_EXCL
-    return Request(c.RTM_NEWTFILTER, flags, body, f"add filter to link {index}")
+    return NetlinkRequest(c.RTM_NEWTFILTER, flags, body, f"add filter to link {index}")
 
 
 def parse_qdisc(payload: bytes) -> Qdisc:

@@ -13,7 +13,7 @@ from pycni.spec import versions
 from pycni.spec.config import NetConf
 from pycni.spec.errors import invalid_config
 from pycni.spec.result import Interface
-from pycni.spec.schema import Config, Integer, ListOf, Network, Object, field
+from pycni.spec.schema import CIDR, Config, Integer, ListOf, Object, field
 from pycni.steps import shaping
 
 TYPE_CHECKING = False
@@ -46,10 +46,10 @@ class Limits(Config):
         "egressBurst", Integer(0, MAX_U64), None, doc="bits that may exceed that rate at once"
     )
     shaped_subnets: tuple[IPNetwork, ...] = field(
-        "shapedSubnets", ListOf(Network()), (), doc="limit only traffic with these networks"
+        "shapedSubnets", ListOf(CIDR()), (), doc="limit only traffic with these networks"
     )
     unshaped_subnets: tuple[IPNetwork, ...] = field(
-        "unshapedSubnets", ListOf(Network()), (), doc="limit all traffic but that with these"
+        "unshapedSubnets", ListOf(CIDR()), (), doc="limit all traffic but that with these"
     )
 
     def validate(self) -> None:
@@ -74,7 +74,7 @@ class Limits(Config):
             )
 
 
-class RuntimeConfig(Config):
+class BandwidthRuntimeConfig(Config):
     """What the runtime gives for capability bandwidth."""
 
     bandwidth: Limits | None = field("bandwidth", Object(Limits), None, doc="the limits")
@@ -83,8 +83,11 @@ class RuntimeConfig(Config):
 class BandwidthConfig(Limits, NetConf):
     """The keys of bandwidth."""
 
-    runtime_config: RuntimeConfig = field(
-        "runtimeConfig", Object(RuntimeConfig), RuntimeConfig(), doc="runtimeConfig.bandwidth"
+    runtime_config: BandwidthRuntimeConfig = field(
+        "runtimeConfig",
+        Object(BandwidthRuntimeConfig),
+        BandwidthRuntimeConfig(),
+        doc="runtimeConfig.bandwidth",
     )
 
     @property

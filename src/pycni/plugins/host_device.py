@@ -61,7 +61,7 @@ class BusAddress(Text):
         return text
 
 
-class RuntimeConfig(Config):
+class HostDeviceRuntimeConfig(Config):
     """What a runtime gives for the capability deviceID."""
 
     device_id: str = field(
@@ -83,8 +83,11 @@ class HostDeviceConfig(NetConf):
     dpdk_mode: bool = field(
         "DPDKMode", Flag(), False, doc="the device is none of the kernel's; found out for PCI"
     )
-    runtime_config: RuntimeConfig = field(
-        "runtimeConfig", Object(RuntimeConfig), RuntimeConfig(), doc="from the runtime"
+    runtime_config: HostDeviceRuntimeConfig = field(
+        "runtimeConfig",
+        Object(HostDeviceRuntimeConfig),
+        HostDeviceRuntimeConfig(),
+        doc="from the runtime",
     )
 
     @property

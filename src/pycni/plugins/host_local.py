@@ -67,7 +67,7 @@ class IPAM(RangeConfig):
     )
 
 
-class RuntimeConfig(Config):
+class HostLocalRuntimeConfig(Config):
     """What a runtime passes for the capabilities `ips` and `ipRanges`."""
 
     ips: tuple[str, ...] = field("ips", ListOf(Text()), (), doc="addresses to give")
@@ -82,7 +82,7 @@ class ConventionalArgs(Config):
     ips: tuple[str, ...] = field("ips", ListOf(Text()), (), doc="addresses to give")
 
 
-class Args(Config):
+class HostLocalArgs(Config):
     """`args`."""
 
     cni: ConventionalArgs = field("cni", Object(ConventionalArgs), ConventionalArgs(), doc="ips")
@@ -92,10 +92,15 @@ class HostLocalConf(NetConf):
     """The configuration of a plugin that delegates to host-local, as far as it reads it."""
 
     ipam: IPAM | None = field("ipam", Object(IPAM), None, doc="addresses and how to give them")
-    runtime_config: RuntimeConfig = field(
-        "runtimeConfig", Object(RuntimeConfig), RuntimeConfig(), doc="from the runtime"
+    runtime_config: HostLocalRuntimeConfig = field(
+        "runtimeConfig",
+        Object(HostLocalRuntimeConfig),
+        HostLocalRuntimeConfig(),
+        doc="from the runtime",
     )
-    args: Args = field("args", Object(Args), Args(), doc="free arguments")
+    args: HostLocalArgs = field(
+        "args", Object(HostLocalArgs), HostLocalArgs(), doc="free arguments"
+    )
 
     def validate(self) -> None:
         self.range_sets()

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import ClassVar
 
-    from pycni.kernel.address import Address
+    from pycni.kernel.address import InterfaceAddress
     from pycni.kernel.link import Link
     from pycni.plan.difference import Difference
     from pycni.sdk.request import Request
@@ -106,7 +106,7 @@ class Loopback(Plugin):
             ownership.forget(kernel)
 
 
-def _set_up(kernel: HostAndSandbox, lo: Link) -> list[Address]:
+def _set_up(kernel: HostAndSandbox, lo: Link) -> list[InterfaceAddress]:
     """Set lo up and return the addresses it has then; if that fails, it is as it was."""
     sandbox = kernel.netns("sandbox")
     try:

@@ -82,7 +82,7 @@ class Mapping(Config):
             )
 
 
-class RuntimeConfig(Config):
+class PortmapRuntimeConfig(Config):
     """What the runtime gives for capability portMappings."""
 
     port_mappings: tuple[Mapping, ...] = field(
@@ -110,8 +110,11 @@ class PortmapConfig(NetConf):
     conditions_v6: tuple[str, ...] | None = field(
         "conditionsV6", ListOf(Text()), None, doc="further matches for IPv6, a word each"
     )
-    runtime_config: RuntimeConfig = field(
-        "runtimeConfig", Object(RuntimeConfig), RuntimeConfig(), doc="runtimeConfig.portMappings"
+    runtime_config: PortmapRuntimeConfig = field(
+        "runtimeConfig",
+        Object(PortmapRuntimeConfig),
+        PortmapRuntimeConfig(),
+        doc="runtimeConfig.portMappings",
     )
 
     @property

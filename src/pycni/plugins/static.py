@@ -52,7 +52,7 @@ class Requested(Config):
     )
 
 
-class Args(Config):
+class StaticArgs(Config):
     """`args`."""
 
     cni: Requested = field("cni", Object(Requested), Requested(), doc="ips")
@@ -65,7 +65,9 @@ class StaticConf(NetConf):
     runtime_config: Requested = field(
         "runtimeConfig", Object(Requested), Requested(), doc='from the runtime, capability "ips"'
     )
-    args: Args = field("args", Object(Args), Args(), doc="free arguments; args.cni.ips")
+    args: StaticArgs = field(
+        "args", Object(StaticArgs), StaticArgs(), doc="free arguments; args.cni.ips"
+    )
 
     def validate(self) -> None:
         if self.ipam is None:

@@ -55,13 +55,13 @@ DATA_DIR = "/run/cni/tuning"
 MAX_MTU = (1 << 31) - 1
 
 
-class Args(Config):
+class TuningArgs(Config):
     """Free arguments; those by convention go before the configuration."""
 
     cni: Settings = field("cni", Object(Settings), Settings(), doc="the same keys, for one call")
 
 
-class RuntimeConfig(Config):
+class TuningRuntimeConfig(Config):
     """What the runtime gives for capability mac."""
 
     mac: str | None = field("mac", MACAddress(), None, doc="the interface's MAC address")
@@ -71,9 +71,9 @@ class TuningConfig(Settings, NetConf):
     """The keys of tuning."""
 
     data_dir: str = field("dataDir", Text(), "", doc="where DEL finds what there was before ADD")
-    args: Args = field("args", Object(Args), Args(), doc="args.cni")
-    runtime_config: RuntimeConfig = field(
-        "runtimeConfig", Object(RuntimeConfig), RuntimeConfig(), doc="runtimeConfig.mac"
+    args: TuningArgs = field("args", Object(TuningArgs), TuningArgs(), doc="args.cni")
+    runtime_config: TuningRuntimeConfig = field(
+        "runtimeConfig", Object(TuningRuntimeConfig), TuningRuntimeConfig(), doc="runtimeConfig.mac"
     )
 
     def documents(self, request: Request) -> Documents:

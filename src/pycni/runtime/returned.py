@@ -10,7 +10,7 @@ from pycni.spec.config import DNS
 from pycni.spec.errors import CNIError
 from pycni.spec.ip import IPAddress, IPNetwork
 from pycni.spec.result import Interface, IPConfig, Result, Route, decode_result, encode_result
-from pycni.spec.schema import Address, Fault, Kind, ListOf, Network, Object, Text
+from pycni.spec.schema import CIDR, Address, Fault, Kind, ListOf, Object, Text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _look(value: object, kind: Kind, path: str, faults: list[Fault]) -> None:
             _look_into(value, path, faults)
         else:
             _wrong(value, an(kind.config.__name__), path, faults)
-    elif isinstance(kind, Network):
+    elif isinstance(kind, CIDR):
         if not isinstance(value, IPNetwork):
             _wrong(value, "an IPNetwork, as pycni.spec.ip.parse_network makes", path, faults)
     elif isinstance(kind, Address):

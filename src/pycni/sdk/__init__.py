@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pycni.spec.result import IPConfig as IPConfig
     from pycni.spec.result import Result as Result
     from pycni.spec.result import Route as Route
+    from pycni.spec.schema import CIDR as CIDR
     from pycni.spec.schema import Address as Address
     from pycni.spec.schema import Anything as Anything
     from pycni.spec.schema import Config as Config
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from pycni.spec.schema import ListOf as ListOf
     from pycni.spec.schema import MACAddress as MACAddress
     from pycni.spec.schema import MapOf as MapOf
-    from pycni.spec.schema import Network as Network
     from pycni.spec.schema import Object as Object
     from pycni.spec.schema import Text as Text
     from pycni.spec.schema import field as field
@@ -70,7 +70,7 @@ _NAMES = {
     "ListOf": ("pycni.spec.schema", "ListOf"),
     "MACAddress": ("pycni.spec.schema", "MACAddress"),
     "MapOf": ("pycni.spec.schema", "MapOf"),
-    "Network": ("pycni.spec.schema", "Network"),
+    "CIDR": ("pycni.spec.schema", "CIDR"),
     "Object": ("pycni.spec.schema", "Object"),
     "Text": ("pycni.spec.schema", "Text"),
     "Allocation": ("pycni.sdk.ipam", "Allocation"),

@@ -14,12 +14,12 @@ from pycni.spec.ip import IPAddress, IPNetwork, host_network
 from pycni.spec.jsontext import dumps, lookup
 from pycni.spec.record import Record
 from pycni.spec.schema import (
+    CIDR,
     Address,
     Config,
     Fault,
     Integer,
     ListOf,
-    Network,
     Object,
     Text,
     describe,
@@ -50,7 +50,7 @@ class Interface(Config):
 class Route(Config):
     """A route of the container."""
 
-    dst: IPNetwork = field("dst", Network(), None, required=True, doc="destination network")
+    dst: IPNetwork = field("dst", CIDR(), None, required=True, doc="destination network")
     gw: IPAddress | None = field("gw", Address(), None, doc="next hop")
     mtu: int = field("mtu", Integer(0), 0, doc="path MTU, bytes")
     advmss: int = field("advmss", Integer(0), 0, doc="largest TCP segment to advertise, bytes")
@@ -62,7 +62,7 @@ class Route(Config):
 class IPConfig(Config):
     """An address of the container; `interface` is an index into the result's interfaces."""
 
-    address: IPNetwork = field("address", Network(), None, required=True, doc="address/prefix")
+    address: IPNetwork = field("address", CIDR(), None, required=True, doc="address/prefix")
     gateway: IPAddress | None = field("gateway", Address(), None, doc="default gateway")
     interface: int | None = field("interface", Integer(), None, doc="index of its interface")
 
@@ -140,7 +140,7 @@ class _ModernResult(Config):
 
 
 class _OldIP(Config):
-    ip: IPNetwork = field("ip", Network(), None, required=True, doc="address/prefix")
+    ip: IPNetwork = field("ip", CIDR(), None, required=True, doc="address/prefix")
     gateway: IPAddress | None = field("gateway", Address(), None, doc="default gateway")
     routes: tuple[Route, ...] = field("routes", ListOf(Object(Route)), (), doc="routes")
 

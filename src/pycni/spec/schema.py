@@ -151,7 +151,7 @@ class Address(Kind):
         return {"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}
 
 
-class Network(Kind):
+class CIDR(Kind):
     """An address with its prefix length, such as 10.1.0.0/16; host bits are kept."""
 
     expected = "an address with a prefix length, such as 10.1.0.0/16"

@@ -6,7 +6,7 @@ import errno
 import posix
 
 from pycni.kernel import link as links
-from pycni.kernel.netlink.codec import Request
+from pycni.kernel.netlink.codec import NetlinkRequest
 from pycni.kernel.netlink.constants import IFF_PROMISC
 from pycni.kernel.netlink.errors import NetlinkError
 from pycni.spec.errors import INVALID_CONFIG, KERNEL_REFUSED, CNIError
@@ -92,7 +92,9 @@ def repair(step: Bridge, kernel: HostAndSandbox) -> None:
     if step.vlan_filtering and not found.vlan_filtering:
         made = links.bridge(found.name, vlan_filtering=True)
         # The same message changes a link that is there, if it may not make one.
-        kernel.host.request(Request(made.kind, 0, made.body, f"set link {step.name}: filter VLANs"))
+        kernel.host.request(
+            NetlinkRequest(made.kind, 0, made.body, f"set link {step.name}: filter VLANs")
+        )
 
 
 def remove_unused(host: Netns, name: str) -> None:
@@ -102,7 +104,7 @@ def remove_unused(host: Netns, name: str) -> None:
         host.discard(found)
 
 
-def plug_in(site: Netns, bridge: str, change: Request) -> None:
+def plug_in(site: Netns, bridge: str, change: NetlinkRequest) -> None:
     """Have a change carried out that makes a link a port of a bridge.
 
     Raises CNIError if the bridge is full, NetlinkError for any other refusal.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
-    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.plan.steps import IngressPolicy
     from pycni.spec.owner import Owners
     from pycni.steps.executor import Undo
@@ -148,7 +148,7 @@ def _elements(step: IngressPolicy) -> list[tuple[str, bytes, bool]]:
 def _apply_nftables(step: IngressPolicy, netfilter: NetfilterSocket) -> Undo | None:
     done: list[tuple[str, bytes, bool]] = []
 
-    def change(name: str, key: bytes, wanted: bool) -> list[Request]:
+    def change(name: str, key: bytes, wanted: bool) -> list[NetlinkRequest]:
         there = nfnetlink.element(netfilter, NFPROTO_INET, TABLE, name, key) is not None
         if there == wanted:
             return []
@@ -156,9 +156,9 @@ def _apply_nftables(step: IngressPolicy, netfilter: NetfilterSocket) -> Undo | N
             return [nfnetlink.add_element(NFPROTO_INET, TABLE, name, key, COMMENT)]
         return [_delete(name, key)]
 
-    def missing() -> list[Request]:
+    def missing() -> list[NetlinkRequest]:
         constant_rules.set_up(netfilter, firewall_sets.DECLARATIONS, [firewall_sets.CHAIN])
-        requests: list[Request] = []
+        requests: list[NetlinkRequest] = []
         done.clear()
         for name, key, wanted in _elements(step):
             needed = change(name, key, wanted)
@@ -178,7 +178,7 @@ def _apply_nftables(step: IngressPolicy, netfilter: NetfilterSocket) -> Undo | N
     return undo if done else None
 
 
-def _delete(name: str, key: bytes) -> Request:
+def _delete(name: str, key: bytes) -> NetlinkRequest:
     return nfnetlink.delete_element(NFPROTO_INET, TABLE, name, key)
 
 

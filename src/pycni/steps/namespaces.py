@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pycni.kernel.link import Link
     from pycni.kernel.namespace import Entered, Namespace
     from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
-    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.spec.ip import IPAddress
     from pycni.steps.ownership import Claim
 
@@ -114,7 +114,7 @@ class Netns:
         """The index of an interface, which it keeps for life."""
         return self.known(name).index
 
-    def request(self, *requests: Request) -> None:
+    def request(self, *requests: NetlinkRequest) -> None:
         """Have changes carried out, in order, sent together. Raises NetlinkError."""
         self.netlink.batch(requests)
 

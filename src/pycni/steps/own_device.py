@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from pycni.kernel.link import Link
     from pycni.kernel.marks import Marks
-    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.steps.namespaces import HostAndSandbox
 
 # Kinds without an end that somebody else could hold: one is as good as another.
@@ -279,7 +279,7 @@ def _restore(device: OwnDevice, home: Marks, host: Netns) -> None:
         _try(host, links.update(home.index, mtu=device.mtu))
 
 
-def _try(host: Netns, request: Request) -> None:
+def _try(host: Netns, request: NetlinkRequest) -> None:
     try:
         host.request(request)
     except NetlinkError:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from pycni.kernel.link import Link
     from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
-    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.plan.steps import PortIsolation
     from pycni.steps.executor import Undo
     from pycni.steps.namespaces import HostAndSandbox
@@ -82,7 +82,7 @@ def _keep_apart(step: PortIsolation, ports: list[Link], netfilter: NetfilterSock
 
     made = False
 
-    def missing() -> list[Request]:
+    def missing() -> list[NetlinkRequest]:
         nonlocal made
         if not _is_whole(netfilter):
             run(_SET_UP)
@@ -142,7 +142,9 @@ def check(step: PortIsolation, kernel: HostAndSandbox) -> list[str]:
     return differences
 
 
-def release(netfilter: NetfilterSocket, wanted: Callable[[str], bool], tag: str) -> list[Request]:
+def release(
+    netfilter: NetfilterSocket, wanted: Callable[[str], bool], tag: str
+) -> list[NetlinkRequest]:
     """What takes the ports out of the set whose comment contains a tag and is wanted."""
     found = nfnetlink.elements(netfilter, NFPROTO_BRIDGE, TABLE, PORTS, tag)
     return [_delete(item.key) for item in found if wanted(item.comment)]
@@ -179,7 +181,9 @@ def _is_whole(netfilter: NetfilterSocket) -> bool:
     return {rule.comment for rule in found}.issuperset(_RULES)
 
 
-def _own(step: PortIsolation, ports: list[Link], netfilter: NetfilterSocket) -> list[Request]:
+def _own(
+    step: PortIsolation, ports: list[Link], netfilter: NetfilterSocket
+) -> list[NetlinkRequest]:
     requests = []
     for port in ports:
         found = nfnetlink.element(
@@ -190,5 +194,5 @@ def _own(step: PortIsolation, ports: list[Link], netfilter: NetfilterSocket) -> 
     return requests
 
 
-def _delete(key: bytes) -> Request:
+def _delete(key: bytes) -> NetlinkRequest:
     return nfnetlink.delete_element(NFPROTO_BRIDGE, TABLE, PORTS, key)

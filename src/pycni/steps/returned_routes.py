@@ -10,13 +10,13 @@ from pycni.kernel.netlink.errors import NetlinkError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pycni.kernel.route import Route
+    from pycni.kernel.route import KernelRoute
     from pycni.steps.namespaces import Netns
 
 _UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL)
 
 
-def give_back(site: Netns, route: Route) -> None:
+def give_back(site: Netns, route: KernelRoute) -> None:
     """Have a route in the main table, behind those of interfaces that have not been away.
 
     Its gateway may not be found any more, where a container has deleted the rule that leads to the

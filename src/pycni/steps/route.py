@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def apply(step: Route, kernel: HostAndSandbox) -> Undo | None:
     site = kernel.netns(step.where)
-    route = routes.Route(
+    route = routes.KernelRoute(
         dst=step.dst,
         index=site.index(step.link),
         gateway=step.gw,
@@ -72,7 +72,7 @@ def repair(step: Route, kernel: HostAndSandbox) -> None:
         neighbours = next((network for network in found if network.contains(step.gw)), None)
         if neighbours is None:
             raise
-        own = routes.Route(
+        own = routes.KernelRoute(
             neighbours.network,
             index,
             source=neighbours.address,

@@ -17,7 +17,7 @@ from pycni.kernel import route as routes
 from pycni.kernel import rule as rules
 from pycni.kernel.netlink.constants import RT_SCOPE_LINK, RT_SCOPE_UNIVERSE
 from pycni.kernel.netlink.errors import NetlinkError
-from pycni.kernel.route import Route
+from pycni.kernel.route import KernelRoute
 from pycni.kernel.rule import Rule
 from pycni.spec.ip import default_network, host_network
 from pycni.steps.returned_routes import give_back
@@ -25,7 +25,7 @@ from pycni.steps.unused_table import unused_table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.plan.steps import Source, SourceRouting
     from pycni.spec.ip import IPAddress
     from pycni.steps.executor import Undo
@@ -135,7 +135,7 @@ def remove(step: SourceRouting, kernel: HostAndSandbox) -> None:
     sources = {source.address.address for source in step.sources}
     if link is not None:
         sources |= {found.network.address for found in addresses.dump(site.netlink, link.index)}
-    moved: list[Route] = []
+    moved: list[KernelRoute] = []
     for address in sorted(sources):
         for rule in rules_from(site, address):
             if step.table not in (None, rule.table):
@@ -151,11 +151,11 @@ def remove(step: SourceRouting, kernel: HostAndSandbox) -> None:
         _put_back(step, site, link.index, moved)
 
 
-def _put_back(step: SourceRouting, site: Netns, index: int, moved: list[Route]) -> None:
+def _put_back(step: SourceRouting, site: Netns, index: int, moved: list[KernelRoute]) -> None:
     """Have routes in the main table again: those to neighbours first, others go through them."""
     for source in step.sources if step.hints else ():
         subnet = source.address.network
-        _delete(site, routes.delete(Route(subnet, index, source=source.address.address)))
+        _delete(site, routes.delete(KernelRoute(subnet, index, source=source.address.address)))
     for route in sorted(moved, key=lambda route: bool(route.gateways)):
         if route.dst.is_default and route.dst.family not in step.defaults:
             continue
@@ -167,9 +167,9 @@ class Changes:
 
     def __init__(self, site: Netns) -> None:
         self.site = site
-        self._back: list[Request] = []
+        self._back: list[NetlinkRequest] = []
 
-    def make(self, request: Request, back: Request) -> None:
+    def make(self, request: NetlinkRequest, back: NetlinkRequest) -> None:
         self.site.request(request)
         self._back.append(back)
 
@@ -195,7 +195,7 @@ def _separate(step: SourceRouting, site: Netns, changes: Changes) -> None:
     _take_out(step, whole, hinted, index, changes)
 
 
-def _in_main(site: Netns, index: int) -> tuple[list[Route], list[Route]]:
+def _in_main(site: Netns, index: int) -> tuple[list[KernelRoute], list[KernelRoute]]:
     """Routes of the main table that leave by a link, and of each the ways that do.
 
     IPv6 joins routes that several interfaces have to one destination, such as default routes.
@@ -208,8 +208,8 @@ def _in_main(site: Netns, index: int) -> tuple[list[Route], list[Route]]:
 
 def _take_out(
     step: SourceRouting,
-    whole: list[Route],
-    hinted: list[Route | None],
+    whole: list[KernelRoute],
+    hinted: list[KernelRoute | None],
     index: int,
     changes: Changes,
 ) -> None:
@@ -227,11 +227,13 @@ def lead_to(source: Source, table: int, changes: Changes) -> None:
     changes.make(rules.add(rule), rules.delete(rule))
 
 
-def routes_of(step: SourceRouting, source: Source, present: list[Route], index: int) -> list[Route]:
+def routes_of(
+    step: SourceRouting, source: Source, present: list[KernelRoute], index: int
+) -> list[KernelRoute]:
     """What belongs into a source's table: routes to neighbours first, the default route last."""
     own = [route for route in present if belongs_to(route, source, step.sources)]
     if source.gateway is not None:
-        default = Route(default_network(source.address.family), index, source.gateway)
+        default = KernelRoute(default_network(source.address.family), index, source.gateway)
         if not (source.address.contains(source.gateway) or source.gateway.is_link_local):
             default = default.replace(onlink=True)  # as clouds have it
         for route in own:
@@ -241,7 +243,7 @@ def routes_of(step: SourceRouting, source: Source, present: list[Route], index: 
     return sorted(own, key=lambda route: bool(route.gateways))
 
 
-def belongs_to(route: Route, source: Source, sources: tuple[Source, ...]) -> bool:
+def belongs_to(route: KernelRoute, source: Source, sources: tuple[Source, ...]) -> bool:
     """Whether a route is the source's: by its own source or gateway, or as these are nobody's.
 
     Nobody's are link-local gateways, and those that are outside the subnets.
@@ -253,15 +255,17 @@ def belongs_to(route: Route, source: Source, sources: tuple[Source, ...]) -> boo
     return not owners or source in owners
 
 
-def _marks(route: Route) -> list[IPAddress]:
+def _marks(route: KernelRoute) -> list[IPAddress]:
     return [mark for mark in (route.source, *route.gateways) if mark is not None]
 
 
-def hint_of(source: Source, present: list[Route], index: int, changes: Changes) -> Route | None:
+def hint_of(
+    source: Source, present: list[KernelRoute], index: int, changes: Changes
+) -> KernelRoute | None:
     """Have main's route to the source's subnet choose it; returns the route this replaces."""
     subnet = source.address.network
     scope = RT_SCOPE_LINK if subnet.is_ipv4 else RT_SCOPE_UNIVERSE
-    hint = Route(subnet, index, source=source.address.address, scope=scope)
+    hint = KernelRoute(subnet, index, source=source.address.address, scope=scope)
     for route in present:
         if route.dst == subnet and is_on_link(route):
             hint = hint.replace(priority=route.priority)
@@ -271,7 +275,7 @@ def hint_of(source: Source, present: list[Route], index: int, changes: Changes) 
     return None
 
 
-def is_on_link(route: Route) -> bool:
+def is_on_link(route: KernelRoute) -> bool:
     """Whether a route leads to neighbours. IPv6 has no scope that tells."""
     if route.dst.is_ipv4:
         return route.scope == RT_SCOPE_LINK
@@ -289,7 +293,7 @@ def rules_from(site: Netns, source: IPAddress) -> list[Rule]:
     ]
 
 
-def _delete(site: Netns, request: Request) -> None:
+def _delete(site: Netns, request: NetlinkRequest) -> None:
     try:
         site.request(request)
     except NetlinkError as error:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
-    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.plan.steps import SpoofGuard
     from pycni.spec.owner import Owner, Owners
     from pycni.steps.namespaces import HostAndSandbox
@@ -55,7 +55,7 @@ def apply(step: SpoofGuard, kernel: HostAndSandbox) -> Callable[[], object] | No
     comment = step.owner.comment
     changed = set_up = False
 
-    def missing() -> list[Request]:
+    def missing() -> list[NetlinkRequest]:
         nonlocal changed, set_up
         if not _rule_present(netfilter):
             from pycni.kernel.netfilter import nftables
@@ -63,7 +63,7 @@ def apply(step: SpoofGuard, kernel: HostAndSandbox) -> Callable[[], object] | No
             nftables.run(_SET_UP)
             set_up = True
         found = nfnetlink.element(netfilter, NFPROTO_BRIDGE, TABLE, PORTS, port)
-        requests: list[Request] = []
+        requests: list[NetlinkRequest] = []
         if found is not None:
             pairs = _pairs_of(netfilter, port)
             if found.comment == comment and pairs == [pair]:
@@ -167,11 +167,11 @@ def _pair_key(host_link: str, mac: str) -> bytes:
     return _port_key(host_link) + bytes.fromhex(mac.replace(":", "")) + b"\0\0"
 
 
-def _add(name: str, key: bytes, comment: str) -> Request:
+def _add(name: str, key: bytes, comment: str) -> NetlinkRequest:
     return nfnetlink.add_element(NFPROTO_BRIDGE, TABLE, name, key, comment)
 
 
-def _delete(name: str, key: bytes) -> Request:
+def _delete(name: str, key: bytes) -> NetlinkRequest:
     return nfnetlink.delete_element(NFPROTO_BRIDGE, TABLE, name, key)
 
 
@@ -190,7 +190,7 @@ def _pairs_of(netfilter: NetfilterSocket, port: bytes) -> list[bytes]:
     return [item.key for item in found if item.key.startswith(port)]
 
 
-def _own(step: SpoofGuard, netfilter: NetfilterSocket, pair: bytes | None) -> list[Request]:
+def _own(step: SpoofGuard, netfilter: NetfilterSocket, pair: bytes | None) -> list[NetlinkRequest]:
     """What deletes the owner's elements. Without the pair, the set is searched for its own."""
     port, owner = _port_key(step.host_link), step.owner
     requests = [_delete(PORTS, port)] if _present(netfilter, PORTS, port, owner) else []
@@ -217,7 +217,7 @@ def _reference_made(step: SpoofGuard, netfilter: NetfilterSocket) -> bool:
     return nfnetlink.chain_exists(netfilter, NFPROTO_BRIDGE, REFERENCE_TABLE, chain)
 
 
-def _reference_leftovers(owner: Owner, netfilter: NetfilterSocket) -> list[Request]:
+def _reference_leftovers(owner: Owner, netfilter: NetfilterSocket) -> list[NetlinkRequest]:
     name = _reference_name(owner)
     # The first jumps to the second.
     chains = [f"cni-br-iface-{name}", f"cni-br-iface-{name}-mac"]

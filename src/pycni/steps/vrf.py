@@ -33,7 +33,7 @@ from pycni.steps.unused_table import unused_table
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.kernel.link import Link
-    from pycni.kernel.route import Route
+    from pycni.kernel.route import KernelRoute
     from pycni.plan.steps import VRFMember
     from pycni.spec.ip import IPAddress
     from pycni.steps.executor import Undo
@@ -111,7 +111,7 @@ def _take_home(site: Netns, index: int, table: int) -> None:
         site.request(routes.take_out(route, index)[0])
 
 
-def _append(site: Netns, route: Route) -> None:
+def _append(site: Netns, route: KernelRoute) -> None:
     try:
         site.request(routes.append(route))
     except NetlinkError as error:
@@ -208,7 +208,7 @@ class Load:
             if route.table != table:
                 self._part(route)
 
-    def _part(self, route: Route) -> None:
+    def _part(self, route: KernelRoute) -> None:
         """Leave others a route that they share with this interface."""
         try:
             self._site.request(routes.take_out(route, self._link.index)[0])
@@ -246,7 +246,7 @@ def _wait_usable(site: Netns, link: Link, missing: set[IPAddress], table: int) -
         netlink.unsubscribe()
 
 
-def _strike_off(missing: set[IPAddress], found: list[Route], table: int) -> None:
+def _strike_off(missing: set[IPAddress], found: list[KernelRoute], table: int) -> None:
     for route in found:
         if route.type == RTN_LOCAL and route.table == table:
             missing.discard(route.dst.address)

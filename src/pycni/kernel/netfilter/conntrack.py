@@ -20,7 +20,17 @@ import errno
 from _socket import AF_INET, AF_INET6, AF_UNSPEC, IPPROTO_TCP, IPPROTO_UDP
 from _struct import Struct
 
-from pycni.kernel.netlink.codec import BE16, BE32, BYTES, IP, U8, U32, Request, Schema, attribute
+from pycni.kernel.netlink.codec import (
+    BE16,
+    BE32,
+    BYTES,
+    IP,
+    U8,
+    U32,
+    NetlinkRequest,
+    Schema,
+    attribute,
+)
 from pycni.kernel.netlink.constants import NLA_F_NESTED
 from pycni.kernel.netlink.errors import NetlinkError
 from pycni.spec.record import Record
@@ -221,7 +231,7 @@ def discard(netfilter: NetlinkSocket, flows: Iterable[Flow]) -> None:
         body = _GENERAL.pack(flow.family, _VERSION, 0) + flow.entry
         what = f"forget the flow from {flow.source} to {flow.destination} port {flow.port}"
         try:
-            netfilter.request(Request(_DELETE, 0, body, what))
+            netfilter.request(NetlinkRequest(_DELETE, 0, body, what))
         except NetlinkError as error:
             if error.errno != errno.ENOENT:
                 raise
@@ -235,7 +245,7 @@ def is_empty(netfilter: NetlinkSocket) -> bool:
 def _count(netfilter: NetlinkSocket) -> int:
     """How many flows are tracked in this network namespace; 0 where the kernel tracks none."""
     body = _GENERAL.pack(AF_UNSPEC, 0, 0)
-    request = Request(_GET_STATS, 0, body, "read how many flows are tracked", answered=True)
+    request = NetlinkRequest(_GET_STATS, 0, body, "read how many flows are tracked", answered=True)
     try:
         for message in netfilter.request(request):
             count: int = _STATS.decode(message.payload[_GENERAL.size :]).get("entries", 0)
@@ -250,7 +260,7 @@ def _delete(netfilter: NetlinkSocket, query: Query) -> bool:
     """Have the kernel find and forget flows. False if it cannot find them by itself."""
     body = _GENERAL.pack(query.family, _VERSION, 0) + query.encode()
     try:
-        netfilter.request(Request(_DELETE, 0, body, f"forget {query}"))
+        netfilter.request(NetlinkRequest(_DELETE, 0, body, f"forget {query}"))
     except NetlinkError as error:
         # Kernels before 6.8 want the whole tuple of one flow.
         if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
@@ -279,7 +289,9 @@ def _common(queries: Collection[Query]) -> Query:
 def _list(
     netfilter: NetlinkSocket, family: int, narrowed: bytes, queries: Collection[Query]
 ) -> list[Flow]:
-    request = Request(_GET, 0, _GENERAL.pack(family, _VERSION, 0) + narrowed, "list tracked flows")
+    request = NetlinkRequest(
+        _GET, 0, _GENERAL.pack(family, _VERSION, 0) + narrowed, "list tracked flows"
+    )
     needles = {query.needles for query in queries}
     is_few = len(needles) <= _NEEDLES
     # Queries for thousands of containers are found by the address that each of them has.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TABLE = "pycni"
 
 
-class Chain(Record):
+class ConstantChain(Record):
     """A chain with its rules, each with the comment it is known by; without, others write them.
 
     hook: what stands in a base chain's braces, "" for a chain that others jump to.
@@ -32,7 +32,7 @@ class Chain(Record):
 
 
 def set_up(
-    netfilter: NetfilterSocket, declarations: Iterable[str], chains: Collection[Chain]
+    netfilter: NetfilterSocket, declarations: Iterable[str], chains: Collection[ConstantChain]
 ) -> bool:
     """Make the chains that are not whole, after what they refer to. Raises NftError.
 
@@ -64,7 +64,9 @@ def set_up(
     return True
 
 
-def differences(netfilter: NetfilterSocket, chains: Iterable[Chain], harm: str) -> list[str]:
+def differences(
+    netfilter: NetfilterSocket, chains: Iterable[ConstantChain], harm: str
+) -> list[str]:
     """The rules that are missing, a sentence each. harm: what comes of a chain without any."""
     found = []
     for chain in chains:
@@ -95,17 +97,17 @@ def missing(netfilter: NetfilterSocket, declarations: Iterable[str]) -> list[str
     return found
 
 
-def _is_whole(netfilter: NetfilterSocket, chain: Chain) -> bool:
+def _is_whole(netfilter: NetfilterSocket, chain: ConstantChain) -> bool:
     if chain.rules:
         return _comments(netfilter, chain).issuperset(chain.rules)
     return _exists(netfilter, chain)
 
 
-def _comments(netfilter: NetfilterSocket, chain: Chain) -> set[str]:
+def _comments(netfilter: NetfilterSocket, chain: ConstantChain) -> set[str]:
     """The comments of a chain's rules that are there."""
     found = nfnetlink.rules(netfilter, NFPROTO_INET, TABLE, chain.name)
     return {rule.comment for rule in found}
 
 
-def _exists(netfilter: NetfilterSocket, chain: Chain) -> bool:
+def _exists(netfilter: NetfilterSocket, chain: ConstantChain) -> bool:
     return nfnetlink.chain_exists(netfilter, NFPROTO_INET, TABLE, chain.name)

@@ -8,7 +8,7 @@ nf_tables_compat.h. Errors: `NetlinkError`. Used by the firewall's rules in ipta
 from __future__ import annotations
 
 from pycni.kernel.netfilter.nfnetlink import ABSENT, GENERAL
-from pycni.kernel.netlink.codec import BE32, BYTES, STRING, U8, Request, Schema
+from pycni.kernel.netlink.codec import BE32, BYTES, STRING, U8, NetlinkRequest, Schema
 from pycni.kernel.netlink.constants import NLA_F_NET_BYTEORDER, NLM_F_CREATE
 from pycni.kernel.netlink.errors import NetlinkError
 
@@ -81,7 +81,7 @@ def delete(netfilter: NetfilterSocket, name: str, key: bytes) -> None:
     _is_known(netfilter, _element_request(_DELETE, name, key, "delete {} from set {}"))
 
 
-def _is_known(netfilter: NetfilterSocket, request: Request) -> bool:
+def _is_known(netfilter: NetfilterSocket, request: NetlinkRequest) -> bool:
     """Whether there is what a request speaks of."""
     try:
         netfilter.request(request)
@@ -92,7 +92,7 @@ def _is_known(netfilter: NetfilterSocket, request: Request) -> bool:
     return True
 
 
-def _element_request(command: int, name: str, key: bytes, what: str) -> Request:
+def _element_request(command: int, name: str, key: bytes, what: str) -> NetlinkRequest:
     element = {"address": {"value": key}}
     body = _SET_AND_ELEMENT[len(key)].encode({"protocol": _PROTOCOL, "name": name, "data": element})
     return _request(command, 0, body, what.format(key.hex(), name))
@@ -100,5 +100,7 @@ def _element_request(command: int, name: str, key: bytes, what: str) -> Request:
 
 def _request(
     command: int, family: int, body: bytes, what: str, flags: int = 0, *, answered: bool = False
-) -> Request:
-    return Request(command, flags, GENERAL.pack(family, 0, 0) + body, what, answered=answered)
+) -> NetlinkRequest:
+    return NetlinkRequest(
+        command, flags, GENERAL.pack(family, 0, 0) + body, what, answered=answered
+    )

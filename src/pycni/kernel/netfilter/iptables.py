@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
-    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.netlink.codec import NetlinkRequest
 
 SYSTEM_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 LOCK_SECONDS = 30  # how long a legacy program waits for another one's lock
@@ -159,7 +159,7 @@ def undo(family: int, table: str, lines: Sequence[str]) -> None:
 
 def removal(
     netfilter: NetfilterSocket, family: int, table: str, chain: str, callers: Sequence[str]
-) -> list[Request]:
+) -> list[NetlinkRequest]:
     """What deletes a chain that iptables-nft keeps, with the rules of `callers` that jump to it."""
     if not nfnetlink.chain_exists(netfilter, family, table, chain):
         return []

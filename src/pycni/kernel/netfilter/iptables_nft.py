@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pycni.kernel.netfilter.nfnetlink import Expression, NetfilterSocket
-    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.spec.ip import IPAddress
 
 _NETWORK_HEADER = 1  # NFT_PAYLOAD_NETWORK_HEADER
@@ -43,7 +43,7 @@ _BY_STATE = 1  # XT_CONNTRACK_STATE
 _ESTABLISHED_RELATED = 1 << 1 | 1 << 2
 
 
-def add(table: str, chain: str, address: IPAddress) -> list[Request]:
+def add(table: str, chain: str, address: IPAddress) -> list[NetlinkRequest]:
     """Append what accepts the packets of an address, and the answers to them."""
     return [
         nfnetlink.add_rule(address.family, table, chain, expressions)
@@ -53,7 +53,7 @@ def add(table: str, chain: str, address: IPAddress) -> list[Request]:
 
 def find(
     netfilter: NetfilterSocket, family: int, table: str, chain: str, addresses: Iterable[IPAddress]
-) -> tuple[dict[IPAddress, list[Request]], set[IPAddress]]:
+) -> tuple[dict[IPAddress, list[NetlinkRequest]], set[IPAddress]]:
     """What deletes the rules of `add`, as often as they are there, for each address that has some.
 
     Also returns the addresses that other rules there speak of, which the program may know better.
@@ -63,7 +63,7 @@ def find(
         for address in addresses
     }
     only = next(iter(wanted)) if len(wanted) == 1 else b""  # spares decoding the others' rules
-    requests: dict[IPAddress, list[Request]] = {}
+    requests: dict[IPAddress, list[NetlinkRequest]] = {}
     others: set[IPAddress] = set()
     for rule, _, code in nfnetlink.expressions(netfilter, family, table, chain, (only,)):
         essence = _essence(code)

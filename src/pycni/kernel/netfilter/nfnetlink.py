@@ -2,8 +2,8 @@
 
 Reads cost the same however much the host holds, and need no library. Rules, which take a compiler,
 are written by `pycni.kernel.netfilter.nftables`; what is no more than a key and a name is written
-here. What changes the kernel is a `Request`; `NetfilterSocket.commit` carries several out as one
-transaction, all or nothing. Formats: include/uapi/linux/netfilter/nf_tables.h, nfnetlink.h;
+here. What changes the kernel is a `NetlinkRequest`; `NetfilterSocket.commit` carries several out as
+one transaction, all or nothing. Formats: include/uapi/linux/netfilter/nf_tables.h, nfnetlink.h;
 comments as libnftnl packs them. Errors: `NetlinkError`. Used by `nftables`, `iptables` and the
 steps that keep something in nftables.
 """
@@ -23,7 +23,7 @@ from pycni.kernel.netlink.codec import (
     Integer,
     MalformedMessage,
     Many,
-    Request,
+    NetlinkRequest,
     Schema,
     outcome,
     pack,
@@ -145,7 +145,7 @@ class NetfilterSocket(NetlinkSocket):
         super().__init__(NETLINK_NETFILTER)
         self.refused = False
 
-    def commit(self, requests: Sequence[Request]) -> None:
+    def commit(self, requests: Sequence[NetlinkRequest]) -> None:
         """Carry out changes as one transaction. Raises NetlinkError for the first refused one."""
         if not requests:
             return
@@ -170,7 +170,7 @@ class NetfilterSocket(NetlinkSocket):
             raise NetlinkError(error.errno or errno.EIO, "not sent", requests[0].what) from None
         self._judge(requests, first)
 
-    def update(self, build: Callable[[], list[Request]]) -> None:
+    def update(self, build: Callable[[], list[NetlinkRequest]]) -> None:
         """Commit what `build` finds to do, again if someone else changed the same meanwhile."""
         try:
             for attempt in range(ATTEMPTS):
@@ -191,7 +191,7 @@ class NetfilterSocket(NetlinkSocket):
         self._sequence += count
         return self._sequence - count + 1
 
-    def _judge(self, requests: Sequence[Request], first: int) -> None:
+    def _judge(self, requests: Sequence[NetlinkRequest], first: int) -> None:
         """Read the answers: all are there once the send has returned, that of the last one last."""
         acknowledged = False
         failure: NetlinkError | None = None
@@ -312,10 +312,10 @@ def existing(
     return [*chains]
 
 
-_looks: dict[tuple[int, str, str], Request] = {}
+_looks: dict[tuple[int, str, str], NetlinkRequest] = {}
 
 
-def _look(chain: tuple[int, str, str]) -> Request:
+def _look(chain: tuple[int, str, str]) -> NetlinkRequest:
     family, table, name = chain
     body = _CHAIN.encode({"table": table, "name": name})
     what = f"look for chain {_place(family, table, name)}"
@@ -411,7 +411,7 @@ def elements_with(
 
 def add_element(
     family: int, table: str, name: str, key: bytes, comment: str, data: bytes = b""
-) -> Request:
+) -> NetlinkRequest:
     """Make an element that is not there yet. data: what a map's element holds."""
     item: dict[str, object] = {"key": {"value": key}}
     if data:
@@ -423,14 +423,16 @@ def add_element(
     return _request(_NEWSETELEM, NLM_F_CREATE | NLM_F_EXCL, family, body, what)
 
 
-def delete_element(family: int, table: str, name: str, key: bytes) -> Request:
+def delete_element(family: int, table: str, name: str, key: bytes) -> NetlinkRequest:
     """Delete an element."""
     body = _element_body(table, name, {"key": {"value": key}})
     what = f"delete {key.hex()} from {_place(family, table, name)}"
     return _request(_DELSETELEM, 0, family, body, what)
 
 
-def add_rule(family: int, table: str, chain: str, expressions: Sequence[Expression]) -> Request:
+def add_rule(
+    family: int, table: str, chain: str, expressions: Sequence[Expression]
+) -> NetlinkRequest:
     """Append a rule."""
     items = [{"name": name, "data": data} for name, data in expressions]
     code = _EXPRESSIONS.encode({"items": items})
@@ -439,33 +441,33 @@ def add_rule(family: int, table: str, chain: str, expressions: Sequence[Expressi
     return _request(_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, family, body, what)
 
 
-def delete_rule(family: int, table: str, chain: str, handle: int) -> Request:
+def delete_rule(family: int, table: str, chain: str, handle: int) -> NetlinkRequest:
     """Delete a rule."""
     body = _RULE.encode({"table": table, "chain": chain, "handle": handle})
     what = f"delete rule {handle} of chain {_place(family, table, chain)}"
     return _request(_DELRULE, 0, family, body, what)
 
 
-def delete_chain(family: int, table: str, chain: str, *, empty: bool = False) -> Request:
+def delete_chain(family: int, table: str, chain: str, *, empty: bool = False) -> NetlinkRequest:
     """Delete a chain with its rules, or (empty) without any. EBUSY if something refers to it."""
     body = _CHAIN.encode({"table": table, "name": chain})
     what = f"delete chain {_place(family, table, chain)}"
     return _request(_DELCHAIN, NLM_F_NONREC if empty else 0, family, body, what)
 
 
-def delete_set(family: int, table: str, name: str) -> Request:
+def delete_set(family: int, table: str, name: str) -> NetlinkRequest:
     """Delete an empty set or map. EBUSY if it has elements, or something still refers to it."""
     body = _SET.encode({"table": table, "name": name})
     return _request(_DELSET, NLM_F_NONREC, family, body, f"delete {_place(family, table, name)}")
 
 
-def delete_table(family: int, table: str) -> Request:
+def delete_table(family: int, table: str) -> NetlinkRequest:
     """Delete an empty table. EBUSY if something is in it."""
     body = _TABLE.encode({"name": table})
     return _request(_DELTABLE, NLM_F_NONREC, family, body, f"delete table {_place(family, table)}")
 
 
-def discard(netfilter: NetfilterSocket, *requests: Request) -> None:
+def discard(netfilter: NetfilterSocket, *requests: NetlinkRequest) -> None:
     """Commit deletions together, unless something is in use or gone already: then none of them."""
     try:
         netfilter.commit(requests)
@@ -482,13 +484,13 @@ def ifname_key(*names: str) -> bytes:
 # --- bytes ---------------------------------------------------------------------------------------
 
 
-def _request(kind: int, flags: int, family: int, body: bytes, what: str) -> Request:
+def _request(kind: int, flags: int, family: int, body: bytes, what: str) -> NetlinkRequest:
     # Reading single things; the flag says nothing about dumps and changes, sent in other ways.
     answered = kind in (_GETCHAIN, _GETSETELEM, _GETGEN)
-    return Request(kind, flags, GENERAL.pack(family, 0, 0) + body, what, answered=answered)
+    return NetlinkRequest(kind, flags, GENERAL.pack(family, 0, 0) + body, what, answered=answered)
 
 
-def _ask(netfilter: NetfilterSocket, request: Request) -> list[bytes]:
+def _ask(netfilter: NetfilterSocket, request: NetlinkRequest) -> list[bytes]:
     try:
         return [message.payload[GENERAL.size :] for message in netfilter.request(request)]
     except NetlinkError as error:
@@ -497,7 +499,7 @@ def _ask(netfilter: NetfilterSocket, request: Request) -> list[bytes]:
         raise
 
 
-def _dump(netfilter: NetfilterSocket, request: Request) -> list[bytes]:
+def _dump(netfilter: NetfilterSocket, request: NetlinkRequest) -> list[bytes]:
     try:
         return [message.payload[GENERAL.size :] for message in netfilter.dump(request)]
     except NetlinkError as error:

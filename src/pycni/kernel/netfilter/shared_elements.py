@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from pycni.kernel.netfilter.nfnetlink import Element, NetfilterSocket
-    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.spec.owner import Owner
 
 _SUFFIX = "-waiting"
@@ -60,7 +60,7 @@ def is_waiting(netfilter: NetfilterSocket, name: str, key: bytes, owner: Owner) 
 
 def wait(
     name: str, kind: str, key: bytes, owner: Owner, data: tuple[str, bytes] = ("", b"")
-) -> Request:
+) -> NetlinkRequest:
     """What has an owner wait for an element of a set. Raises NftError.
 
     kind: the type of the set's keys; data: for a map, the type of its data, and what the element
@@ -81,7 +81,7 @@ def deletions(
     elements: Iterable[Element],
     goes: Callable[[str], bool],
     is_attached: Callable[[str], bool | None],
-) -> list[Request]:
+) -> list[NetlinkRequest]:
     """What deletes elements of a set or hands them on, and who waits beside it no longer.
 
     goes: whether an owner, by a comment, waits no longer; is_attached: which of those that stay
@@ -89,7 +89,7 @@ def deletions(
     would get may be another one's by now.
     """
     staying: dict[bytes, list[Element]] = {}
-    requests: list[Request] = []
+    requests: list[NetlinkRequest] = []
     for key, item in waiting(netfilter, name):
         if goes(item.comment):
             requests.append(_delete(name + _SUFFIX, item.key))
@@ -122,13 +122,13 @@ def deletions_of_owners(
     tag: str,
     goes: Callable[[str], bool],
     is_attached: Callable[[str], bool | None],
-) -> tuple[list[Request], list[Element]]:
+) -> tuple[list[NetlinkRequest], list[Element]]:
     """What takes some owners out of sets and of those beside them, and their elements.
 
     names: of the sets, with those beside them; tag: what the comments of all the owners contain.
     For the rest see `deletions`.
     """
-    requests: list[Request] = []
+    requests: list[NetlinkRequest] = []
     found: list[Element] = []
     for name in names:
         if is_waiting_set(name):
@@ -153,7 +153,7 @@ def _element(netfilter: NetfilterSocket, name: str, key: bytes, owner: Owner) ->
     return nfnetlink.element(netfilter, NFPROTO_INET, TABLE, place, key + _bytes(owner))
 
 
-def _delete(name: str, key: bytes) -> Request:
+def _delete(name: str, key: bytes) -> NetlinkRequest:
     return nfnetlink.delete_element(NFPROTO_INET, TABLE, name, key)
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 from _socket import AF_INET, AF_INET6
 
 from pycni.kernel.netfilter import constant_rules, nfnetlink, shared_elements
-from pycni.kernel.netfilter.constant_rules import TABLE, Chain
+from pycni.kernel.netfilter.constant_rules import TABLE, ConstantChain
 from pycni.kernel.netfilter.nfnetlink import NFPROTO_INET
 from pycni.spec.record import Record
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
     from pycni.kernel.netfilter.nfnetlink import Element, NetfilterSocket, Rule
-    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.spec.ip import IPNetwork
     from pycni.spec.owner import Owner
 
@@ -104,7 +104,7 @@ class Membership:
         self._owner = owner
         self._is_attached = is_attached
 
-    def missing(self, *, thorough: bool = False) -> list[Request]:
+    def missing(self, *, thorough: bool = False) -> list[NetlinkRequest]:
         """What makes the keys members of their sets. Raises NftError.
 
         Rules and sets that are missing are made at once. thorough: look for rules in each chain;
@@ -116,7 +116,7 @@ class Membership:
         if not self._members:
             return []
         present = self._have_rules(thorough)
-        requests: list[Request] = []
+        requests: list[NetlinkRequest] = []
         for member in self._members:
             own = set_name(self._feature, member.subnet)
             found = self._find(member, present, own_too=not new)
@@ -131,11 +131,11 @@ class Membership:
         """Replace rules of an earlier release, of all subnets. Raises NftError."""
         self._have_rules(thorough=False)
 
-    def leftovers(self) -> list[Request]:
+    def leftovers(self) -> list[NetlinkRequest]:
         """What takes the keys out of their sets that are the owner's."""
         return self._leave(self._members)
 
-    def undone(self) -> list[Request]:
+    def undone(self) -> list[NetlinkRequest]:
         """The same, of those keys that `missing` asked for."""
         return self._leave([*self.made, *self._waiting])
 
@@ -178,7 +178,7 @@ class Membership:
         differences = constant_rules.differences(
             self._netfilter,
             [
-                Chain(
+                ConstantChain(
                     chain,
                     {
                         feature.comment(member.subnet): _rule(feature, chain, member.subnet)
@@ -206,7 +206,9 @@ class Membership:
                     differences.append(f"{place} {fault}")
         return differences
 
-    def _into_own_set(self, member: Member, name: str, found: Element | None) -> list[Request]:
+    def _into_own_set(
+        self, member: Member, name: str, found: Element | None
+    ) -> list[NetlinkRequest]:
         """What makes a key a member of its set, or has the owner wait for it."""
         comment = self._owner.comment
         if found is not None and found.comment == comment:
@@ -231,11 +233,11 @@ class Membership:
         name = set_name(self._feature, member.subnet)
         return shared_elements.is_waiting(self._netfilter, name, member.key, self._owner)
 
-    def _leave(self, members: Iterable[Member]) -> list[Request]:
+    def _leave(self, members: Iterable[Member]) -> list[NetlinkRequest]:
         keys: dict[str, list[bytes]] = {}
         for member in members:
             keys.setdefault(set_name(self._feature, member.subnet), []).append(member.key)
-        requests: list[Request] = []
+        requests: list[NetlinkRequest] = []
         for name, own in keys.items():
             elements = (_element(self._netfilter, name, key) for key in own)
             requests += self._deletions(
@@ -244,7 +246,7 @@ class Membership:
             )
         return requests
 
-    def _deletions(self, name: str, items: Iterable[Element]) -> list[Request]:
+    def _deletions(self, name: str, items: Iterable[Element]) -> list[NetlinkRequest]:
         return shared_elements.deletions(
             self._netfilter,
             name,
@@ -379,5 +381,5 @@ def _element(netfilter: NetfilterSocket, name: str, key: bytes) -> Element | Non
     return nfnetlink.element(netfilter, NFPROTO_INET, TABLE, name, key)
 
 
-def _delete(name: str, key: bytes) -> Request:
+def _delete(name: str, key: bytes) -> NetlinkRequest:
     return nfnetlink.delete_element(NFPROTO_INET, TABLE, name, key)

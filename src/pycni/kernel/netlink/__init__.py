@@ -1,7 +1,7 @@
 """Netlink: the codec (pure), the socket, and the kernel's numbers.
 
 The verbs stand one level up, in `pycni.kernel.link`, `address`, `route`, `rule` and `neighbour`.
-What changes the kernel is a `Request` that one of them builds, so that several can go in one
+What changes the kernel is a `NetlinkRequest` that one of them builds, so that several can go in one
 send; what reads it takes the socket:
 
     with NetlinkSocket() as netlink:
@@ -11,7 +11,7 @@ send; what reads it takes the socket:
 
 from __future__ import annotations
 
-from pycni.kernel.netlink.codec import MalformedMessage, Message, Request
+from pycni.kernel.netlink.codec import MalformedMessage, Message, NetlinkRequest
 from pycni.kernel.netlink.errors import EventsLost, NetlinkError
 from pycni.kernel.netlink.socket import NetlinkSocket
 
@@ -20,6 +20,6 @@ __all__ = [
     "MalformedMessage",
     "Message",
     "NetlinkError",
+    "NetlinkRequest",
     "NetlinkSocket",
-    "Request",
 ]

@@ -61,7 +61,7 @@ class Message:
         self.payload = payload
 
 
-class Request:
+class NetlinkRequest:
     """One message to send.
 
     what: tells a reader of an error what was asked: create link "eth0". answered: whether one
@@ -80,7 +80,7 @@ class Request:
         self.answered = answered
 
     def __repr__(self) -> str:
-        return f"<Request: {self.what}>"
+        return f"<NetlinkRequest: {self.what}>"
 
 
 class Outcome:

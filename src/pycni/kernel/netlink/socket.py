@@ -19,7 +19,14 @@ from _socket import (
     socket,
 )
 
-from pycni.kernel.netlink.codec import MalformedMessage, Message, Request, outcome, pack, unpack
+from pycni.kernel.netlink.codec import (
+    MalformedMessage,
+    Message,
+    NetlinkRequest,
+    outcome,
+    pack,
+    unpack,
+)
 from pycni.kernel.netlink.constants import (
     NETLINK_ADD_MEMBERSHIP,
     NETLINK_CAP_ACK,
@@ -54,7 +61,7 @@ LONGEST_PAUSE = 0.05
 
 # For tests: called with each request before it is sent; raises NetlinkError to have it fail
 # there. While it is set, requests are sent one by one.
-before_send: Callable[[Request], None] | None = None
+before_send: Callable[[NetlinkRequest], None] | None = None
 
 
 class NetlinkSocket:
@@ -104,14 +111,14 @@ class NetlinkSocket:
             return 0
         return int.from_bytes(cookie, sys.byteorder)
 
-    def request(self, request: Request) -> list[Message]:
+    def request(self, request: NetlinkRequest) -> list[Message]:
         """Have one request carried out; return what the kernel answers besides the acknowledgement.
 
         Raises NetlinkError.
         """
         return self.batch((request,))[0]
 
-    def batch(self, requests: Sequence[Request]) -> list[list[Message]]:
+    def batch(self, requests: Sequence[NetlinkRequest]) -> list[list[Message]]:
         """Have requests carried out in order, sent together; return each one's answers.
 
         Raises NetlinkError for the first that failed; its `done` names those that took effect.
@@ -128,7 +135,7 @@ class NetlinkSocket:
                 raise
         return answers
 
-    def dump(self, request: Request) -> list[Message]:
+    def dump(self, request: NetlinkRequest) -> list[Message]:
         """The entries a dump request asks for, all from one consistent state.
 
         The kernel says when something changed while it was dumping; then the dump is repeated,
@@ -181,7 +188,7 @@ class NetlinkSocket:
         taken, self._events = self._events, []
         return taken
 
-    def _exchange(self, requests: Sequence[Request]) -> list[list[Message]]:
+    def _exchange(self, requests: Sequence[NetlinkRequest]) -> list[list[Message]]:
         first = self._send(requests)
         answers: list[list[Message]] = [[] for _ in requests]
         failures: list[tuple[int, NetlinkError]] = []
@@ -208,7 +215,7 @@ class NetlinkSocket:
             raise error
         return answers
 
-    def _dump_once(self, request: Request) -> list[Message] | None:
+    def _dump_once(self, request: NetlinkRequest) -> list[Message] | None:
         """One attempt; None if it was disturbed."""
         sequence = self._send((request,), NLM_F_DUMP)
         entries: list[Message] = []
@@ -225,7 +232,7 @@ class NetlinkSocket:
                     return None if disturbed else entries
                 entries.append(message)
 
-    def _send(self, requests: Sequence[Request], flags: int = 0) -> int:
+    def _send(self, requests: Sequence[NetlinkRequest], flags: int = 0) -> int:
         """Send requests in one datagram; return the sequence number of the first.
 
         Without flags, each is to be acknowledged that is not answered.
@@ -259,7 +266,7 @@ class NetlinkSocket:
             except EventsLost:
                 self._events_lost = True
 
-    def _receive(self, request: Request) -> list[Message]:
+    def _receive(self, request: NetlinkRequest) -> list[Message]:
         """The next answers of the kernel, waiting as long as it takes."""
         try:
             return self._read(None) or []
@@ -303,7 +310,7 @@ class NetlinkSocket:
         return [message for message in messages if message.port == self._port]
 
 
-def _failure(message: Message, request: Request) -> NetlinkError | None:
+def _failure(message: Message, request: NetlinkRequest) -> NetlinkError | None:
     result = outcome(message)
     if not result.errno:
         return None

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pycni.spec.errors import CNIError, invalid_config
 from pycni.spec.ip import IPAddress, IPNetwork
 from pycni.spec.record import Record
-from pycni.spec.schema import Address, Config, Network, field
+from pycni.spec.schema import CIDR, Address, Config, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class RangeConfig(Config):
     """A range as the configuration gives it."""
 
     subnet: IPNetwork | None = field(
-        "subnet", Network(), None, doc="the subnet addresses are taken from, such as 10.1.0.0/16"
+        "subnet", CIDR(), None, doc="the subnet addresses are taken from, such as 10.1.0.0/16"
     )
     range_start: IPAddress | None = field(
         "rangeStart", Address(), None, doc="first address; default: the first of the subnet"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
-    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.plan.steps import Firewall
     from pycni.spec.ip import IPAddress
     from pycni.steps.executor import Undo
@@ -96,7 +96,7 @@ class Rules:
 
     def __init__(self, addresses: Collection[IPAddress], netfilter: NetfilterSocket) -> None:
         self._netfilter = netfilter
-        self._requests: dict[IPAddress, list[Request]] = {}
+        self._requests: dict[IPAddress, list[NetlinkRequest]] = {}
         self._by_program: set[IPAddress] = set()
         for family, found in by_family(addresses).items():
             requests, others = iptables_nft.find(netfilter, family, TABLE, FORWARD, found)

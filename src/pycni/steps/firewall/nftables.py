@@ -15,7 +15,7 @@ import errno
 from _socket import AF_INET, AF_INET6
 
 from pycni.kernel.netfilter import constant_rules, nfnetlink, shared_elements
-from pycni.kernel.netfilter.constant_rules import TABLE, Chain
+from pycni.kernel.netfilter.constant_rules import TABLE, ConstantChain
 from pycni.kernel.netfilter.nfnetlink import NFPROTO_INET
 from pycni.spec.ip import IPAddress
 from pycni.spec.record import Record
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from pycni.kernel.netfilter.nfnetlink import Element, NetfilterSocket
-    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.plan.steps import Firewall
     from pycni.steps.executor import Undo
     from pycni.steps.namespaces import HostAndSandbox
@@ -44,8 +44,8 @@ DECLARATIONS = (
     f"set {PAIRS} {{ type ifname . ifname; }}",
     f"chain {ADMIN}",
 )
-REGISTRY = Chain(ADMIN, {})  # is there when the sets are
-CHAIN = Chain(
+REGISTRY = ConstantChain(ADMIN, {})  # is there when the sets are
+CHAIN = ConstantChain(
     FORWARD,
     {
         "of the administrator": f"jump {ADMIN}",
@@ -82,9 +82,9 @@ def register(step: Firewall, kernel: HostAndSandbox, *, filters: bool) -> Regist
     replaced: set[IPAddress] = set()
     waiting: set[IPAddress] = set()
 
-    def missing() -> list[Request]:
+    def missing() -> list[NetlinkRequest]:
         constant_rules.set_up(netfilter, DECLARATIONS, [CHAIN if filters else REGISTRY])
-        requests: list[Request] = []
+        requests: list[NetlinkRequest] = []
         for record in (made, replaced, waiting):
             record.clear()
         for address in step.addresses:
@@ -204,7 +204,7 @@ def departures(
     *,
     among: Iterable[IPAddress] = (),
     spared: Collection[IPAddress] = (),
-) -> list[Request]:
+) -> list[NetlinkRequest]:
     """What takes owners out of the sets: deletes their elements, or hands them on, and who waits.
 
     goes: who of the owners, by their comments; tag: what the comments of those contain of whom
@@ -213,7 +213,7 @@ def departures(
     """
     netfilter = kernel.host.netfilter
     further = list(among)
-    requests: list[Request] = []
+    requests: list[NetlinkRequest] = []
     for family, name in SETS.items():
         found = []
         if tag is not None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
-    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.plan.steps import Masquerade
     from pycni.steps.executor import Undo
     from pycni.steps.namespaces import HostAndSandbox
@@ -121,7 +121,7 @@ def remove(step: Masquerade, kernel: HostAndSandbox) -> None:
         known = step.replace(addresses=tuple(map(host_network, noted)))
     addresses = {network.address for network in known.addresses}
 
-    def left() -> list[Request]:
+    def left() -> list[NetlinkRequest]:
         if step.addresses:
             requests = _membership(step, kernel).leftovers()
         else:
@@ -146,7 +146,7 @@ def collect(kernel: HostAndSandbox, owners: Owners) -> None:
     netfilter = kernel.host.netfilter
     addresses = set(map(parse_address, owners.addresses("masquerade")))
 
-    def left() -> list[Request]:
+    def left() -> list[NetlinkRequest]:
         requests, found = _elements(kernel, owners.tag, owners.includes)
         addresses.update(found)
         return [
@@ -257,7 +257,7 @@ def _is_masqueraded(
 
 def _elements(
     kernel: HostAndSandbox, tag: str, goes: Callable[[str], bool]
-) -> tuple[list[Request], list[IPAddress]]:
+) -> tuple[list[NetlinkRequest], list[IPAddress]]:
     """What takes some owners' elements out of all sets, and the addresses that they are.
 
     tag: what the comments of all of them contain.
@@ -273,7 +273,9 @@ def _elements(
 # --- the reference's nftables table --------------------------------------------------------------
 
 
-def _reference_rules(netfilter: NetfilterSocket, matches: Callable[[str], bool]) -> list[Request]:
+def _reference_rules(
+    netfilter: NetfilterSocket, matches: Callable[[str], bool]
+) -> list[NetlinkRequest]:
     return [
         nfnetlink.delete_rule(NFPROTO_INET, REFERENCE_TABLE, REFERENCE_CHAIN, rule.handle)
         for rule in nfnetlink.rules(netfilter, NFPROTO_INET, REFERENCE_TABLE, REFERENCE_CHAIN)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from pycni.kernel.netfilter.nat_rules import NatRule
     from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
-    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.plan.steps import Masquerade
     from pycni.spec.ip import IPAddress, IPNetwork
     from pycni.spec.owner import Owners
@@ -116,7 +116,9 @@ def made_by_iptables(step: Masquerade, netfilter: NetfilterSocket) -> bool:
     return any(iptables.has_chain(netfilter, family, NAT, chain) for family in families)
 
 
-def leftovers(step: Masquerade, kernel: HostAndSandbox, gone: set[IPAddress]) -> list[Request]:
+def leftovers(
+    step: Masquerade, kernel: HostAndSandbox, gone: set[IPAddress]
+) -> list[NetlinkRequest]:
     """What deletes the interface's own rules, where iptables-nft keeps them.
 
     That is the chain with the jumps to it, if no other interface has any. The addresses that the
@@ -124,7 +126,7 @@ def leftovers(step: Masquerade, kernel: HostAndSandbox, gone: set[IPAddress]) ->
     """
     netfilter, chain = kernel.host.netfilter, step.owner.chain()
     interfaces = Interfaces(kernel, step.owner)
-    requests: list[Request] = []
+    requests: list[NetlinkRequest] = []
     for family in IP_FAMILIES:
         if nfnetlink.chain_exists(netfilter, family, NAT, chain):
             jumps = _jumps(netfilter, family, chain)
@@ -146,10 +148,10 @@ def remove_legacy(step: Masquerade, kernel: HostAndSandbox, gone: set[IPAddress]
         iptables.restore_legacy(family, NAT, _lines_gone(lines, chain, spared))
 
 
-def stale(owners: Owners, kernel: HostAndSandbox, gone: set[IPAddress]) -> list[Request]:
+def stale(owners: Owners, kernel: HostAndSandbox, gone: set[IPAddress]) -> list[NetlinkRequest]:
     """What deletes the rules of their interfaces (iptables-nft); gone as for `leftovers`."""
     netfilter = kernel.host.netfilter
-    requests: list[Request] = []
+    requests: list[NetlinkRequest] = []
     for family in IP_FAMILIES:
         network = owners.network.encode()[:_SURE]
         marked = [
@@ -242,7 +244,7 @@ def _deletions(
     chain: str,
     jumps: Iterable[NatRule],
     spared: Collection[IPAddress],
-) -> list[Request]:
+) -> list[NetlinkRequest]:
     """What deletes a container's rules but those for spared addresses."""
     if not spared:
         return iptables.removal(netfilter, family, NAT, chain, [POSTROUTING])

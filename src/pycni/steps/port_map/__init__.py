@@ -29,13 +29,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.kernel.netfilter.nat_rules import NatRule
     from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
-    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.plan.steps import PortMap
     from pycni.spec.ip import IPAddress
     from pycni.spec.owner import Owners
     from pycni.steps.executor import Undo
     from pycni.steps.namespaces import HostAndSandbox
-    from pycni.steps.port_map.layout import Flow
+    from pycni.steps.port_map.layout import MappedFlow
 
 
 def apply(step: PortMap, kernel: HostAndSandbox) -> Undo | None:
@@ -127,12 +127,12 @@ def remove(step: PortMap, kernel: HostAndSandbox) -> None:
     from pycni.steps.port_map import iptables as port_map_iptables
 
     netfilter = kernel.host.netfilter
-    flows: set[Flow] = set()
+    flows: set[MappedFlow] = set()
     if not step.addresses:
         noted = ownership.noted_addresses(kernel)
         step = step.replace(addresses=tuple(map(host_network, noted)))
 
-    def left() -> list[Request]:
+    def left() -> list[NetlinkRequest]:
         requests, seen = port_map_nftables.leftovers(step.owner, netfilter, kernel.is_attached)
         flows.update(seen)
         return [
@@ -154,9 +154,9 @@ def collect(kernel: HostAndSandbox, owners: Owners) -> None:
     from pycni.steps.port_map import iptables as port_map_iptables
 
     netfilter = kernel.host.netfilter
-    flows: set[Flow] = set()
+    flows: set[MappedFlow] = set()
 
-    def left() -> list[Request]:
+    def left() -> list[NetlinkRequest]:
         requests, seen = port_map_nftables.stale(owners, netfilter, kernel.is_attached)
         flows.update(seen)
         return [*requests, *port_map_iptables.stale(owners, kernel, flows)]
@@ -173,7 +173,7 @@ def collect(kernel: HostAndSandbox, owners: Owners) -> None:
 # --- the reference's nftables tables -------------------------------------------------------------
 
 
-def _reference_rules(step: PortMap, netfilter: NetfilterSocket) -> list[Request]:
+def _reference_rules(step: PortMap, netfilter: NetfilterSocket) -> list[NetlinkRequest]:
     """What deletes the container's rules for the step's addresses; all of them without any.
 
     They name no network, and the container may have more in another one.

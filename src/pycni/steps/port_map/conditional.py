@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 
 from pycni.kernel.netfilter import constant_rules, nfnetlink, shared_elements
-from pycni.kernel.netfilter.constant_rules import TABLE, Chain
+from pycni.kernel.netfilter.constant_rules import TABLE, ConstantChain
 from pycni.kernel.netfilter.nfnetlink import NFPROTO_INET
 from pycni.kernel.netlink.codec import STRING, Schema
 from pycni.spec.errors import INVALID_CONFIG, CNIError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from pycni.kernel.netfilter.nfnetlink import Expression, NetfilterSocket, Rule
-    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.plan.steps import PortMap, PortMapping
     from pycni.spec.ip import IPNetwork
     from pycni.spec.owner import Owner, Owners
@@ -129,7 +129,9 @@ def check(step: PortMap, kernel: HostAndSandbox) -> list[str]:
     for network in conditional(step):
         chain = _chain(step, network)
         differences += constant_rules.differences(
-            netfilter, [Chain(chain, _rules(step, network))], "no port leads to the container"
+            netfilter,
+            [ConstantChain(chain, _rules(step, network))],
+            "no port leads to the container",
         )
         if not any(rule.chain == chain for rule in _jumps(netfilter)):
             differences.append(
@@ -142,21 +144,21 @@ def check(step: PortMap, kernel: HostAndSandbox) -> list[str]:
     return differences
 
 
-def leftovers(owner: Owner, netfilter: NetfilterSocket) -> list[Request]:
+def leftovers(owner: Owner, netfilter: NetfilterSocket) -> list[NetlinkRequest]:
     """What deletes the owner's own chains and the jumps to them."""
     return deletions((prefix + owner.tag for prefix in OWN.values()), netfilter)
 
 
-def deletions(chains: Iterable[str], netfilter: NetfilterSocket) -> list[Request]:
+def deletions(chains: Iterable[str], netfilter: NetfilterSocket) -> list[NetlinkRequest]:
     """What deletes those of some containers' own chains that are there."""
-    requests: list[Request] = []
+    requests: list[NetlinkRequest] = []
     for chain in chains:
         if nfnetlink.chain_exists(netfilter, NFPROTO_INET, TABLE, chain):
             requests += deletion(chain, _jumps(netfilter))
     return requests
 
 
-def stale(owners: Owners, netfilter: NetfilterSocket) -> list[Request]:
+def stale(owners: Owners, netfilter: NetfilterSocket) -> list[NetlinkRequest]:
     """The same for several owners."""
     listed = owners.listed
     if len(listed) == 1:
@@ -192,7 +194,7 @@ def _jumps(netfilter: NetfilterSocket) -> list[Rule]:
     return nfnetlink.rules(netfilter, NFPROTO_INET, TABLE, CONDITIONAL)
 
 
-def deletion(chain: str, jumps: Iterable[Rule]) -> list[Request]:
+def deletion(chain: str, jumps: Iterable[Rule]) -> list[NetlinkRequest]:
     """What deletes a container's own chain, and the rules that jump there."""
     return [
         *(

@@ -13,7 +13,7 @@ from _socket import AF_INET
 from pycni.kernel.netfilter.nfnetlink import PROTOCOL_NAMES, PROTOCOLS
 from pycni.steps.port_map import nftables as port_map_nftables
 from pycni.steps.port_map.layout import (
-    Flow,
+    MappedFlow,
     applicable,
     conditions,
     flows,
@@ -90,7 +90,7 @@ def _shared_with(owner: Owner, kernel: HostAndSandbox) -> set[str]:
     }
 
 
-def end(netfilter: NetfilterSocket, led: Collection[Flow]) -> None:
+def end(netfilter: NetfilterSocket, led: Collection[MappedFlow]) -> None:
     """Forget flows that lead to a container by mappings that have gone, of every protocol.
 
     An established connection too: the container's next holder of the address would get it. What a
@@ -138,7 +138,7 @@ def end_to(netfilter: NetfilterSocket, targets: Collection[IPAddress]) -> None:
             flow
             for flow in found
             if not leads.has(
-                Flow(
+                MappedFlow(
                     PROTOCOL_NAMES.get(flow.protocol, ""), flow.port, flow.destination, flow.target
                 )
             )
@@ -153,7 +153,7 @@ class _Leads:
         self._netfilter = netfilter
         self._rules: dict[IPAddress, list[NatRule]] = {}
 
-    def has(self, flow: Flow) -> bool:
+    def has(self, flow: MappedFlow) -> bool:
         """Whether something leads flows where they go."""
         if flow.protocol not in PROTOCOLS:
             return False
@@ -225,7 +225,7 @@ class _Ways:
         """The container's address and port for a flow. What is for one address comes first."""
         for address in _hosts(flow):
             # A port that the container has in two networks leads to the first one's address.
-            asked = Flow(PROTOCOL_NAMES[flow.protocol], flow.port, address, flow.destination)
+            asked = MappedFlow(PROTOCOL_NAMES[flow.protocol], flow.port, address, flow.destination)
             found = port_map_nftables.target(self._kernel.host.netfilter, asked)
             if found is None:
                 found = self._own.get((flow.family, flow.protocol, flow.port, address))

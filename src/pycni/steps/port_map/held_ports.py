@@ -22,7 +22,7 @@ from pycni.steps.port_map import flows as port_map_flows
 from pycni.steps.port_map import iptables as port_map_iptables
 from pycni.steps.port_map.layout import (
     OWN,
-    Flow,
+    MappedFlow,
     applicable,
     conditions,
     entries,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from pycni.kernel.netfilter.nat_rules import NatRule
     from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
-    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.plan.steps import PortMap, PortMapping
     from pycni.spec.ip import IPNetwork
     from pycni.steps.namespaces import HostAndSandbox
@@ -80,7 +80,7 @@ class HeldPort(Record):
         )
 
 
-class Found(Record):
+class HeldPorts(Record):
     """What concerns a step in one place.
 
     held: of its ports, by others; strays: what leads to its addresses and is not its own;
@@ -89,7 +89,7 @@ class Found(Record):
 
     held: Sequence[HeldPort] = ()
     strays: Sequence[HeldPort] = ()
-    requests: Sequence[Request] = ()
+    requests: Sequence[NetlinkRequest] = ()
     lines: Sequence[str] = ()
 
 
@@ -108,21 +108,23 @@ def settle(
     """
     by_family = {network.family: network for network in step.addresses}
     netfilter = kernel.host.netfilter
-    flows: set[Flow] = set()
+    flows: set[MappedFlow] = set()
     lines: dict[int, Sequence[str]] = {}
 
-    def settled(network: IPNetwork, found: Found, *, is_own_map: bool = False) -> Found:
+    def settled(network: IPNetwork, found: HeldPorts, *, is_own_map: bool = False) -> HeldPorts:
         if not is_own_map or step.backend == "iptables":
             require_free(step, network, netfilter, found.held)
-        flows.update(Flow(one.protocol, one.port, one.host, one.target) for one in found.strays)
+        flows.update(
+            MappedFlow(one.protocol, one.port, one.host, one.target) for one in found.strays
+        )
         return found
 
     for family in legacy:
         network = by_family[family]
         lines[family] = settled(network, _in_legacy(step, network, kernel)).lines
 
-    def stale() -> list[Request]:
-        requests: list[Request] = []
+    def stale() -> list[NetlinkRequest]:
+        requests: list[NetlinkRequest] = []
         for family, table, _ in chains:
             look = _in_iptables if table == NAT else _in_reference_table
             network = by_family[family]
@@ -163,7 +165,7 @@ def differences(
     return [*dict.fromkeys(told)]
 
 
-def _sentences(step: PortMap, family: int, found: Found) -> list[str]:
+def _sentences(step: PortMap, family: int, found: HeldPorts) -> list[str]:
     return [
         *(
             f"{port_of(mapping, family)} is taken by {held_port}"
@@ -228,7 +230,7 @@ def port_of(mapping: PortMapping, family: int) -> str:
     return port_text(mapping.protocol, mapping.host_port, host_address(mapping), family)
 
 
-def _in_own_maps(step: PortMap, network: IPNetwork, kernel: HostAndSandbox) -> Iterator[Found]:
+def _in_own_maps(step: PortMap, network: IPNetwork, kernel: HostAndSandbox) -> Iterator[HeldPorts]:
     from pycni.steps.port_map import held_ports_maps
 
     yield held_ports_maps.in_maps(step, network, kernel)
@@ -238,33 +240,33 @@ def _in_own_maps(step: PortMap, network: IPNetwork, kernel: HostAndSandbox) -> I
 # --- iptables ------------------------------------------------------------------------------------
 
 
-def _in_iptables(step: PortMap, network: IPNetwork, kernel: HostAndSandbox) -> Found:
+def _in_iptables(step: PortMap, network: IPNetwork, kernel: HostAndSandbox) -> HeldPorts:
     """The rules that concern a step, where iptables-nft keeps them."""
     netfilter, family = kernel.host.netfilter, network.family
     # One rule that jumps there and one for a port; two can as well be two that jump there.
     users = nfnetlink.users(netfilter, family, NAT, DNAT)
     if users < 2 or (users == 2 and not nfnetlink.rules(netfilter, family, NAT, DNAT)):
-        return Found()
+        return HeldPorts()
     wanted = [network.address.packed]
     for mapping in applicable(step, family):
         wanted += nat_rules.port_bytes(mapping.host_port)
     rules = nat_rules.read(netfilter, family, NAT, "", *wanted)
     leading = _leading(step, network, rules)
     if not leading:
-        return Found()
+        return HeldPorts()
     own = port_map_iptables.own_chain(step.owner)
     names = {own, *(rule.chain for rule in leading)}
     callers = nat_rules.read(netfilter, family, NAT, DNAT, *(name.encode() for name in names))
     held, strays, stale = _held_by_others(step, network, kernel, leading, callers)
-    requests: list[Request] = []
+    requests: list[NetlinkRequest] = []
     for chain, gone in stale.items():
         there = nat_rules.read(netfilter, family, NAT, chain)
         stay = port_map_iptables.staying_rules(there, _others(there, gone))
         requests += port_map_iptables.deletions(netfilter, family, chain, there, stay)
-    return Found(held, strays, requests)
+    return HeldPorts(held, strays, requests)
 
 
-def _in_legacy(step: PortMap, network: IPNetwork, kernel: HostAndSandbox) -> Found:
+def _in_legacy(step: PortMap, network: IPNetwork, kernel: HostAndSandbox) -> HeldPorts:
     """The same of iptables-legacy, by its lines."""
     lines = iptables.legacy_lines(network.family, NAT, DNAT)
     texts = [f"--to-destination {network.address}:", f"--to-destination [{network.address}]:"]
@@ -272,7 +274,7 @@ def _in_legacy(step: PortMap, network: IPNetwork, kernel: HostAndSandbox) -> Fou
     found = (nat_rules.parse_line(line) for line in lines if any(one in line for one in texts))
     leading = _leading(step, network, [rule for rule in found if rule is not None])
     if not leading:
-        return Found()
+        return HeldPorts()
     own = port_map_iptables.own_chain(step.owner)
     callers = nat_rules.parse_lines(lines, DNAT, {own, *(rule.chain for rule in leading)})
     held, strays, stale = _held_by_others(step, network, kernel, leading, callers)
@@ -281,7 +283,7 @@ def _in_legacy(step: PortMap, network: IPNetwork, kernel: HostAndSandbox) -> Fou
         there = nat_rules.parse_lines(lines, chain)
         stay = port_map_iptables.staying_rules(there, _others(there, gone))
         change += port_map_iptables.lines_gone(lines, chain, stay)
-    return Found(held, strays, lines=change)
+    return HeldPorts(held, strays, lines=change)
 
 
 def _leading(step: PortMap, network: IPNetwork, rules: Iterable[NatRule]) -> list[NatRule]:
@@ -415,7 +417,7 @@ def _named(comment: str) -> tuple[str, str]:
 # --- the reference's nftables tables -------------------------------------------------------------
 
 
-def _in_reference_table(step: PortMap, network: IPNetwork, kernel: HostAndSandbox) -> Found:
+def _in_reference_table(step: PortMap, network: IPNetwork, kernel: HostAndSandbox) -> HeldPorts:
     """The rules that concern a step. Their comment is the container's id, and first ones count."""
     netfilter = kernel.host.netfilter
     family, address, container = network.family, network.address, step.owner.container_id
@@ -471,4 +473,4 @@ def _in_reference_table(step: PortMap, network: IPNetwork, kernel: HostAndSandbo
     requests = [
         nfnetlink.delete_rule(family, REFERENCE_TABLE, rule.chain, rule.handle) for rule in stale
     ]
-    return Found(held, strays, requests)
+    return HeldPorts(held, strays, requests)

@@ -13,7 +13,7 @@ from pycni.kernel.netfilter.nfnetlink import NFPROTO_INET
 from pycni.spec.owner import names_in
 from pycni.steps.ownership import is_same_container
 from pycni.steps.port_map import conditional as port_map_conditional
-from pycni.steps.port_map.held_ports import Found, HeldPort
+from pycni.steps.port_map.held_ports import HeldPort, HeldPorts
 from pycni.steps.port_map.layout import (
     ADDRESS,
     ANY,
@@ -28,13 +28,13 @@ from pycni.steps.port_map.layout import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.kernel.netfilter.nfnetlink import Element, NetfilterSocket
-    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.plan.steps import PortMap
     from pycni.spec.ip import IPNetwork
     from pycni.steps.namespaces import HostAndSandbox
 
 
-def in_maps(step: PortMap, network: IPNetwork, kernel: HostAndSandbox) -> Found:
+def in_maps(step: PortMap, network: IPNetwork, kernel: HostAndSandbox) -> HeldPorts:
     """The elements that concern a step. Lists the maps."""
     netfilter, family, address = kernel.host.netfilter, network.family, network.address
     mappings = applicable(step, family)
@@ -42,7 +42,7 @@ def in_maps(step: PortMap, network: IPNetwork, kernel: HostAndSandbox) -> Found:
     leaves = bool(conditions(step, family))  # what comes first, and leaves the rest to maps
     held: list[HeldPort] = []
     strays: list[HeldPort] = []
-    requests: list[Request] = []
+    requests: list[NetlinkRequest] = []
     for name in (ANY[family], ADDRESS[family]):
         for found in nfnetlink.elements_with(netfilter, NFPROTO_INET, TABLE, name, *wanted):
             if is_same_container(kernel, found.comment, step.owner):
@@ -55,16 +55,16 @@ def in_maps(step: PortMap, network: IPNetwork, kernel: HostAndSandbox) -> Found:
                 requests.append(nfnetlink.delete_element(NFPROTO_INET, TABLE, name, found.key))
             else:
                 held.append(held_port)
-    return Found(held, strays, requests)
+    return HeldPorts(held, strays, requests)
 
 
-def in_conditional_chains(step: PortMap, network: IPNetwork, kernel: HostAndSandbox) -> Found:
+def in_conditional_chains(step: PortMap, network: IPNetwork, kernel: HostAndSandbox) -> HeldPorts:
     """The chains of mappings with conditions that concern a step."""
     netfilter, family, address = kernel.host.netfilter, network.family, network.address
     leaves = bool(conditions(step, family))
     held: list[HeldPort] = []
     strays: list[HeldPort] = []
-    requests: list[Request] = []
+    requests: list[NetlinkRequest] = []
     jumps = nfnetlink.rules(netfilter, NFPROTO_INET, TABLE, CONDITIONAL)
     for jump in jumps:
         if not jump.chain.startswith(OWN[family]) or is_same_container(
@@ -80,7 +80,7 @@ def in_conditional_chains(step: PortMap, network: IPNetwork, kernel: HostAndSand
             requests += port_map_conditional.deletion(jump.chain, jumps)
         else:
             held += (held_port.replace(leaves_rest=leaves) for held_port in found)
-    return Found(held, strays, requests)
+    return HeldPorts(held, strays, requests)
 
 
 def ports_of_chain(

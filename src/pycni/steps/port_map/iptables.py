@@ -23,7 +23,7 @@ from pycni.steps.interfaces import Interfaces, staying
 from pycni.steps.port_map import port_holders
 from pycni.steps.port_map.layout import (
     NOT_FOR_ALL,
-    Flow,
+    MappedFlow,
     applicable,
     conditions,
     host_address,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from pycni.kernel.netfilter.nat_rules import NatRule
     from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
-    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.plan.steps import PortMap
     from pycni.spec.ip import IPAddress, IPNetwork
     from pycni.spec.owner import Owner, Owners
@@ -202,7 +202,9 @@ def own_chain(owner: Owner) -> str:
     return owner.chain(OWN)
 
 
-def leftovers(step: PortMap, kernel: HostAndSandbox, flows: set[Flow]) -> list[Request]:
+def leftovers(
+    step: PortMap, kernel: HostAndSandbox, flows: set[MappedFlow]
+) -> list[NetlinkRequest]:
     """What deletes the interface's own rules, where iptables-nft keeps them.
 
     That is the chain with the jumps to it, if no other interface has rules there. What the rules
@@ -210,7 +212,7 @@ def leftovers(step: PortMap, kernel: HostAndSandbox, flows: set[Flow]) -> list[R
     """
     netfilter, owner = kernel.host.netfilter, step.owner
     interfaces = Interfaces(kernel, owner)
-    requests: list[Request] = []
+    requests: list[NetlinkRequest] = []
     for family in IP_FAMILIES:
         chain = own_chain(owner)
         if nfnetlink.chain_exists(netfilter, family, NAT, chain):
@@ -222,7 +224,7 @@ def leftovers(step: PortMap, kernel: HostAndSandbox, flows: set[Flow]) -> list[R
     return requests
 
 
-def remove_legacy(step: PortMap, kernel: HostAndSandbox, flows: set[Flow]) -> None:
+def remove_legacy(step: PortMap, kernel: HostAndSandbox, flows: set[MappedFlow]) -> None:
     """Delete the same where iptables-legacy keeps it."""
     interfaces = Interfaces(kernel, step.owner)
     chain, old = own_chain(step.owner), step.owner.chain("CNI-SN-")
@@ -235,10 +237,10 @@ def remove_legacy(step: PortMap, kernel: HostAndSandbox, flows: set[Flow]) -> No
         iptables.restore_legacy(family, NAT, change)
 
 
-def stale(owners: Owners, kernel: HostAndSandbox, flows: set[Flow]) -> list[Request]:
+def stale(owners: Owners, kernel: HostAndSandbox, flows: set[MappedFlow]) -> list[NetlinkRequest]:
     """What deletes the rules of their interfaces (iptables-nft); flows as for `leftovers`."""
     netfilter = kernel.host.netfilter
-    requests: list[Request] = []
+    requests: list[NetlinkRequest] = []
     for family in IP_FAMILIES:
         entries = nat_rules.read(netfilter, family, NAT, DNAT)
         chains = _chains_of([(entry.comment, entry.jump) for entry in entries], owners)
@@ -255,7 +257,7 @@ def stale(owners: Owners, kernel: HostAndSandbox, flows: set[Flow]) -> list[Requ
     return requests
 
 
-def collect_legacy(owners: Owners, kernel: HostAndSandbox, flows: set[Flow]) -> None:
+def collect_legacy(owners: Owners, kernel: HostAndSandbox, flows: set[MappedFlow]) -> None:
     """Delete the same where iptables-legacy keeps it."""
     for family in IP_FAMILIES:
         lines = iptables.legacy_lines(family, NAT, DNAT)
@@ -333,7 +335,7 @@ def deletions(
     rules: Sequence[NatRule],
     stay: Sequence[NatRule],
     own: Collection[Block] = (),
-) -> list[Request]:
+) -> list[NetlinkRequest]:
     """What deletes the rules of a container's chain but some, and what leads to none of those."""
     if not stay:
         return iptables.removal(netfilter, family, NAT, chain, [DNAT])
@@ -361,12 +363,12 @@ def lines_gone(
     ]
 
 
-def _led(rules: Iterable[NatRule], stay: Collection[NatRule]) -> Iterator[Flow]:
+def _led(rules: Iterable[NatRule], stay: Collection[NatRule]) -> Iterator[MappedFlow]:
     """What rules lead to containers, but for those that stay."""
     for rule in rules:
         if rule.target is not None and rule not in stay:
             host = None if rule.destination is None else rule.destination.address
-            yield from (Flow(rule.protocol, port, host, rule.target) for port in rule.ports)
+            yield from (MappedFlow(rule.protocol, port, host, rule.target) for port in rule.ports)
 
 
 def _targets(rules: dict[str, list[NatRule]]) -> dict[str, set[IPAddress]]:

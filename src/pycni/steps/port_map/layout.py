@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from _socket import AF_INET, AF_INET6
 
-from pycni.kernel.netfilter.constant_rules import Chain
+from pycni.kernel.netfilter.constant_rules import ConstantChain
 from pycni.kernel.netfilter.nfnetlink import PROTOCOL_NAMES, PROTOCOLS
 from pycni.kernel.netfilter.subnet_sets import Feature, Member
 from pycni.spec.ip import IPAddress, IPNetwork
@@ -59,13 +59,13 @@ NOT_ANY6 = f"ip6 daddr != {{ {', '.join(NOT_FOR_ALL)} }}"
 
 _PORT = "meta l4proto . th dport"
 CHAINS = (
-    Chain(
+    ConstantChain(
         "port-map-localnet",
         # A VRF's own localhost comes in by the VRF's link.
         {"martians": 'ip daddr 127.0.0.0/8 iif != "lo" meta iifkind != "vrf" drop'},
         "type filter hook prerouting priority raw",
     ),
-    Chain(
+    ConstantChain(
         MAIN,
         {
             "marks": f"jump {MARKS}",
@@ -79,7 +79,7 @@ CHAINS = (
         },
     ),
     *(
-        Chain(
+        ConstantChain(
             f"port-map-{hook}",
             {"to the host": f"fib daddr type local goto {MAIN}"},
             f"type nat hook {hook} priority {_DESTINATION_PRIORITY}",
@@ -118,7 +118,7 @@ SOURCES = Feature(
 PORT_SIZE = 4  # bytes of a port in a concatenation
 
 
-class Flow(Record):
+class MappedFlow(Record):
     """Flows to a port of the host, by one address of it or (None) any, that lead to a container."""
 
     protocol: str
@@ -144,10 +144,10 @@ def applicable(step: PortMap, family: int) -> list[PortMapping]:
     ]
 
 
-def flows(step: PortMap) -> list[Flow]:
+def flows(step: PortMap) -> list[MappedFlow]:
     """The flows that the step's mappings lead to the container."""
     return [
-        Flow(mapping.protocol, mapping.host_port, host_address(mapping), network.address)
+        MappedFlow(mapping.protocol, mapping.host_port, host_address(mapping), network.address)
         for network in step.addresses
         for mapping in applicable(step, network.family)
     ]
@@ -180,14 +180,16 @@ def entries(step: PortMap) -> list[Entry]:
         if conditions(step, family):
             continue
         for mapping in applicable(step, family):
-            flow = Flow(mapping.protocol, mapping.host_port, host_address(mapping), network.address)
+            flow = MappedFlow(
+                mapping.protocol, mapping.host_port, host_address(mapping), network.address
+            )
             place, key = place_of(flow)
             target = network.address.packed + _port(mapping.container_port)
             found.setdefault((place, key), Entry(place, key, target))
     return list(found.values())
 
 
-def place_of(flow: Flow) -> tuple[str, bytes]:
+def place_of(flow: MappedFlow) -> tuple[str, bytes]:
     """The map that may lead flows to a container, and the key of their element there."""
     family, key = flow.target.family, key_of(flow.protocol, flow.port)
     if flow.address is None:
@@ -195,10 +197,10 @@ def place_of(flow: Flow) -> tuple[str, bytes]:
     return ADDRESS[family], flow.address.packed + key
 
 
-def decoded(element: Element) -> tuple[Flow, int]:
+def decoded(element: Element) -> tuple[MappedFlow, int]:
     """The flows that an element of a map leads to a container, and the container's port."""
     key, data = element.key, element.data
-    flow = Flow(
+    flow = MappedFlow(
         PROTOCOL_NAMES.get(key[-2 * PORT_SIZE], ""),
         int.from_bytes(key[-PORT_SIZE:][:2], "big"),
         IPAddress(key[: -2 * PORT_SIZE]) if len(key) > 2 * PORT_SIZE else None,

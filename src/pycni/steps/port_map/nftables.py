@@ -42,7 +42,7 @@ from pycni.steps.port_map.layout import (
     PORT_SIZE,
     SOURCES,
     TYPES,
-    Flow,
+    MappedFlow,
     decoded,
     entries,
     place_of,
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
-    from pycni.kernel.netlink.codec import Request
+    from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.plan.steps import PortMap
     from pycni.spec.owner import Owner
     from pycni.steps.executor import Undo
@@ -95,12 +95,12 @@ def apply(
     has_replaced = False
     membership = Membership(netfilter, SOURCES, sources(step), step.owner, is_attached)
 
-    def missing() -> list[Request]:
+    def missing() -> list[NetlinkRequest]:
         nonlocal has_written, has_replaced
         if constant_rules.set_up(netfilter, DECLARATIONS, CHAINS):
             has_written = True
             membership.renew()
-        requests: list[Request] = []
+        requests: list[NetlinkRequest] = []
         has_replaced = False
         made.clear()
         waiting.clear()
@@ -178,7 +178,7 @@ def check(step: PortMap, kernel: HostAndSandbox) -> list[str]:
 
 def leftovers(
     owner: Owner, netfilter: NetfilterSocket, is_attached: Callable[[str], bool | None]
-) -> tuple[list[Request], set[Flow]]:
+) -> tuple[list[NetlinkRequest], set[MappedFlow]]:
     """What deletes all that is the owner's, and the flows that it leads to the container.
 
     Whatever the mappings were: those of a DEL need not be those of the ADD.
@@ -190,7 +190,7 @@ def leftovers(
 
 def stale(
     owners: Owners, netfilter: NetfilterSocket, is_attached: Callable[[str], bool | None]
-) -> tuple[list[Request], set[Flow]]:
+) -> tuple[list[NetlinkRequest], set[MappedFlow]]:
     """The same for several owners."""
     requests, flows = _elements_of(owners, netfilter, is_attached)
     return requests + port_map_conditional.stale(owners, netfilter), flows
@@ -202,7 +202,7 @@ def delete_unused(netfilter: NetfilterSocket) -> None:
     subnet_sets.delete_unused(netfilter, SOURCES)
 
 
-def mapped(netfilter: NetfilterSocket) -> list[Flow]:
+def mapped(netfilter: NetfilterSocket) -> list[MappedFlow]:
     """The flows that the elements of all owners lead to containers."""
     return [
         decoded(item)[0]
@@ -212,7 +212,7 @@ def mapped(netfilter: NetfilterSocket) -> list[Flow]:
     ]
 
 
-def target(netfilter: NetfilterSocket, flow: Flow) -> tuple[IPAddress, int] | None:
+def target(netfilter: NetfilterSocket, flow: MappedFlow) -> tuple[IPAddress, int] | None:
     """The container's address and port that a map has for the port of a flow, None for none.
 
     A flow to one address of the host is looked for in the map of those.
@@ -226,7 +226,7 @@ def target(netfilter: NetfilterSocket, flow: Flow) -> tuple[IPAddress, int] | No
 
 def _elements_of(
     owners: Owners, netfilter: NetfilterSocket, is_attached: Callable[[str], bool | None]
-) -> tuple[list[Request], set[Flow]]:
+) -> tuple[list[NetlinkRequest], set[MappedFlow]]:
     requests, found = shared_elements.deletions_of_owners(
         netfilter, _sets(netfilter), owners.tag, owners.includes, is_attached
     )
@@ -251,7 +251,7 @@ def _leave(
     owner: Owner,
     netfilter: NetfilterSocket,
     is_attached: Callable[[str], bool | None],
-) -> list[Request]:
+) -> list[NetlinkRequest]:
     """What deletes elements that are the owner's, or hands them on, and its waiting."""
     found: dict[str, list[Element]] = {}
     for entry in entries:
@@ -275,18 +275,18 @@ def _is_waiting(netfilter: NetfilterSocket, entry: Entry, owner: Owner) -> bool:
     return shared_elements.is_waiting(netfilter, entry.map, entry.key, owner)
 
 
-def _wait(entry: Entry, owner: Owner) -> Request:
+def _wait(entry: Entry, owner: Owner) -> NetlinkRequest:
     key_type, data_type = TYPES[entry.map]
     return shared_elements.wait(entry.map, key_type, entry.key, owner, (data_type, entry.data))
 
 
-def _add(entry: Entry, owner: Owner) -> Request:
+def _add(entry: Entry, owner: Owner) -> NetlinkRequest:
     return nfnetlink.add_element(
         NFPROTO_INET, TABLE, entry.map, entry.key, owner.comment, entry.data
     )
 
 
-def _delete(name: str, key: bytes) -> Request:
+def _delete(name: str, key: bytes) -> NetlinkRequest:
     return nfnetlink.delete_element(NFPROTO_INET, TABLE, name, key)
 
 
