@@ -26,7 +26,7 @@ from pycni.runtime.garbage import Garbage
 from pycni.runtime.network import Network
 from pycni.runtime.operation import Operation
 from pycni.runtime.options import Options, checked, with_cancel
-from pycni.runtime.repair import Repaired
+from pycni.runtime.report import AttachmentReport
 from pycni.spec.config import Attachment
 from pycni.spec.result import Result
 
@@ -125,7 +125,7 @@ class AsyncNetwork:
         dry_run: bool = False,
         remake: bool = True,
         **options: Unpack[Options],
-    ) -> list[Repaired]:
+    ) -> list[AttachmentReport]:
         """Put back what others took from the network's attachments."""
         repair = partial(self.network.repair, container_id, ifname, dry_run=dry_run, remake=remake)
         return await _run(repair, options)

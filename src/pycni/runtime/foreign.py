@@ -103,7 +103,7 @@ class Foreign(Plugin):
         if not hasattr(self._plugin, "inspect"):
             return super().inspect(request)
         returned = self._call("inspect", request)
-        return self._list("inspect", returned, "Part", ("kind", "what", "differences"))
+        return self._list("inspect", returned, "StepReport", ("kind", "what", "differences"))
 
     def _list(self, name: str, returned: Any, kind: str, fields: tuple[str, ...]) -> list[Any]:
         wrong: list[object] = [returned]

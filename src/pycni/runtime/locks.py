@@ -133,6 +133,10 @@ class AttachmentLocks:
         _held.set(frozenset())
 
 
+# Of this process: operations of all its networks on one container wait for each other.
+ATTACHMENT_LOCKS = AttachmentLocks()
+
+
 class HeldLock:
     """A turn that is held during a `with` block. what: the container, or all of them."""
 

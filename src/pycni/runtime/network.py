@@ -32,9 +32,9 @@ from pycni.runtime.endpoint import (
 from pycni.runtime.engine import Engine, in_version
 from pycni.runtime.errors import Canceled, ConfigError, PluginError, one_error
 from pycni.runtime.garbage import Garbage
-from pycni.runtime.locks import AttachmentLocks, HeldLock
+from pycni.runtime.locks import ATTACHMENT_LOCKS, HeldLock
 from pycni.runtime.options import Options, with_cancel
-from pycni.runtime.repair import Repaired
+from pycni.runtime.report import AttachmentReport
 from pycni.sdk.plugin import Plugin
 from pycni.spec import versions
 from pycni.spec.config import Attachment
@@ -47,8 +47,6 @@ from pycni.spec.errors import (
 )
 from pycni.spec.result import Result
 from pycni.state.cache import ROOT, CachedAttachment, ResultCache
-
-ATTACHMENT_LOCKS = AttachmentLocks()
 
 _UNKNOWN_COMMAND = "unknown CNI_COMMAND"  # the reference's words
 
@@ -276,7 +274,7 @@ class Network:
         dry_run: bool = False,
         remake: bool = True,
         **options: Unpack[Options],
-    ) -> list[Repaired]:
+    ) -> list[AttachmentReport]:
         """Put back what others took from the network's attachments, and leave alone what is sound.
 
         For all of them, or one container's. Each is repaired with the configuration that it was
@@ -290,7 +288,6 @@ class Network:
         repair = Repair(
             self._engine,
             self._cache,
-            ATTACHMENT_LOCKS,
             self.config,
             self._chain.on_call,
             dry_run,

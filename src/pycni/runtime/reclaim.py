@@ -28,8 +28,7 @@ from pycni.runtime import config as configs
 from pycni.runtime.chain import Chain
 from pycni.runtime.endpoint import Endpoint, pod_of
 from pycni.runtime.engine import Engine
-from pycni.runtime.locks import ProcessLock
-from pycni.runtime.network import ATTACHMENT_LOCKS
+from pycni.runtime.locks import ATTACHMENT_LOCKS, ProcessLock
 from pycni.sdk.collection import remove_leftovers
 from pycni.spec.errors import CNIError
 from pycni.spec.identity import now
