@@ -166,7 +166,9 @@ class PlannedPlugin(Plugin):
                 kinds = tuple(kind for kind in kinds if kind in self.kinds)
         elif claim is None:
             kinds = ()
-        elif self.makes_link and (claim.previous() or kernel.own(ifname)) is not None:
+        elif (
+            self.makes_link and (claim.previous() or ownership.own_link(kernel, ifname)) is not None
+        ):
             kinds = executor.MARKED_KINDS
         elif claim.previous() is not None:
             kinds = self.kinds

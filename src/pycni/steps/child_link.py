@@ -11,6 +11,7 @@ from pycni.kernel.netlink.errors import NetlinkError
 from pycni.plan.steps import SANDBOX
 from pycni.spec.errors import ALREADY_EXISTS, INVALID_CONFIG, CNIError
 from pycni.spec.owner import hashed_name
+from pycni.steps import ownership
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def remove(step: ChildLink, kernel: HostAndSandbox) -> None:
     if sandbox is None:
         return
     for name in (step.name, _temporary(step)):
-        found = kernel.own(name)
+        found = ownership.own_link(kernel, name)
         if found is not None and found.kind == step.type:
             sandbox.discard(found)
             return

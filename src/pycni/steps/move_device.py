@@ -141,7 +141,7 @@ def _remove_unnoted(step: MoveDevice, kernel: HostAndSandbox) -> None:
             configured = "" if step.device.name in found.altnames else step.device.name
             own = configured or _own_name(found.alias)
             _give_back(found, own, sandbox, kernel.host)
-        if found is not None or kernel.own(step.name) is not None:
+        if found is not None or ownership.own_link(kernel, step.name) is not None:
             return
     for stray in _strays(step, kernel):
         _give_back(stray, _own_name(stray.alias), kernel.host, kernel.host)
@@ -162,7 +162,7 @@ def _moved(step: MoveDevice, kernel: HostAndSandbox) -> Marks | None:
     Without an alias another program put it there.
     """
     sandbox = kernel.netns(SANDBOX)
-    own = kernel.own(step.name)
+    own = ownership.own_link(kernel, step.name)
     if own is not None and _own_name(own.alias):
         found = marks.get(sandbox.netlink, own.index)
         if own_device.came_from_host(kernel, found):

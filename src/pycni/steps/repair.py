@@ -99,7 +99,7 @@ def require_own(step: VethPair, kernel: HostAndSandbox, *, marked: bool) -> None
             f"{outer.name} is marked {outer.alias}: the namespace is not that of "
             f"{step.owner.container_id} any more",
         )
-    if not tag and kernel.own(step.name) is None:
+    if not tag and ownership.own_link(kernel, step.name) is None:
         raise CNIError(
             CHECK_FAILED,
             f"{step.name} of {path} is not the interface that prevResult lists",
@@ -121,7 +121,7 @@ def is_absent(step: Step, kernel: HostAndSandbox) -> bool:
 
 def is_in_place(ifname: str, kernel: HostAndSandbox) -> bool:
     """Whether the attachment's interface is there under its name."""
-    own = kernel.own(ifname)
+    own = ownership.own_link(kernel, ifname)
     return own is not None and own.name == ifname
 
 

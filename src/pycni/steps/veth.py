@@ -91,7 +91,7 @@ def remove(step: VethPair, kernel: HostAndSandbox) -> None:
         if others:
             _forget_neighbours(others, outer.master, kernel.host)
         return
-    inner = kernel.own(step.name)
+    inner = ownership.own_link(kernel, step.name)
     if inner is not None and inner.kind and kernel.sandbox is not None:  # lo, say, has none
         kernel.sandbox.discard(inner)
 
