@@ -163,7 +163,7 @@ async def _coroutine() -> Result:
         (lambda: "10.1.2.3/24", ["a str", "expected a Result"]),
         (lambda: Result, ["the class Result", "expected a Result"]),
         (_coroutine, ["a coroutine", "is never awaited"]),
-        (lambda: (Result() for _ in "1"), ["a generator", "nobody"]),
+        (lambda: (Result() for _ in "1"), ["a generator", "never"]),
         (lambda: Result(ips=("10.0.0.1/24",)), ["ips[0]", "a str", "IPConfig"]),
         (lambda: Result(ips=IPConfig(address=ADDRESS)), ["ips", "an IPConfig", "tuple"]),
         (lambda: Result(ips="10.0.0.1/24"), ["ips", "a str", "tuple"]),
