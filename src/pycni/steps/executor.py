@@ -1,8 +1,8 @@
 """The executor of plans: make, check, remove, collect. Called by plugins through `pycni.sdk`.
 
 Invariants: making is all or nothing, what was done is taken back in reverse when a later step
-fails; removing goes on after a failure and reports all of them at the end; the kernel's errors become
-`CNIError` here and nowhere else.
+fails; removing goes on after a failure and reports all of them at the end; the kernel's errors
+become `CNIError` here and nowhere else.
 """
 
 from __future__ import annotations
