@@ -106,7 +106,7 @@ def _require_known(
         return  # nothing is attached to it, so that nothing is amiss
     caches = [ResultCache(root) for root in where]
     attached = {entry.network for cache in caches for entry in cache.attachments()}
-    what = " ".join(
+    what = ", ".join(
         part
         for part in (
             f"container {container_id}" if container_id else "",
