@@ -67,6 +67,10 @@ class Owner(Record):
             _last_tag = key, tag
         return tag
 
+    def owns(self, comment: str) -> bool:
+        """Whether a comment, or an interface's alias, starts with its tag."""
+        return comment.startswith(self.tag)
+
     @property
     def comment(self) -> str:
         """The comment of an nftables object: tag, then names for people; cut to what fits."""

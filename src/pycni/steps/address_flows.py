@@ -73,9 +73,9 @@ def left(kernel: HostAndSandbox) -> set[IPAddress]:
 
 
 def collect(kernel: HostAndSandbox, owners: Owners) -> None:
-    """Forget what `end_with_interface` has left, unless somebody has the address by now."""
-    from pycni.steps.firewall import nftables as firewall_sets
+    """Forget what `end_with_interface` has left, unless another has the address by now."""
+    from pycni.steps.firewall import registry
 
     netfilter = kernel.host.netfilter
     addresses = map(parse_address, owners.addresses(KIND))
-    end([one for one in addresses if firewall_sets.element(netfilter, one) is None], kernel)
+    end([one for one in addresses if registry.element(netfilter, one) is None], kernel)

@@ -18,7 +18,7 @@ from pycni.kernel.netfilter.nfnetlink import NFPROTO_IPV4
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
     from pycni.kernel.netlink.codec import NetlinkRequest
@@ -49,6 +49,11 @@ class IPTablesError(OSError):
 
     def __str__(self) -> str:
         return f"{self.filename}: {self.text}"
+
+
+def program(family: int) -> str:
+    """The program for a family (AF_INET or AF_INET6)."""
+    return _name(family, "")
 
 
 def available(family: int) -> bool:
@@ -126,6 +131,26 @@ def missing(present: Sequence[str], chains: Sequence[str], rules: Sequence[str])
     # Declared, one that another program has just made would be emptied; so it is refused.
     declared = [f"-N {chain}" for chain in chains if not declares(present, chain)]
     return [*declared, *(rule for rule in rules if f"-A{rule[2:]}" not in present)]
+
+
+def lacking(rules: Iterable[str], present: Collection[str]) -> list[str]:
+    """Those of some rules that are not among the lines of a table, as `save` gives them."""
+    return [line for rule in rules if (line := f"-A{rule[2:]}") not in present]
+
+
+def differences(family: int, table: str, rules: Iterable[str]) -> list[str]:
+    """The rules that neither iptables has, a sentence each. Raises IPTablesError."""
+    return sentences(family, table, lacking(rules, {*kept(family, table)}))
+
+
+def sentences(family: int, table: str, lines: Iterable[str]) -> list[str]:
+    """A sentence for CHECK for each rule that a table lacks."""
+    return [f"{program(family)}: table {table} lacks the rule: {line}" for line in lines]
+
+
+def kept(family: int, table: str) -> list[str]:
+    """The lines of a table, whichever iptables keeps it. Raises IPTablesError."""
+    return [*save(family, table), *legacy_lines(family, table)]
 
 
 def delete_rules(

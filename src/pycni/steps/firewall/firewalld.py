@@ -9,18 +9,19 @@ import errno
 
 from pycni.kernel.netfilter import firewalld
 from pycni.spec.errors import INVALID_ENVIRONMENT, CNIError
+from pycni.steps.backend import Applied, Leftovers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pycni.plan.steps import Firewall
     from pycni.spec.ip import IPAddress
-    from pycni.steps.executor import Undo
+    from pycni.spec.owner import Owners
+    from pycni.steps.firewall.closing import Closing
+    from pycni.steps.namespaces import HostAndSandbox
 
 
-def apply(step: Firewall) -> list[Undo]:
-    """Have firewalld trust the addresses. Returns how to undo it."""
+def apply(step: Firewall, kernel: HostAndSandbox, *, thorough: bool = False) -> Applied:
+    """Have firewalld trust the addresses."""
     added: list[str] = []
 
     def undo() -> None:
@@ -37,10 +38,10 @@ def apply(step: Firewall) -> list[Undo]:
         if added:
             undo()
         raise _explained(error, step) from error
-    return [undo] if added else []
+    return Applied(undo if added else None)
 
 
-def check(step: Firewall) -> list[str]:
+def check(step: Firewall, kernel: HostAndSandbox) -> list[str]:
     """The addresses that are no sources of the zone, a sentence each."""
     try:
         with firewalld.Firewalld() as connection:
@@ -53,28 +54,32 @@ def check(step: Firewall) -> list[str]:
         return [str(_explained(error, step))]
 
 
-def remove(
-    addresses: set[IPAddress], zone: str, used: Callable[[set[IPAddress]], set[IPAddress]]
-) -> set[IPAddress]:
-    """Have addresses be sources no more, but those that others use, which are returned.
+def made(step: Firewall, kernel: HostAndSandbox) -> bool:
+    return not check(step, kernel)
 
-    zone: "" for whichever they are in. used: gives those of some addresses that others use.
-    """
+
+def leftovers(
+    owners: Owners, kernel: HostAndSandbox, gone: Closing, step: Firewall | None
+) -> Leftovers:
+    """What has addresses be sources no more."""
+    return Leftovers(then=lambda: _remove(gone))
+
+
+def _remove(gone: Closing) -> None:
+    zone = gone.zone
     try:
         with firewalld.Firewalld() as connection:
-            zones = {one: zone or connection.zone_of(_source(one)) for one in addresses}
+            zones = {one: zone or connection.zone_of(_source(one)) for one in gone.closed}
             trusted = {
                 one for one, where in zones.items() if where and connection.has(where, _source(one))
             }
-            spared = used(trusted)
-            for one in trusted - spared:
+            gone.doubt(trusted)
+            for one in trusted & gone.closed:
                 connection.remove(zones[one], _source(one))
     except firewalld.FirewalldError as error:
         # Without the library nothing of ours is there.
         if error.errno != errno.ENOPKG:
             raise
-        return set()
-    return spared
 
 
 def _source(address: IPAddress) -> str:

@@ -3,9 +3,9 @@
     -A CNI-FORWARD -m set --match-set CNI-FORWARD4 dst -m conntrack --ctstate ... -j ACCEPT
     -A CNI-FORWARD -m set --match-set CNI-FORWARD4 src ... -j ACCEPT
 
-The chains are those of `firewall_iptables`, whose rules for each container make everything grow:
+The chains are those of `firewall.iptables`, whose rules for each container make everything grow:
 packets go through all of them, and so does the kernel at each change. These two do not. Hence they
-are chosen where iptables decides, unless somebody names it; see `firewall.chosen`.
+are chosen where iptables decides, unless the configuration names it; see `firewall.chosen`.
 
 Rules are known by their comments and read over netlink, so iptables must be `iptables-nft`; the
 program runs where one is missing.
@@ -16,6 +16,7 @@ from __future__ import annotations
 from _socket import AF_INET, AF_INET6
 
 from pycni.kernel.netfilter import ipset, iptables, nfnetlink
+from pycni.steps.backend import Applied, Leftovers, applied
 from pycni.steps.executor import give_up
 from pycni.steps.firewall import iptables as firewall_iptables
 from pycni.steps.firewall.iptables import FORWARD, TABLE
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
     from pycni.plan.steps import Firewall
     from pycni.spec.ip import IPAddress
+    from pycni.spec.owner import Owners
     from pycni.steps.executor import Undo
+    from pycni.steps.firewall.closing import Closing
     from pycni.steps.namespaces import HostAndSandbox
 
 SETS = {AF_INET: "CNI-FORWARD4", AF_INET6: "CNI-FORWARD6"}
@@ -41,8 +44,8 @@ def is_usable(netfilter: NetfilterSocket, families: Iterable[int]) -> bool:
     return all(iptables.is_nft(family) and ipset.usable(netfilter, family) for family in families)
 
 
-def apply(step: Firewall, kernel: HostAndSandbox) -> list[Undo]:
-    """Make what is missing. Returns how to take back what is not shared."""
+def apply(step: Firewall, kernel: HostAndSandbox, *, thorough: bool = False) -> Applied:
+    """Make what is missing. What is not shared can be taken back."""
     netfilter = kernel.host.netfilter
     done: list[Undo] = []
     try:
@@ -56,41 +59,52 @@ def apply(step: Firewall, kernel: HostAndSandbox) -> list[Undo]:
 
             iptables.update(family, TABLE, build)
         for address in step.addresses:
-            name = SETS[address.family]
-            if not ipset.contains(netfilter, name, address.packed):
+            if not _has(address, netfilter):
                 # First, for it may be there even if adding it fails: the answer can be lost.
                 done.append(_removal(address, netfilter))
-                ipset.add(netfilter, name, address.packed)
+                ipset.add(netfilter, SETS[address.family], address.packed)
     except OSError:
         give_up(done, kernel)
         raise
-    return done
+    return applied(done)
 
 
-def check(step: Firewall, netfilter: NetfilterSocket) -> list[str]:
-    """What is missing, a sentence each."""
+def check(step: Firewall, kernel: HostAndSandbox) -> list[str]:
+    netfilter = kernel.host.netfilter
     differences: list[str] = []
     for family, addresses in firewall_iptables.by_family(step.addresses).items():
-        program = "iptables" if family == AF_INET else "ip6tables"
+        rules = [
+            rule for rule in _missing(step, netfilter, family) if rule.startswith(("-A", "-I"))
+        ]
+        differences += iptables.sentences(family, TABLE, iptables.lacking(rules, ()))
         differences += (
-            f"{program}: table {TABLE} lacks the rule: -A{line[2:]}"
-            for line in _missing(step, netfilter, family)
-            if not line.startswith("-N ")
-        )
-        differences += (
-            f"{program}: {address} is not in the set {SETS[family]}"
+            f"{iptables.program(family)}: {address} is not in the set {SETS[family]}"
             for address in addresses
-            if not ipset.contains(netfilter, SETS[family], address.packed)
+            if not _has(address, netfilter)
         )
     return differences
 
 
-def has(address: IPAddress, netfilter: NetfilterSocket) -> bool:
-    """Whether an address is in its set."""
+def made(step: Firewall, kernel: HostAndSandbox) -> bool:
+    return any(_has(address, kernel.host.netfilter) for address in step.addresses)
+
+
+def leftovers(
+    owners: Owners, kernel: HostAndSandbox, gone: Closing, step: Firewall | None
+) -> Leftovers:
+    """What takes addresses out of the sets. An entry of one that the sets of nftables give to the
+    owners alone is theirs too.
+    """
+    netfilter = kernel.host.netfilter
+    gone.doubt(one for one in gone.addresses - gone.own if _has(one, netfilter))
+    return Leftovers(then=lambda: _remove(gone.own | gone.closed, netfilter))
+
+
+def _has(address: IPAddress, netfilter: NetfilterSocket) -> bool:
     return ipset.contains(netfilter, SETS[address.family], address.packed)
 
 
-def remove(addresses: Collection[IPAddress], netfilter: NetfilterSocket) -> None:
+def _remove(addresses: Collection[IPAddress], netfilter: NetfilterSocket) -> None:
     """Take addresses out of the sets; what is missing is no error."""
     for address in addresses:
         ipset.delete(netfilter, SETS[address.family], address.packed)
@@ -128,4 +142,4 @@ def _rules(family: int) -> dict[str, str]:
 
 
 def _removal(address: IPAddress, netfilter: NetfilterSocket) -> Undo:
-    return lambda: remove([address], netfilter)
+    return lambda: _remove([address], netfilter)

@@ -6,9 +6,8 @@ container's packets and the answers to them. The rules name no owner.
 
 from __future__ import annotations
 
-from _socket import AF_INET
-
 from pycni.kernel.netfilter import iptables, iptables_nft, nfnetlink
+from pycni.steps.backend import Applied, Leftovers, applied
 from pycni.steps.executor import give_up
 
 TYPE_CHECKING = False
@@ -19,7 +18,9 @@ if TYPE_CHECKING:
     from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.plan.steps import Firewall
     from pycni.spec.ip import IPAddress
+    from pycni.spec.owner import Owners
     from pycni.steps.executor import Undo
+    from pycni.steps.firewall.closing import Closing
     from pycni.steps.namespaces import HostAndSandbox
 
 TABLE = "filter"
@@ -29,17 +30,17 @@ _COMMENT = iptables.comment("CNI firewall plugin rules")
 _ADMIN_COMMENT = iptables.comment("CNI firewall plugin admin overrides")
 
 
-def apply(step: Firewall, kernel: HostAndSandbox, *, fresh: bool) -> list[Undo]:
-    """Make the rules that are missing. Returns how to take back those for the addresses.
+def apply(step: Firewall, kernel: HostAndSandbox, *, thorough: bool = False) -> Applied:
+    """Make the rules that are missing. Those for the addresses can be taken back.
 
-    fresh: there can be no rules for the addresses yet.
+    thorough: there may be rules for the addresses already.
     """
     netfilter = kernel.host.netfilter
     done: list[Undo] = []
     own: list[str] = []
     try:
         for family, addresses in by_family(step.addresses).items():
-            if fresh and _is_ready(step, netfilter, family):
+            if not thorough and _is_ready(step, netfilter, family):
                 netfilter.commit(
                     [
                         request
@@ -63,7 +64,7 @@ def apply(step: Firewall, kernel: HostAndSandbox, *, fresh: bool) -> list[Undo]:
     except OSError:
         give_up(done, kernel)
         raise
-    return done
+    return applied(done)
 
 
 def _is_ready(step: Firewall, netfilter: NetfilterSocket, family: int) -> bool:
@@ -77,21 +78,30 @@ def _is_ready(step: Firewall, netfilter: NetfilterSocket, family: int) -> bool:
     )
 
 
-def check(step: Firewall) -> list[str]:
-    """The rules that are missing, a sentence each."""
+def check(step: Firewall, kernel: HostAndSandbox) -> list[str]:
     differences: list[str] = []
     for family, addresses in by_family(step.addresses).items():
-        present = {*iptables.save(family, TABLE), *iptables.legacy_lines(family, TABLE)}
-        program = "iptables" if family == AF_INET else "ip6tables"
-        differences += (
-            f"{program}: table {TABLE} lacks the rule: -A{rule[2:]}"
-            for rule in (*shared(step), *_rules(addresses))
-            if f"-A{rule[2:]}" not in present
-        )
+        rules = (*shared(step), *_rules(addresses))
+        differences += iptables.differences(family, TABLE, rules)
     return differences
 
 
-class Rules:
+def made(step: Firewall, kernel: HostAndSandbox) -> bool:
+    """Whether there are rules for each address, such as the reference makes."""
+    found = _Rules(step.addresses, kernel.host.netfilter)
+    return found.addresses.issuperset(step.addresses)
+
+
+def leftovers(
+    owners: Owners, kernel: HostAndSandbox, gone: Closing, step: Firewall | None
+) -> Leftovers:
+    """What deletes the rules for addresses, whichever iptables keeps them."""
+    rules = _Rules(gone.addresses, kernel.host.netfilter)
+    gone.doubt(rules.addresses)
+    return Leftovers(then=lambda: rules.remove(gone.closed))
+
+
+class _Rules:
     """The rules for some addresses, whichever iptables keeps them."""
 
     def __init__(self, addresses: Collection[IPAddress], netfilter: NetfilterSocket) -> None:
@@ -117,11 +127,6 @@ class Rules:
         )
         for family, found in by_family(self._by_program.intersection(addresses)).items():
             iptables.delete_rules(self._netfilter, family, TABLE, FORWARD, _rules(found))
-
-
-def remove(addresses: Collection[IPAddress], netfilter: NetfilterSocket) -> None:
-    """Delete the rules for addresses; what is missing is no error."""
-    Rules(addresses, netfilter).remove(addresses)
 
 
 def shared(step: Firewall) -> list[str]:
@@ -152,7 +157,7 @@ def _rules(addresses: Collection[IPAddress]) -> list[str]:
 
 
 def _removal(addresses: Collection[IPAddress], netfilter: NetfilterSocket) -> Undo:
-    return lambda: remove(addresses, netfilter)
+    return lambda: _Rules(addresses, netfilter).remove(addresses)
 
 
 def _undo(family: int, lines: list[str]) -> Undo:

@@ -2,8 +2,7 @@
 
 Where an address is masqueraded again, those that have begun without; where it is not any more,
 those whose answers would be led back to it. What it costs is said in
-`pycni.kernel.netfilter.conntrack`: a detached address pays for a pass over the kernel's table. Used
-by `masquerade`.
+`pycni.kernel.netfilter.conntrack`: a detached address pays for a pass over the kernel's table.
 """
 
 from __future__ import annotations
@@ -64,6 +63,46 @@ def end(
             for address in addresses
             if not is_masqueraded(address)
         ),
+    )
+
+
+def end_detached(
+    addresses: Collection[IPAddress], kernel: HostAndSandbox, is_own: Callable[[str], bool]
+) -> None:
+    """Forget the flows of addresses that no other attachment is masqueraded with.
+
+    Unless all flows of an address have been forgotten already, or will be. is_own: whether a tag or
+    an alias is of an attachment that is not masqueraded any more.
+    """
+    from pycni.steps import address_flows
+
+    done = kernel.without_flows | address_flows.left(kernel)
+    end(
+        [one for one in addresses if one not in done],
+        kernel.host.netfilter,
+        lambda address: _is_masqueraded(address, kernel, is_own),
+    )
+
+
+def _is_masqueraded(
+    address: IPAddress, kernel: HostAndSandbox, is_own: Callable[[str], bool]
+) -> bool:
+    """Whether another attachment has an address and is masqueraded, by any backend."""
+    from pycni.kernel.netfilter import subnet_sets
+    from pycni.steps.masquerade.nftables import SETS
+
+    netfilter = kernel.host.netfilter
+    if subnet_sets.has_key(netfilter, SETS, address.packed):
+        return True
+    from pycni.steps import interfaces
+    from pycni.steps.masquerade import iptables, reference
+
+    chains = iptables.chains_for(netfilter, address)
+    tags = reference.tags_for(netfilter, address)
+    if not chains and not tags:
+        return False
+    return interfaces.is_held(
+        kernel, address, lambda owner: owner.chain() in chains or owner.tag in tags, is_own
     )
 
 

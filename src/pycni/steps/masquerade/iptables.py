@@ -14,8 +14,11 @@ from _socket import AF_INET, AF_INET6
 
 from pycni.kernel.netfilter import iptables, nat_rules, nfnetlink
 from pycni.kernel.netfilter.nfnetlink import IP_FAMILIES, NAT
+from pycni.spec.ip import host_network
 from pycni.spec.owner import Owner
-from pycni.steps.executor import give_up, undo_all
+from pycni.steps import ownership
+from pycni.steps.backend import Applied, Leftovers, applied
+from pycni.steps.executor import give_up
 from pycni.steps.interfaces import Interfaces, staying
 
 TYPE_CHECKING = False
@@ -39,7 +42,7 @@ CHAIN_LENGTH = 28  # of a container's chain, as `Owner.chain` has it
 _MULTICAST = {AF_INET: "224.0.0.0/4", AF_INET6: "ff00::/8"}
 
 
-def apply(step: Masquerade, kernel: HostAndSandbox) -> Undo | None:
+def apply(step: Masquerade, kernel: HostAndSandbox, *, thorough: bool = False) -> Applied:
     """Make the chain and the rules that are missing.
 
     What an interface of the container that has gone left in its chain goes.
@@ -64,7 +67,7 @@ def apply(step: Masquerade, kernel: HostAndSandbox) -> Undo | None:
     except OSError:
         give_up(undos, kernel)
         raise
-    return (lambda: undo_all(undos)) if undos else None
+    return applied(undos)
 
 
 def _change(
@@ -94,36 +97,43 @@ def _change(
     return change, back
 
 
-def check(step: Masquerade) -> list[str]:
-    """The rules that are missing, a sentence each."""
+def check(step: Masquerade, kernel: HostAndSandbox) -> list[str]:
     differences: list[str] = []
     for family, networks in _by_family(step).items():
         rules = [line for lines in _rules_of(step.owner, networks) for line in lines]
-        present = {*iptables.save(family, NAT), *iptables.legacy_lines(family, NAT)}
-        program = "iptables" if family == AF_INET else "ip6tables"
-        differences += (
-            f"{program}: table {NAT} lacks the rule: {rule}"
-            for rule in rules
-            if rule not in present
-        )
+        differences += iptables.differences(family, NAT, rules)
     return differences
 
 
-def made_by_iptables(step: Masquerade, netfilter: NetfilterSocket) -> bool:
+def made(step: Masquerade, kernel: HostAndSandbox) -> bool:
     """Whether the owner's container has its chain."""
-    chain = step.owner.chain()
+    netfilter, chain = kernel.host.netfilter, step.owner.chain()
     families = {network.family for network in step.addresses}
     return any(iptables.has_chain(netfilter, family, NAT, chain) for family in families)
 
 
 def leftovers(
+    owners: Owners, kernel: HostAndSandbox, gone: set[IPAddress], step: Masquerade | None
+) -> Leftovers:
+    """What removes their own rules, whichever iptables keeps them.
+
+    That is a container's chain with the jumps to it, if no other interface has any. The addresses
+    that the rules masqueraded go.
+    """
+    if step is None:
+        return Leftovers(
+            _of_owners(owners, kernel, gone), lambda: _legacy_of_owners(owners, kernel, gone)
+        )
+    if not step.addresses:
+        noted = ownership.noted_addresses(kernel)
+        step = step.replace(addresses=tuple(map(host_network, noted)))
+    return Leftovers(_of_step(step, kernel, gone), lambda: _legacy_of_step(step, kernel, gone))
+
+
+def _of_step(
     step: Masquerade, kernel: HostAndSandbox, gone: set[IPAddress]
 ) -> list[NetlinkRequest]:
-    """What deletes the interface's own rules, where iptables-nft keeps them.
-
-    That is the chain with the jumps to it, if no other interface has any. The addresses that the
-    rules masqueraded are added to gone.
-    """
+    """What deletes an interface's own rules, where iptables-nft keeps them."""
     netfilter, chain = kernel.host.netfilter, step.owner.chain()
     interfaces = Interfaces(kernel, step.owner)
     requests: list[NetlinkRequest] = []
@@ -136,7 +146,7 @@ def leftovers(
     return requests
 
 
-def remove_legacy(step: Masquerade, kernel: HostAndSandbox, gone: set[IPAddress]) -> None:
+def _legacy_of_step(step: Masquerade, kernel: HostAndSandbox, gone: set[IPAddress]) -> None:
     """Delete the same where iptables-legacy keeps it."""
     chain = step.owner.chain()
     interfaces = Interfaces(kernel, step.owner)
@@ -148,8 +158,10 @@ def remove_legacy(step: Masquerade, kernel: HostAndSandbox, gone: set[IPAddress]
         iptables.restore_legacy(family, NAT, _lines_gone(lines, chain, spared))
 
 
-def stale(owners: Owners, kernel: HostAndSandbox, gone: set[IPAddress]) -> list[NetlinkRequest]:
-    """What deletes the rules of their interfaces (iptables-nft); gone as for `leftovers`."""
+def _of_owners(
+    owners: Owners, kernel: HostAndSandbox, gone: set[IPAddress]
+) -> list[NetlinkRequest]:
+    """The same as `_of_step` for all interfaces of some owners."""
     netfilter = kernel.host.netfilter
     requests: list[NetlinkRequest] = []
     for family in IP_FAMILIES:
@@ -173,7 +185,7 @@ def stale(owners: Owners, kernel: HostAndSandbox, gone: set[IPAddress]) -> list[
     return requests
 
 
-def collect_legacy(owners: Owners, kernel: HostAndSandbox, gone: set[IPAddress]) -> None:
+def _legacy_of_owners(owners: Owners, kernel: HostAndSandbox, gone: set[IPAddress]) -> None:
     """Delete the same where iptables-legacy keeps it."""
     for family in IP_FAMILIES:
         lines = iptables.legacy_lines(family, NAT)
