@@ -3,7 +3,7 @@
 The chain port-map-conditional jumps there if the conditions, words of nft, are met. This is the
 one part of port mappings whose rules grow with the containers. Two containers share a port if their
 conditions are not the same; which they are can be compared when both are rules. Used by
-`port_map_nftables`.
+`nftables`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.plan.steps import PortMap, PortMapping
     from pycni.spec.ip import IPNetwork
-    from pycni.spec.owner import Owner, Owners
+    from pycni.spec.owner import Owners
     from pycni.steps.namespaces import HostAndSandbox
     from pycni.steps.port_map.held_ports import HeldPort
 
@@ -144,25 +144,11 @@ def check(step: PortMap, kernel: HostAndSandbox) -> list[str]:
     return differences
 
 
-def leftovers(owner: Owner, netfilter: NetfilterSocket) -> list[NetlinkRequest]:
-    """What deletes the owner's own chains and the jumps to them."""
-    return deletions((prefix + owner.tag for prefix in OWN.values()), netfilter)
-
-
-def deletions(chains: Iterable[str], netfilter: NetfilterSocket) -> list[NetlinkRequest]:
-    """What deletes those of some containers' own chains that are there."""
-    requests: list[NetlinkRequest] = []
-    for chain in chains:
-        if nfnetlink.chain_exists(netfilter, NFPROTO_INET, TABLE, chain):
-            requests += deletion(chain, _jumps(netfilter))
-    return requests
-
-
-def stale(owners: Owners, netfilter: NetfilterSocket) -> list[NetlinkRequest]:
-    """The same for several owners."""
+def leftovers(owners: Owners, netfilter: NetfilterSocket) -> list[NetlinkRequest]:
+    """What deletes the owners' own chains and the jumps to them."""
     listed = owners.listed
     if len(listed) == 1:
-        return leftovers(listed[0], netfilter)
+        return deletions((prefix + listed[0].tag for prefix in OWN.values()), netfilter)
     # By name: what jumps to one may have been deleted.
     jumps = _jumps(netfilter)
     return [
@@ -172,6 +158,15 @@ def stale(owners: Owners, netfilter: NetfilterSocket) -> list[NetlinkRequest]:
         if chain.startswith(prefix) and owners.includes(chain.removeprefix(prefix))
         for request in deletion(chain, jumps)
     ]
+
+
+def deletions(chains: Iterable[str], netfilter: NetfilterSocket) -> list[NetlinkRequest]:
+    """What deletes those of some containers' own chains that are there."""
+    requests: list[NetlinkRequest] = []
+    for chain in chains:
+        if nfnetlink.chain_exists(netfilter, NFPROTO_INET, TABLE, chain):
+            requests += deletion(chain, _jumps(netfilter))
+    return requests
 
 
 def _rules(step: PortMap, network: IPNetwork) -> dict[str, str]:

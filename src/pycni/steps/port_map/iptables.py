@@ -2,32 +2,40 @@
 
 PREROUTING and OUTPUT lead what is for the host to CNI-HOSTPORT-DNAT, whose rules lead to a chain
 for each container of a network, named by a hash of both. What must be masqueraded is marked there,
-on its way to POSTROUTING. What the reference has not are rules that leave the host its own: ::1 and
-link-local addresses.
-
-The interface is no part of the chain's name, so the interfaces of a container in one network share
-it. A rule is of the interface that has the address it leads to (`pycni.steps.interfaces`), and the
-chain goes with the last of them.
+on its way to POSTROUTING. Which rules these are says `iptables_rules`, which of them stay with a
+container's other interfaces `iptables_chain`.
 """
 
 from __future__ import annotations
-
-from _socket import AF_INET, AF_INET6
 
 from pycni.kernel.netfilter import iptables, nat_rules, nfnetlink
 from pycni.kernel.netfilter.nat_rules import RETURN
 from pycni.kernel.netfilter.nfnetlink import IP_FAMILIES, NAT
 from pycni.spec.errors import CNIError
-from pycni.steps.executor import give_up, undo_all
+from pycni.steps.backend import Applied, Leftovers, applied
+from pycni.steps.executor import give_up
 from pycni.steps.interfaces import Interfaces, staying
 from pycni.steps.port_map import port_holders
-from pycni.steps.port_map.layout import (
-    NOT_FOR_ALL,
-    MappedFlow,
-    applicable,
-    conditions,
-    host_address,
+from pycni.steps.port_map.iptables_chain import (
+    deletions,
+    leading_rules,
+    lines_gone,
+    staying_rules,
 )
+from pycni.steps.port_map.iptables_rules import (
+    ENTRY,
+    OLD_OWN,
+    OLD_SNAT,
+    PREFIX,
+    blocks,
+    entries,
+    is_exempting,
+    own_chain,
+    own_rules,
+    shared,
+    text_of,
+)
+from pycni.steps.port_map.layout import MappedFlow
 from pycni.steps.port_map.port_holders import DNAT
 
 TYPE_CHECKING = False
@@ -39,25 +47,12 @@ if TYPE_CHECKING:
     from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.plan.steps import PortMap
     from pycni.spec.ip import IPAddress, IPNetwork
-    from pycni.spec.owner import Owner, Owners
+    from pycni.spec.owner import Owners
     from pycni.steps.executor import Undo
     from pycni.steps.namespaces import HostAndSandbox
 
-    Block = tuple[str, tuple[int, ...]]  # a protocol, and ports that one rule matches
 
-OWN = "CNI-DN-"
-MARK = "CNI-HOSTPORT-SETMARK"
-MASQUERADE = "CNI-HOSTPORT-MASQ"
-OLD_SNAT = "CNI-HOSTPORT-SNAT"  # of early releases of the reference
-
-PORTS_OF_A_RULE = 15  # that the multiport match takes
-
-_ENTRY = f"-A {DNAT} "
-_PREFIX = "dnat "  # of the comments of what leads to a container's chain
-_ANYWHERE = {AF_INET: "0.0.0.0/0", AF_INET6: "::/0"}
-
-
-def apply(step: PortMap, kernel: HostAndSandbox) -> Undo:
+def apply(step: PortMap, kernel: HostAndSandbox, *, thorough: bool = False) -> Applied:
     """Make the shared rules that are missing, and the interface's own again.
 
     What an interface of the container that has gone left in its chain goes.
@@ -66,7 +61,7 @@ def apply(step: PortMap, kernel: HostAndSandbox) -> Undo:
     interfaces = Interfaces(kernel, step.owner)
     undos: list[Undo] = []
 
-    chains, shared = _shared(step)
+    chains, for_all = shared(step)
     back: list[str] = []
     try:
         for network in step.addresses:
@@ -77,7 +72,7 @@ def apply(step: PortMap, kernel: HostAndSandbox) -> Undo:
                     netfilter, network.family, NAT, [*chains, own_chain(step.owner)]
                 )
                 change, back[:] = _change(step, network, present, interfaces)
-                return [*iptables.missing(present, chains, shared), *change]
+                return [*iptables.missing(present, chains, for_all), *change]
 
             iptables.update(family, NAT, build)
             undos.append(iptables.restoring(family, NAT, back))
@@ -87,7 +82,7 @@ def apply(step: PortMap, kernel: HostAndSandbox) -> Undo:
     except (OSError, CNIError):
         give_up(undos, kernel)
         raise
-    return lambda: undo_all(undos)
+    return applied(undos)
 
 
 def _change(
@@ -96,15 +91,15 @@ def _change(
     """The lines that make the interface's own rules, and those that put back what was there."""
     own = own_chain(step.owner)
     rules = nat_rules.parse_lines(present, own)
-    entries = nat_rules.parse_lines(present, DNAT, (own,))
+    callers = nat_rules.parse_lines(present, DNAT, (own,))
     targets = {rule.target for rule in rules if rule.target is not None} - {network.address}
     stay = staying_rules(rules, interfaces.of_others(targets))
     kept = [rule.line for rule in stay]
-    mine = [rule for rule in _own_rules(step, network) if rule not in kept]
+    mine = [rule for rule in own_rules(step, network) if rule not in kept]
     # What conditions look like in a rule is the program's choice, so own ones are always new.
-    wanted = _entries(step, network)
-    lead = _leading(entries, stay, _blocks(step))
-    unwanted = [rule for rule in entries if rule not in lead and rule.line not in wanted]
+    wanted = entries(step, network)
+    lead = leading_rules(callers, stay, blocks(step))
+    unwanted = [rule for rule in callers if rule not in lead and rule.line not in wanted]
     new = [line for line in wanted if line not in present]
     change = [f":{own} - [0:0]", *(f"-D{rule.line[2:]}" for rule in unwanted), *kept, *mine, *new]
     back = [f"-D{line[2:]}" for line in new]
@@ -116,27 +111,27 @@ def _change(
     return change, back
 
 
-def check(step: PortMap) -> list[str]:
-    """The rules that are missing, a sentence each."""
+def check(step: PortMap, kernel: HostAndSandbox) -> list[str]:
     differences: list[str] = []
+    chain = own_chain(step.owner)
     for network in step.addresses:
         family = network.family
-        present = {*iptables.save(family, NAT), *iptables.legacy_lines(family, NAT)}
-        own = [rule for rule in _own_rules(step, network) if not _is_exempting(rule)]
-        lacking = [rule for rule in (*_shared(step)[1], *own) if f"-A{rule[2:]}" not in present]
+        present = {*iptables.kept(family, NAT)}
+        own = [rule for rule in own_rules(step, network) if not is_exempting(rule)]
+        lacking = iptables.lacking((*shared(step)[1], *own), present)
         # How conditions are printed is the program's choice, so the rest of the rule must do.
-        entries = [line for line in present if iptables.jump_of(line) == own_chain(step.owner)]
+        callers = [line for line in present if iptables.jump_of(line) == chain]
         lacking += [
-            f"{_ENTRY}-p {protocol} -m multiport --dports {ports} -j {own_chain(step.owner)}"
-            for protocol, ports in map(_text, _blocks(step))
+            f"{ENTRY}-p {protocol} -m multiport --dports {ports} -j {chain}"
+            for protocol, ports in map(text_of, blocks(step))
             if not any(
-                line.startswith(_ENTRY)
+                line.startswith(ENTRY)
                 and f" -p {protocol} " in line
                 and f" --dports {ports} " in line
-                for line in entries
+                for line in callers
             )
         ]
-        differences += _sentences(family, lacking)
+        differences += iptables.sentences(family, NAT, lacking)
     return differences
 
 
@@ -147,25 +142,100 @@ def lacks_exemptions(step: PortMap) -> list[str]:
     """
     differences: list[str] = []
     for network in step.addresses:
-        exempting = filter(_is_exempting, _own_rules(step, network))
-        if wanted := [*exempting]:
-            family = network.family
-            present = {*iptables.save(family, NAT), *iptables.legacy_lines(family, NAT)}
-            differences += _sentences(family, [rule for rule in wanted if rule not in present])
+        if wanted := [*filter(is_exempting, own_rules(step, network))]:
+            differences += iptables.differences(network.family, NAT, wanted)
     return differences
 
 
-def _sentences(family: int, lacking: Iterable[str]) -> list[str]:
-    program = "iptables" if family == AF_INET else "ip6tables"
-    return [f"{program}: table {NAT} lacks the rule: {rule}" for rule in lacking]
-
-
-def made(step: PortMap, netfilter: NetfilterSocket) -> bool:
+def made(step: PortMap, kernel: HostAndSandbox) -> bool:
     """Whether the owner's container has its chain."""
     return any(
-        iptables.has_chain(netfilter, network.family, NAT, own_chain(step.owner))
+        iptables.has_chain(kernel.host.netfilter, network.family, NAT, own_chain(step.owner))
         for network in step.addresses
     )
+
+
+def leftovers(
+    owners: Owners, kernel: HostAndSandbox, gone: set[MappedFlow], step: PortMap | None
+) -> Leftovers:
+    """What removes their own rules, whichever iptables keeps them.
+
+    That is a container's chain with the jumps to it, if no other interface has rules there. What
+    the rules lead to the container goes.
+    """
+    if step is None:
+        return Leftovers(
+            _of_owners(owners, kernel, gone), lambda: _legacy_of_owners(owners, kernel, gone)
+        )
+    return Leftovers(_of_step(step, kernel, gone), lambda: _legacy_of_step(step, kernel, gone))
+
+
+def _of_step(step: PortMap, kernel: HostAndSandbox, gone: set[MappedFlow]) -> list[NetlinkRequest]:
+    """What deletes an interface's own rules, where iptables-nft keeps them."""
+    netfilter, owner = kernel.host.netfilter, step.owner
+    interfaces = Interfaces(kernel, owner)
+    requests: list[NetlinkRequest] = []
+    for family in IP_FAMILIES:
+        chain = own_chain(owner)
+        if nfnetlink.chain_exists(netfilter, family, NAT, chain):
+            rules = nat_rules.read(netfilter, family, NAT, chain)
+            stay = staying_rules(rules, _spared(step, kernel, rules, interfaces))
+            gone.update(_led(rules, stay))
+            requests += deletions(netfilter, family, chain, rules, stay, blocks(step))
+        requests += iptables.removal(netfilter, family, NAT, owner.chain(OLD_OWN), [OLD_SNAT])
+    return requests
+
+
+def _legacy_of_step(step: PortMap, kernel: HostAndSandbox, gone: set[MappedFlow]) -> None:
+    """Delete the same where iptables-legacy keeps it."""
+    interfaces = Interfaces(kernel, step.owner)
+    chain, old = own_chain(step.owner), step.owner.chain(OLD_OWN)
+    for family in IP_FAMILIES:
+        lines = iptables.legacy_lines(family, NAT, chain)
+        rules = nat_rules.parse_lines(lines, chain)
+        stay = staying_rules(rules, _spared(step, kernel, rules, interfaces))
+        gone.update(_led(rules, stay))
+        change = lines_gone(lines, chain, stay, blocks(step)) + iptables.gone(lines, [old])
+        iptables.restore_legacy(family, NAT, change)
+
+
+def _of_owners(
+    owners: Owners, kernel: HostAndSandbox, gone: set[MappedFlow]
+) -> list[NetlinkRequest]:
+    """The same as `_of_step` for all interfaces of some owners."""
+    netfilter = kernel.host.netfilter
+    requests: list[NetlinkRequest] = []
+    for family in IP_FAMILIES:
+        callers = nat_rules.read(netfilter, family, NAT, DNAT)
+        chains = _chains_of([(entry.comment, entry.jump) for entry in callers], owners)
+        leading = {
+            container: nat_rules.read(netfilter, family, NAT, chain, b"DNAT\0")
+            for container, chain in chains.items()
+        }
+        for container, spared in staying(kernel, owners, _targets(leading)).items():
+            chain = chains[container]
+            rules = nat_rules.read(netfilter, family, NAT, chain)
+            stay = staying_rules(rules, spared)
+            gone.update(_led(rules, stay))
+            requests += deletions(netfilter, family, chain, rules, stay)
+    return requests
+
+
+def _legacy_of_owners(owners: Owners, kernel: HostAndSandbox, gone: set[MappedFlow]) -> None:
+    """Delete the same where iptables-legacy keeps it."""
+    for family in IP_FAMILIES:
+        lines = iptables.legacy_lines(family, NAT, DNAT)
+        marked = [(iptables.comment_of(line), iptables.jump_of(line)) for line in lines]
+        chains = _chains_of(marked, owners)
+        rules = {
+            container: nat_rules.parse_lines(lines, chain) for container, chain in chains.items()
+        }
+        change: list[str] = []
+        for container, spared in staying(kernel, owners, _targets(rules)).items():
+            stay = staying_rules(rules[container], spared)
+            gone.update(_led(rules[container], stay))
+            change += lines_gone(lines, chains[container], stay)
+        iptables.restore_legacy(family, NAT, change)
 
 
 def target(
@@ -197,86 +267,6 @@ def target(
     return None
 
 
-def own_chain(owner: Owner) -> str:
-    """The chain of the owner's container."""
-    return owner.chain(OWN)
-
-
-def leftovers(
-    step: PortMap, kernel: HostAndSandbox, flows: set[MappedFlow]
-) -> list[NetlinkRequest]:
-    """What deletes the interface's own rules, where iptables-nft keeps them.
-
-    That is the chain with the jumps to it, if no other interface has rules there. What the rules
-    lead to the container is added to flows.
-    """
-    netfilter, owner = kernel.host.netfilter, step.owner
-    interfaces = Interfaces(kernel, owner)
-    requests: list[NetlinkRequest] = []
-    for family in IP_FAMILIES:
-        chain = own_chain(owner)
-        if nfnetlink.chain_exists(netfilter, family, NAT, chain):
-            rules = nat_rules.read(netfilter, family, NAT, chain)
-            stay = staying_rules(rules, _spared(step, kernel, rules, interfaces))
-            flows.update(_led(rules, stay))
-            requests += deletions(netfilter, family, chain, rules, stay, _blocks(step))
-        requests += iptables.removal(netfilter, family, NAT, owner.chain("CNI-SN-"), [OLD_SNAT])
-    return requests
-
-
-def remove_legacy(step: PortMap, kernel: HostAndSandbox, flows: set[MappedFlow]) -> None:
-    """Delete the same where iptables-legacy keeps it."""
-    interfaces = Interfaces(kernel, step.owner)
-    chain, old = own_chain(step.owner), step.owner.chain("CNI-SN-")
-    for family in IP_FAMILIES:
-        lines = iptables.legacy_lines(family, NAT, chain)
-        rules = nat_rules.parse_lines(lines, chain)
-        stay = staying_rules(rules, _spared(step, kernel, rules, interfaces))
-        flows.update(_led(rules, stay))
-        change = lines_gone(lines, chain, stay, _blocks(step)) + iptables.gone(lines, [old])
-        iptables.restore_legacy(family, NAT, change)
-
-
-def stale(owners: Owners, kernel: HostAndSandbox, flows: set[MappedFlow]) -> list[NetlinkRequest]:
-    """What deletes the rules of their interfaces (iptables-nft); flows as for `leftovers`."""
-    netfilter = kernel.host.netfilter
-    requests: list[NetlinkRequest] = []
-    for family in IP_FAMILIES:
-        entries = nat_rules.read(netfilter, family, NAT, DNAT)
-        chains = _chains_of([(entry.comment, entry.jump) for entry in entries], owners)
-        leading = {
-            container: nat_rules.read(netfilter, family, NAT, chain, b"DNAT\0")
-            for container, chain in chains.items()
-        }
-        for container, spared in staying(kernel, owners, _targets(leading)).items():
-            chain = chains[container]
-            rules = nat_rules.read(netfilter, family, NAT, chain)
-            stay = staying_rules(rules, spared)
-            flows.update(_led(rules, stay))
-            requests += deletions(netfilter, family, chain, rules, stay)
-    return requests
-
-
-def collect_legacy(owners: Owners, kernel: HostAndSandbox, flows: set[MappedFlow]) -> None:
-    """Delete the same where iptables-legacy keeps it."""
-    for family in IP_FAMILIES:
-        lines = iptables.legacy_lines(family, NAT, DNAT)
-        marked = [(iptables.comment_of(line), iptables.jump_of(line)) for line in lines]
-        chains = _chains_of(marked, owners)
-        rules = {
-            container: nat_rules.parse_lines(lines, chain) for container, chain in chains.items()
-        }
-        change: list[str] = []
-        for container, spared in staying(kernel, owners, _targets(rules)).items():
-            stay = staying_rules(rules[container], spared)
-            flows.update(_led(rules[container], stay))
-            change += lines_gone(lines, chains[container], stay)
-        iptables.restore_legacy(family, NAT, change)
-
-
-# --- whose rules stay ----------------------------------------------------------------------------
-
-
 def _spared(
     step: PortMap, kernel: HostAndSandbox, rules: Iterable[NatRule], interfaces: Interfaces
 ) -> set[IPAddress]:
@@ -285,82 +275,6 @@ def _spared(
     if not step.addresses and kernel.sandbox is None:
         return interfaces.noted_of_others(targets)
     return interfaces.of_others(targets - {network.address for network in step.addresses})
-
-
-def staying_rules(rules: Sequence[NatRule], spared: Collection[IPAddress]) -> list[NatRule]:
-    """The rules of a container's chain that lead to spared addresses, and what goes with those."""
-    leading = [rule for rule in rules if rule.target in spared]
-    return [
-        rule
-        for rule in rules
-        if rule in leading
-        or (rule.target is None and any(_goes_with(rule, other) for other in leading))
-    ]
-
-
-def _goes_with(rule: NatRule, leading: NatRule) -> bool:
-    """Whether a rule marks packets that another one leads to its address, or keeps some from it."""
-    if rule.jump == RETURN:
-        ports = rule.protocol, rule.ports
-        return leading.destination is None and ports == (leading.protocol, leading.ports)
-    if rule.traffic != leading.traffic or leading.target is None:
-        return False
-    source = rule.source
-    return source is None or source.address.is_loopback or source.contains(leading.target)
-
-
-def _leading(
-    entries: Iterable[NatRule], stay: Iterable[NatRule], own: Collection[Block] = ()
-) -> list[NatRule]:
-    """The rules that lead to a chain with what stays in it.
-
-    own: what an interface had that has none of that; such a rule stays only if no other one leads
-    to the same ports, since interfaces with equal mappings share it.
-    """
-    left = {(rule.protocol, port) for rule in stay if rule.target for port in rule.ports}
-    found: list[NatRule] = []
-    for rule in sorted(entries, key=lambda rule: (rule.protocol, rule.ports) in own):
-        ports = {(rule.protocol, port) for port in rule.ports}
-        is_own = (rule.protocol, rule.ports) in own
-        covered = {(other.protocol, port) for other in found for port in other.ports if is_own}
-        if ports & left - covered:
-            found.append(rule)
-    return found
-
-
-def deletions(
-    netfilter: NetfilterSocket,
-    family: int,
-    chain: str,
-    rules: Sequence[NatRule],
-    stay: Sequence[NatRule],
-    own: Collection[Block] = (),
-) -> list[NetlinkRequest]:
-    """What deletes the rules of a container's chain but some, and what leads to none of those."""
-    if not stay:
-        return iptables.removal(netfilter, family, NAT, chain, [DNAT])
-    found = nat_rules.read(netfilter, family, NAT, DNAT, chain.encode())
-    entries = [rule for rule in found if rule.jump == chain]
-    lead = _leading(entries, stay, own)
-    return [
-        nfnetlink.delete_rule(family, NAT, rule.chain, rule.handle)
-        for rule in (*entries, *rules)
-        if rule not in lead and rule not in stay
-    ]
-
-
-def lines_gone(
-    lines: Sequence[str], chain: str, stay: Sequence[NatRule], own: Collection[Block] = ()
-) -> list[str]:
-    """The same as lines for iptables-restore."""
-    if not stay:
-        return iptables.gone(lines, [chain])
-    rules = nat_rules.parse_lines(lines, chain)
-    entries = nat_rules.parse_lines(lines, DNAT, (chain,))
-    lead = _leading(entries, stay, own)
-    return [
-        f"-D{rule.line[2:]}" for rule in (*entries, *rules) if rule not in lead and rule not in stay
-    ]
 
 
 def _led(rules: Iterable[NatRule], stay: Collection[NatRule]) -> Iterator[MappedFlow]:
@@ -379,91 +293,6 @@ def _targets(rules: dict[str, list[NatRule]]) -> dict[str, set[IPAddress]]:
     }
 
 
-# --- the rules -----------------------------------------------------------------------------------
-
-
-def _shared(step: PortMap) -> tuple[list[str], list[str]]:
-    """The chains and rules that all containers share."""
-    chains = [DNAT]
-    rules = [
-        f"-A {hook} -m addrtype --dst-type LOCAL -j {DNAT}" for hook in ("PREROUTING", "OUTPUT")
-    ]
-    if step.snat and not step.mark_chain:
-        mark = f"{1 << step.mark_bit:#x}/{1 << step.mark_bit:#x}"
-        comment = iptables.comment("CNI portfwd masquerade mark")
-        masquerade = iptables.comment("CNI portfwd requiring masquerade")
-        chains += [MARK, MASQUERADE]
-        rules += [
-            f"-A {MARK} {comment} -j MARK --set-xmark {mark}",
-            f"-A {MASQUERADE} -m mark --mark {mark} -j MASQUERADE",
-            # First, since the masquerading of bridge accepts what stays in its subnet.
-            f"-I POSTROUTING {masquerade} -j {MASQUERADE}",
-        ]
-    return chains, rules
-
-
-def _own_rules(step: PortMap, network: IPNetwork) -> list[str]:
-    """The rules of the container's own chain."""
-    family, target = network.family, str(network.address)
-    sources = [_ANYWHERE[family] if step.masquerade_all else str(network.network)]
-    if family == AF_INET and not step.masquerade_all:
-        sources.append("127.0.0.1/32")
-    if family == AF_INET6:
-        target = f"[{target}]"
-    chain = f"-A {own_chain(step.owner)}"
-    rules = []
-    for mapping in applicable(step, family):
-        host, protocol = host_address(mapping), mapping.protocol
-        match = "" if host is None else f"-d {host}/{host.bits} "
-        match += f"-p {protocol} -m {protocol} --dport {mapping.host_port}"
-        if family == AF_INET6 and host is None:
-            rules += [f"{chain} -d {own} {match} -j {RETURN}" for own in NOT_FOR_ALL]
-        if step.snat:
-            rules += [
-                f"{chain} {_source(source)}{match} -j {step.mark_chain or MARK}"
-                for source in sources
-            ]
-        rules.append(f"{chain} {match} -j DNAT --to-destination {target}:{mapping.container_port}")
-    return rules
-
-
-def _is_exempting(line: str) -> bool:
-    """Whether a rule leaves packets to the host."""
-    return line.endswith(f" -j {RETURN}")
-
-
-def _source(source: str) -> str:
-    return "" if source in _ANYWHERE.values() else f"-s {source} "
-
-
-def _entries(step: PortMap, network: IPNetwork) -> list[str]:
-    """The rules that lead to the container's own chain."""
-    words = "".join(f"{iptables.quoted(word)} " for word in conditions(step, network.family))
-    owner = step.owner
-    text = owner.iptables_comment_after(_PREFIX)
-    return [
-        f"{_ENTRY}-p {protocol} {iptables.comment(text)} -m multiport --dports {ports} {words}"
-        f"-j {own_chain(owner)}"
-        for protocol, ports in map(_text, _blocks(step))
-    ]
-
-
-def _text(block: Block) -> tuple[str, str]:
-    return block[0], ",".join(map(str, block[1]))
-
-
-def _blocks(step: PortMap) -> list[Block]:
-    """The host's ports by protocol, as many together as fit into a rule."""
-    blocks: list[Block] = []
-    for protocol in sorted({mapping.protocol for mapping in step.mappings}):
-        ports = [mapping.host_port for mapping in step.mappings if mapping.protocol == protocol]
-        blocks += [
-            (protocol, tuple(ports[first : first + PORTS_OF_A_RULE]))
-            for first in range(0, len(ports), PORTS_OF_A_RULE)
-        ]
-    return blocks
-
-
 def _chains_of(marked: Iterable[tuple[str, str]], owners: Owners) -> dict[str, str]:
     """The chains of the network's containers, by container."""
-    return owners.chains(marked, own_chain, _PREFIX)
+    return owners.chains(marked, own_chain, PREFIX)

@@ -15,7 +15,7 @@ come back through the host. Packets to 127.0.0.0/8 that come from elsewhere are 
 A port that a container has in two networks is the first one's, and the second one waits for
 it: see `pycni.kernel.netfilter.shared_elements`.
 
-Mappings with conditions are the exception: see `port_map_conditional`.
+Mappings with conditions are the exception: see `conditional`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from pycni.kernel.netfilter.nfnetlink import NFPROTO_INET, Element
 from pycni.kernel.netfilter.subnet_sets import Membership
 from pycni.spec.errors import CNIError
 from pycni.spec.ip import IPAddress
-from pycni.spec.owner import Owners, tag_of
-from pycni.spec.record import Record
+from pycni.spec.owner import tag_of
+from pycni.steps.backend import Applied, Leftovers
 from pycni.steps.executor import give_up
 from pycni.steps.ownership import is_same_container
-from pycni.steps.port_map import conditional as port_map_conditional
+from pycni.steps.port_map import conditional
 from pycni.steps.port_map.layout import (
     ADDRESS,
     ANY,
@@ -57,32 +57,14 @@ if TYPE_CHECKING:
     from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
     from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.plan.steps import PortMap
-    from pycni.spec.owner import Owner
-    from pycni.steps.executor import Undo
+    from pycni.spec.owner import Owner, Owners
     from pycni.steps.namespaces import HostAndSandbox
     from pycni.steps.port_map.layout import Entry
 
 HARM = "no port leads to a container"
 
 
-class Applied(Record):
-    """What `apply` has done.
-
-    undo: None if there was nothing to do; rules: whether rules for all were missing; replaced:
-    whether an earlier holder of an address had left something.
-    """
-
-    undo: Undo | None
-    rules: bool = False
-    replaced: bool = False
-
-
-def apply(
-    step: PortMap,
-    kernel: HostAndSandbox,
-    *,
-    thorough: bool = False,
-) -> Applied:
+def apply(step: PortMap, kernel: HostAndSandbox, *, thorough: bool = False) -> Applied:
     """Make what is missing.
 
     thorough: look for rules that an ADD takes to be there with others. Raises CNIError if a port is
@@ -127,19 +109,19 @@ def apply(
             lambda: [
                 *_leave([*made, *waiting], step.owner, netfilter, is_attached),
                 *membership.undone(),
-                *port_map_conditional.deletions(conditional or (), netfilter),
+                *conditional.deletions(chains or (), netfilter),
             ]
         )
 
-    conditional: list[str] | None = None
+    chains: list[str] | None = None
     netfilter.update(missing)
     try:
-        conditional = port_map_conditional.apply(step, kernel)
+        chains = conditional.apply(step, kernel)
     except BaseException:
         give_up([undo], kernel)
         raise
     membership.collect_earlier()
-    changed = has_written or conditional is not None or made or waiting or membership.has_changed
+    changed = has_written or chains is not None or made or waiting or membership.has_changed
     replaced = has_replaced or bool(membership.replaced)
     return Applied(undo if changed else None, has_written, replaced)
 
@@ -173,27 +155,26 @@ def check(step: PortMap, kernel: HostAndSandbox) -> list[str]:
         ),
         HARM,
     )
-    return differences + port_map_conditional.check(step, kernel)
+    return differences + conditional.check(step, kernel)
+
+
+def made(step: PortMap, kernel: HostAndSandbox) -> bool:
+    return not check(step, kernel)
 
 
 def leftovers(
-    owner: Owner, netfilter: NetfilterSocket, is_attached: Callable[[str], bool | None]
-) -> tuple[list[NetlinkRequest], set[MappedFlow]]:
-    """What deletes all that is the owner's, and the flows that it leads to the container.
+    owners: Owners, kernel: HostAndSandbox, gone: set[MappedFlow], step: PortMap | None
+) -> Leftovers:
+    """What deletes all that is the owners', and the flows that it leads to containers.
 
     Whatever the mappings were: those of a DEL need not be those of the ADD.
     """
-    owners = Owners(owner.network, frozenset((owner.attachment,)))
-    requests, flows = _elements_of(owners, netfilter, is_attached)
-    return requests + port_map_conditional.leftovers(owner, netfilter), flows
-
-
-def stale(
-    owners: Owners, netfilter: NetfilterSocket, is_attached: Callable[[str], bool | None]
-) -> tuple[list[NetlinkRequest], set[MappedFlow]]:
-    """The same for several owners."""
-    requests, flows = _elements_of(owners, netfilter, is_attached)
-    return requests + port_map_conditional.stale(owners, netfilter), flows
+    netfilter = kernel.host.netfilter
+    requests, found = shared_elements.deletions_of_owners(
+        netfilter, _sets(netfilter), owners.tag, owners.includes, kernel.is_attached
+    )
+    gone.update(decoded(item)[0] for item in found if item.data)
+    return Leftovers(requests + conditional.leftovers(owners, netfilter))
 
 
 def delete_unused(netfilter: NetfilterSocket) -> None:
@@ -222,15 +203,6 @@ def target(netfilter: NetfilterSocket, flow: MappedFlow) -> tuple[IPAddress, int
         return None
     address, port = found.data[:-PORT_SIZE], found.data[-PORT_SIZE:]
     return IPAddress(address), int.from_bytes(port[:2], "big")
-
-
-def _elements_of(
-    owners: Owners, netfilter: NetfilterSocket, is_attached: Callable[[str], bool | None]
-) -> tuple[list[NetlinkRequest], set[MappedFlow]]:
-    requests, found = shared_elements.deletions_of_owners(
-        netfilter, _sets(netfilter), owners.tag, owners.includes, is_attached
-    )
-    return requests, {decoded(item)[0] for item in found if item.data}
 
 
 # --- elements ------------------------------------------------------------------------------------
@@ -265,7 +237,7 @@ def _leave(
             netfilter,
             name,
             elements,
-            lambda comment: comment.startswith(owner.tag),
+            owner.owns,
             is_attached,
         )
     ]
@@ -291,7 +263,7 @@ def _delete(name: str, key: bytes) -> NetlinkRequest:
 
 
 def _is_owned(found: Element | None, owner: Owner) -> bool:
-    return found is not None and found.comment.startswith(owner.tag)
+    return found is not None and owner.owns(found.comment)
 
 
 def _is_whole(found: Element, entry: Entry, owner: Owner) -> bool:
@@ -314,7 +286,7 @@ def _gives_way(found: Element, entry: Entry, step: PortMap, kernel: HostAndSandb
 def _require_free(entry: Entry, step: PortMap, kernel: HostAndSandbox) -> None:
     """Raise a CNIError if another container has the port on all addresses of the host.
 
-    What is for one address would take that one away from it. The other way round nobody loses
+    What is for one address would take that one away from it. The other way round no one loses
     anything: what is for all addresses leaves out those that others have.
     """
     if entry.map in ANY.values():
