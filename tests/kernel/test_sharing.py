@@ -433,7 +433,7 @@ def test_what_somebody_else_has_removed_meanwhile_was_not_replaced(
         monkeypatch.undo()
         assert any(what.startswith("delete ") for what in asked)
         assert made.undo is not None
-        assert not made.replaced
+        assert not made.has_replaced
         assert port_map.check(new, kernel) == []
 
 

@@ -37,6 +37,7 @@ from pycni.steps import (
     shaping,
     veth,
 )
+from pycni.steps.backend import Leftovers
 from pycni.steps.masquerade import flows as masquerade_flows
 from pycni.steps.masquerade import iptables as masquerade_iptables
 from pycni.steps.port_map import flows as port_map_flows
@@ -74,6 +75,10 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 def _none_of_them(*_: Any, **__: Any) -> list[Any]:
     return []
+
+
+def _no_leftovers(*_: Any) -> Leftovers:
+    return Leftovers()
 
 
 def _lease_first() -> Patches:
@@ -114,7 +119,7 @@ def _sweep_by_network() -> Patches:
 
 
 def _forgotten_backend() -> Patches:
-    return ((masquerade_iptables, "leftovers", _none_of_them),)
+    return ((masquerade_iptables, "leftovers", _no_leftovers),)
 
 
 def _forgotten_family() -> Patches:
@@ -176,7 +181,7 @@ def _masquerade_left() -> Patches:
 
 
 def _port_left() -> Patches:
-    return ((port_map_nftables, "leftovers", lambda *_: ([], set())),)
+    return ((port_map_nftables, "leftovers", _no_leftovers),)
 
 
 def _port_taken_over() -> Patches:
