@@ -1,7 +1,7 @@
 """portmap: ports of the host lead to the container.
 
 The ports come from the runtime (capability portMappings). What they become on the host stands in
-`pycni.steps.port_map.nftables` and `port_map_iptables`; DEL removes all but what containers
+`pycni.steps.port_map.nftables` and `iptables` beside it; DEL removes all but what containers
 share.
 """
 

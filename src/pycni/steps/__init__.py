@@ -11,6 +11,9 @@ and `repair`, which is the executor's verb of that name.
     current(step, kernel) -> Step | None    the step with the value that the kernel has now
     collect(kernel, owners) -> None         remove what these attachments left, by their marks
 
+Where several backends can make a step, as nftables and iptables can, its module is a package with a
+module for each: see `backend`.
+
 `kernel` is a `pycni.steps.namespaces.HostAndSandbox`: the host and the sandbox, each with a netlink
 socket.
 """

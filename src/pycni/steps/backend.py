@@ -68,6 +68,22 @@ if TYPE_CHECKING:
             """
 
 
+# Of port_map and masquerade: what an ADD tries, and all that a removal looks at.
+NFTABLES_OR_IPTABLES = ("nftables", "iptables")
+EVERY = ("nftables", "reference", "iptables")
+_ACCEPTED = {"": EVERY, "nftables": ("nftables", "reference")}
+
+
+def tried(named: str) -> tuple[str, ...]:
+    """The backends by which an ADD tries to make something, in order. named: "" for none."""
+    return (named,) if named else NFTABLES_OR_IPTABLES
+
+
+def accepted(named: str) -> tuple[str, ...]:
+    """The backends that CHECK accepts; what the reference's nftables backend made is nftables."""
+    return _ACCEPTED.get(named, (named,))
+
+
 class Applied(Record):
     """What `Backend.apply` has done.
 

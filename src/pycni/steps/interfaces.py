@@ -1,10 +1,9 @@
 """Which interface has an address: for rules that are known by addresses alone.
 
-Rules of iptables name a container and not its interface, or nobody at all. They lead to addresses
-or come from them, and the container's namespace says who has which. Where that is gone, all
-namespaces are looked at (`pycni.kernel.all_addresses`), since a path that is gone does not mean
-that the namespace is. Used by `port_map_iptables`, `held_ports`, `masquerade`,
-`masquerade_iptables` and `firewall`.
+Rules of iptables name a container and not its interface, or no one at all. They lead to addresses
+or come from them, and the container's namespace says which interface has which. Where that is gone,
+all namespaces are looked at (`pycni.kernel.all_addresses`), since a path that is gone does not mean
+that the namespace is. Used by `port_map`, `masquerade` and `firewall`.
 """
 
 from __future__ import annotations

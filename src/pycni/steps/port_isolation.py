@@ -189,7 +189,7 @@ def _own(
         found = nfnetlink.element(
             netfilter, NFPROTO_BRIDGE, TABLE, PORTS, nfnetlink.ifname_key(port.name)
         )
-        if found is not None and found.comment.startswith(step.owner.tag):
+        if found is not None and step.owner.owns(found.comment):
             requests.append(_delete(nfnetlink.ifname_key(port.name)))
     return requests
 

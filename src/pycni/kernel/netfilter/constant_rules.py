@@ -36,8 +36,8 @@ def set_up(
 ) -> bool:
     """Make the chains that are not whole, after what they refer to. Raises NftError.
 
-    declarations: the sets, maps and further chains, such as `map NAME { type ...; }`. Somebody may
-    have deleted one that no rule refers to, which an element's refusal shows; then they are looked
+    declarations: the sets, maps and further chains, such as `map NAME { type ...; }`. One that no
+    rule refers to may have been deleted, which an element's refusal shows; then they are looked
     for too. Returns whether there was anything to make.
     """
     broken = [chain for chain in chains if not _is_whole(netfilter, chain)]

@@ -123,7 +123,7 @@ class Firewalld:
 def is_active(netfilter: NetfilterSocket) -> bool:
     """Whether firewalld decides what this host, that is, this network namespace forwards.
 
-    Told by its chains; where they are missing, it may just be reloading them, so it is asked too
+    Its chains show it; where they are missing, it may just be reloading them, so it is asked too
     if it is installed and there is a D-Bus.
     """
     if any(nfnetlink.chain_exists(netfilter, *chain) for chain in _CHAINS):

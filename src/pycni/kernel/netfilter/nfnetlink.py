@@ -215,7 +215,7 @@ class NetfilterSocket(NetlinkSocket):
             raise failure
 
 
-# Sockets that nobody uses, each with its process and namespace.
+# Sockets that are not in use, each with its process and namespace.
 _idle: list[tuple[_Home, NetfilterSocket]] = []
 _MOST_IDLE = 32
 _is_closed_at_exit = False

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from _socket import AF_INET, AF_INET6
 
-from pycni.kernel.netfilter import constant_rules, nfnetlink, shared_elements
+from pycni.kernel.netfilter import constant_rules, nfnetlink
 from pycni.kernel.netfilter.constant_rules import TABLE, ConstantChain
 from pycni.kernel.netfilter.nfnetlink import NFPROTO_INET
 from pycni.spec.record import Record
@@ -79,7 +79,7 @@ class Membership:
 
     made: the members that `missing` last asked for; replaced: those of them that were another's;
     fresh: the subnets whose rules it made. new: the keys are probably in no set yet, as a new
-    container's; the kernel's refusal tells otherwise. is_attached: see
+    container's; the kernel's refusal shows otherwise. is_attached: see
     `steps.context.HostAndSandbox`.
     """
 
@@ -123,7 +123,7 @@ class Membership:
             requests += self._into_own_set(member, own, found.pop(own, None))
             for name, item in found.items():
                 # It is of another subnet now, or was left by an earlier holder of the address.
-                if self._is_stale(item) or item.comment.startswith(self._owner.tag):
+                if self._is_stale(item) or self._owner.owns(item.comment):
                     requests += self._deletions(name, [item])
         return requests
 
@@ -213,10 +213,12 @@ class Membership:
         comment = self._owner.comment
         if found is not None and found.comment == comment:
             return []
-        if found is not None and not found.comment.startswith(self._owner.tag):
+        if found is not None and not self._owner.owns(found.comment):
             if not self._is_stale(found):
                 if self._is_waiting(member):
                     return []
+                from pycni.kernel.netfilter import shared_elements
+
                 self._waiting.append(member)
                 kind = self._feature.types[member.subnet.family]
                 return [shared_elements.wait(name, kind, member.key, self._owner)]
@@ -227,9 +229,13 @@ class Membership:
         return [*requests, add]
 
     def _is_stale(self, item: Element) -> bool:
+        from pycni.kernel.netfilter import shared_elements
+
         return shared_elements.is_stale(item.comment, self._owner, self._is_attached)
 
     def _is_waiting(self, member: Member) -> bool:
+        from pycni.kernel.netfilter import shared_elements
+
         name = set_name(self._feature, member.subnet)
         return shared_elements.is_waiting(self._netfilter, name, member.key, self._owner)
 
@@ -242,16 +248,18 @@ class Membership:
             elements = (_element(self._netfilter, name, key) for key in own)
             requests += self._deletions(
                 name,
-                [item for item in elements if item and item.comment.startswith(self._owner.tag)],
+                [item for item in elements if item and self._owner.owns(item.comment)],
             )
         return requests
 
     def _deletions(self, name: str, items: Iterable[Element]) -> list[NetlinkRequest]:
+        from pycni.kernel.netfilter import shared_elements
+
         return shared_elements.deletions(
             self._netfilter,
             name,
             items,
-            lambda comment: comment.startswith(self._owner.tag),
+            self._owner.owns,
             self._is_attached,
         )
 
@@ -309,6 +317,8 @@ def sets(netfilter: NetfilterSocket, feature: Feature) -> list[str]:
 
 def has_key(netfilter: NetfilterSocket, feature: Feature, key: bytes) -> bool:
     """Whether a key is in one of a feature's sets."""
+    from pycni.kernel.netfilter import shared_elements
+
     return any(
         _element(netfilter, name, key) is not None
         for name in sets(netfilter, feature)
@@ -318,6 +328,8 @@ def has_key(netfilter: NetfilterSocket, feature: Feature, key: bytes) -> bool:
 
 def delete_unused(netfilter: NetfilterSocket, feature: Feature) -> None:
     """Delete the sets that have no members, with their rules."""
+    from pycni.kernel.netfilter import shared_elements
+
     names = sets(netfilter, feature)
     shared_elements.delete_unused(netfilter, names)
     own = [name for name in names if not shared_elements.is_waiting_set(name)]

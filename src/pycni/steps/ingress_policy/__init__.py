@@ -45,7 +45,7 @@ def check(step: IngressPolicy, kernel: HostAndSandbox) -> list[str]:
 
 
 def collect(kernel: HostAndSandbox, owners: Owners) -> None:
-    """Remove what is about bridges that are not there, or about what is none, whoever made it."""
+    """Remove what is about bridges that are not there, or about what is none, by any backend."""
     gone: dict[str, bool] = {}
 
     def is_gone(bridge: str) -> bool:

@@ -41,12 +41,6 @@ def _readable(name: str) -> Readable[Masquerade, Gone]:
     return _writable(name)
 
 
-_CHOICE = ("nftables", "iptables")
-_ALL = ("nftables", "reference", "iptables")
-# What CHECK accepts, by the backend named: what the reference's made is nftables too.
-_ACCEPTED = {"": _ALL, "nftables": ("nftables", "reference"), "iptables": ("iptables",)}
-
-
 def apply(step: Masquerade, kernel: HostAndSandbox) -> Undo | None:
     """Have the addresses masqueraded. What an earlier holder of one has left is replaced.
 
@@ -54,15 +48,14 @@ def apply(step: Masquerade, kernel: HostAndSandbox) -> Undo | None:
     """
     if not step.addresses:
         return None
-    names = (step.backend,) if step.backend else _CHOICE
-    return backend.apply(step, kernel, names, _writable).undo
+    return backend.apply(step, kernel, backend.tried(step.backend), _writable).undo
 
 
 def check(step: Masquerade, kernel: HostAndSandbox) -> list[str]:
     """What keeps the addresses from being masqueraded."""
     if not step.addresses:
         return []
-    return backend.check(step, kernel, _ACCEPTED[step.backend], _readable)
+    return backend.check(step, kernel, backend.accepted(step.backend), _readable)
 
 
 def repair(step: Masquerade, kernel: HostAndSandbox) -> None:
@@ -87,13 +80,19 @@ def remove(step: Masquerade, kernel: HostAndSandbox) -> None:
     )
     gone = {network.address for network in step.addresses} or {*ownership.noted_addresses(kernel)}
     owners = Owners(owner.network, (owner.attachment,))
-    _remove(_ALL if is_by_iptables else _ACCEPTED["nftables"], owners, kernel, gone, step)
+    _remove(
+        backend.EVERY if is_by_iptables else backend.accepted("nftables"),
+        owners,
+        kernel,
+        gone,
+        step,
+    )
 
 
 def collect(kernel: HostAndSandbox, owners: Owners) -> None:
     """Remove what masquerades for them. Afterwards no set is left of a subnet without addresses."""
     gone = set(map(parse_address, owners.addresses("masquerade")))
-    _remove(_ALL, owners, kernel, gone)
+    _remove(backend.EVERY, owners, kernel, gone)
 
 
 def _remove(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from _socket import AF_INET, AF_INET6
 
-from pycni.kernel.netfilter import nfnetlink, shared_elements, subnet_sets
+from pycni.kernel.netfilter import nfnetlink, subnet_sets
 from pycni.kernel.netfilter.constant_rules import TABLE
 from pycni.kernel.netfilter.nfnetlink import NFPROTO_INET
 from pycni.kernel.netfilter.subnet_sets import Feature, Member, Membership
@@ -94,6 +94,8 @@ def leftovers(
     """
     if step is not None and step.addresses:
         return Leftovers(_membership(step, kernel).leftovers())
+    from pycni.kernel.netfilter import shared_elements
+
     netfilter = kernel.host.netfilter
     names = subnet_sets.sets(netfilter, SETS)
     requests, found = shared_elements.deletions_of_owners(

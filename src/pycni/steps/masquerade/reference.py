@@ -21,9 +21,9 @@ CHAIN = "masq_checks"
 
 def made(step: Masquerade, kernel: HostAndSandbox) -> bool:
     """Whether it masquerades for the owner."""
-    tag = step.owner.tag
-    owned = [rule for rule in _rules(kernel.host.netfilter) if rule.comment.startswith(tag)]
-    return len(owned) >= len(step.addresses)
+    owns = step.owner.owns
+    rules = _rules(kernel.host.netfilter)
+    return sum(owns(rule.comment) for rule in rules) >= len(step.addresses)
 
 
 def check(step: Masquerade, kernel: HostAndSandbox) -> list[str]:

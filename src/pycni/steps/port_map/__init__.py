@@ -42,12 +42,6 @@ def _readable(name: str) -> Readable[PortMap, Gone]:
     return _writable(name)
 
 
-_CHOICE = ("nftables", "iptables")
-_ALL = ("nftables", "reference", "iptables")
-# What CHECK accepts, by the backend named: what the reference's made is nftables too.
-_ACCEPTED = {"": _ALL, "nftables": ("nftables", "reference"), "iptables": ("iptables",)}
-
-
 def apply(step: PortMap, kernel: HostAndSandbox) -> Undo | None:
     """Map the ports. Raises CNIError if another container has one of them."""
     return _apply(step, kernel) if step.mappings else None
@@ -64,7 +58,7 @@ def _apply(step: PortMap, kernel: HostAndSandbox, *, thorough: bool = False) -> 
     made = Applied()
     if step.mappings:
         port_holders.require_free(step, kernel)
-        names = (step.backend,) if step.backend else _CHOICE
+        names = backend.tried(step.backend)
         made = backend.apply(step, kernel, names, _writable, thorough=thorough)
     undo = made.undo
     if thorough or made.has_replaced:
@@ -89,7 +83,7 @@ def check(step: PortMap, kernel: HostAndSandbox) -> list[str]:
         return []
     differences: list[str] = []
     if step.mappings:
-        differences += backend.check(step, kernel, _ACCEPTED[step.backend], _readable)
+        differences += backend.check(step, kernel, backend.accepted(step.backend), _readable)
     return differences + port_holders.differences(step, kernel)
 
 
@@ -109,7 +103,7 @@ def remove(step: PortMap, kernel: HostAndSandbox) -> None:
         noted = ownership.noted_addresses(kernel)
         step = step.replace(addresses=tuple(map(host_network, noted)))
     owners = Owners(step.owner.network, (step.owner.attachment,))
-    backend.remove(map(_readable, _ALL), owners, kernel, gone, step)
+    backend.remove(map(_readable, backend.EVERY), owners, kernel, gone, step)
     flows.end(kernel.host.netfilter, gone.union(layout.flows(step)))
 
 
@@ -120,7 +114,7 @@ def collect(kernel: HostAndSandbox, owners: Owners) -> None:
     """
     netfilter = kernel.host.netfilter
     gone: Gone = set()
-    backend.remove(map(_readable, _CHOICE), owners, kernel, gone)
+    backend.remove(map(_readable, backend.NFTABLES_OR_IPTABLES), owners, kernel, gone)
     nftables.delete_unused(netfilter)
     flows.end(netfilter, gone)
     # The ruleset may have been lost, and with it what led there.

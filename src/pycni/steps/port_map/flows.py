@@ -2,8 +2,7 @@
 
 Where a mapping has come, those that do not lead to its container; where it has gone, those that
 still do. Only flows that an address of the host was asked for: a port of that number belongs to
-other hosts as well. What it costs is said in `pycni.kernel.netfilter.conntrack`. Used by
-`port_map`.
+other hosts as well. What it costs is said in `pycni.kernel.netfilter.conntrack`.
 """
 
 from __future__ import annotations

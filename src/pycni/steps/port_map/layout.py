@@ -1,6 +1,6 @@
 """What port mappings lead where, and what they are in nftables: maps, chains and elements. No I/O.
 
-Used by `port_map`, `port_map_nftables` and `port_map_conditional`, which say what they are for.
+Used by the modules beside it: `nftables` and `conditional` say what these are for.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The rules that lead ports of the host to an address, wherever they are but in our own maps.
 
-Used by `port_map_flows`, for flows of which no map says where they lead.
+Used by `flows`, for those of which no map says where they lead.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def listeners(step: PortMap, kernel: HostAndSandbox) -> list[str]:
         with kernel.host.enter():
             netlink = sock_diag.open_socket()
     except OSError:
-        return []  # nobody can tell
+        return []  # no one can say
     found = []
     with netlink:
         for network in step.addresses:
