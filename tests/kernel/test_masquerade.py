@@ -357,7 +357,7 @@ def test_check_tells_what_is_missing_and_apply_repairs_it(
     if damage.startswith("RULE "):
         masquerade.apply(step("other", "10.15.30.2/24"), kernel)
         netfilter = kernel.host.netfilter
-        chain = ("pycni", masquerade.SETS.chain)
+        chain = ("pycni", masquerade.nftables.SETS.chain)
         (handle,) = (
             rule.handle
             for rule in nfnetlink.rules(netfilter, nfnetlink.NFPROTO_INET, *chain)
