@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from pycni.kernel.all_addresses import Holder
-    from pycni.spec.ip import IPAddress
+    from pycni.spec.ip import IPAddress, IPNetwork
     from pycni.spec.owner import Owners
     from pycni.steps.namespaces import HostAndSandbox
 
@@ -55,6 +55,17 @@ class Interfaces:
         unknown = {one for one in addresses if one not in known}
         noted = self.noted_of_others(unknown)
         return others | noted | self._seen_of_others(unknown - noted)
+
+    def spared(
+        self, addresses: Collection[IPAddress], own: Collection[IPNetwork]
+    ) -> set[IPAddress]:
+        """Those of the addresses of rules that another interface has, at the DEL of one.
+
+        own: the addresses of that; where they are not known, nor the namespace, notes decide.
+        """
+        if not own and self._kernel.sandbox is None:
+            return self.noted_of_others(addresses)
+        return self.of_others({*addresses} - {network.address for network in own})
 
     def _seen_of_others(self, addresses: Collection[IPAddress]) -> set[IPAddress]:
         """Those of some addresses that an interface of another name has, in any namespace."""

@@ -140,7 +140,7 @@ def _of_step(
     for family in IP_FAMILIES:
         if nfnetlink.chain_exists(netfilter, family, NAT, chain):
             jumps = _jumps(netfilter, family, chain)
-            spared = _spared(step, kernel, jumps, interfaces)
+            spared = interfaces.spared(_sources(jumps), step.addresses)
             gone |= _sources(jumps) - spared
             requests += _deletions(netfilter, family, chain, jumps, spared)
     return requests
@@ -153,7 +153,7 @@ def _legacy_of_step(step: Masquerade, kernel: HostAndSandbox, gone: set[IPAddres
     for family in IP_FAMILIES:
         lines = iptables.legacy_lines(family, NAT, chain)
         jumps = _jumps_among(lines, chain)
-        spared = _spared(step, kernel, jumps, interfaces)
+        spared = interfaces.spared(_sources(jumps), step.addresses)
         gone |= _sources(jumps) - spared
         iptables.restore_legacy(family, NAT, _lines_gone(lines, chain, spared))
 
@@ -212,15 +212,6 @@ def chains_for(netfilter: NetfilterSocket, address: IPAddress) -> set[str]:
 
 
 # --- whose rules stay ----------------------------------------------------------------------------
-
-
-def _spared(
-    step: Masquerade, kernel: HostAndSandbox, jumps: Iterable[NatRule], interfaces: Interfaces
-) -> set[IPAddress]:
-    """The addresses that jumps are for and another interface of the container has."""
-    if not step.addresses and kernel.sandbox is None:
-        return interfaces.noted_of_others(_sources(jumps))
-    return interfaces.of_others(_sources(jumps) - {network.address for network in step.addresses})
 
 
 def _sources(jumps: Iterable[NatRule]) -> set[IPAddress]:

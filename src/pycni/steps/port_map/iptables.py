@@ -92,7 +92,7 @@ def _change(
     own = own_chain(step.owner)
     rules = nat_rules.parse_lines(present, own)
     callers = nat_rules.parse_lines(present, DNAT, (own,))
-    targets = {rule.target for rule in rules if rule.target is not None} - {network.address}
+    targets = _targets_of(rules) - {network.address}
     stay = staying_rules(rules, interfaces.of_others(targets))
     kept = [rule.line for rule in stay]
     mine = [rule for rule in own_rules(step, network) if rule not in kept]
@@ -179,7 +179,7 @@ def _of_step(step: PortMap, kernel: HostAndSandbox, gone: set[MappedFlow]) -> li
         chain = own_chain(owner)
         if nfnetlink.chain_exists(netfilter, family, NAT, chain):
             rules = nat_rules.read(netfilter, family, NAT, chain)
-            stay = staying_rules(rules, _spared(step, kernel, rules, interfaces))
+            stay = staying_rules(rules, interfaces.spared(_targets_of(rules), step.addresses))
             gone.update(_led(rules, stay))
             requests += deletions(netfilter, family, chain, rules, stay, blocks(step))
         requests += iptables.removal(netfilter, family, NAT, owner.chain(OLD_OWN), [OLD_SNAT])
@@ -193,7 +193,7 @@ def _legacy_of_step(step: PortMap, kernel: HostAndSandbox, gone: set[MappedFlow]
     for family in IP_FAMILIES:
         lines = iptables.legacy_lines(family, NAT, chain)
         rules = nat_rules.parse_lines(lines, chain)
-        stay = staying_rules(rules, _spared(step, kernel, rules, interfaces))
+        stay = staying_rules(rules, interfaces.spared(_targets_of(rules), step.addresses))
         gone.update(_led(rules, stay))
         change = lines_gone(lines, chain, stay, blocks(step)) + iptables.gone(lines, [old])
         iptables.restore_legacy(family, NAT, change)
@@ -212,7 +212,8 @@ def _of_owners(
             container: nat_rules.read(netfilter, family, NAT, chain, b"DNAT\0")
             for container, chain in chains.items()
         }
-        for container, spared in staying(kernel, owners, _targets(leading)).items():
+        targets = {container: _targets_of(found) for container, found in leading.items()}
+        for container, spared in staying(kernel, owners, targets).items():
             chain = chains[container]
             rules = nat_rules.read(netfilter, family, NAT, chain)
             stay = staying_rules(rules, spared)
@@ -230,8 +231,9 @@ def _legacy_of_owners(owners: Owners, kernel: HostAndSandbox, gone: set[MappedFl
         rules = {
             container: nat_rules.parse_lines(lines, chain) for container, chain in chains.items()
         }
+        targets = {container: _targets_of(found) for container, found in rules.items()}
         change: list[str] = []
-        for container, spared in staying(kernel, owners, _targets(rules)).items():
+        for container, spared in staying(kernel, owners, targets).items():
             stay = staying_rules(rules[container], spared)
             gone.update(_led(rules[container], stay))
             change += lines_gone(lines, chains[container], stay)
@@ -267,16 +269,6 @@ def target(
     return None
 
 
-def _spared(
-    step: PortMap, kernel: HostAndSandbox, rules: Iterable[NatRule], interfaces: Interfaces
-) -> set[IPAddress]:
-    """The addresses that rules lead to and another interface of the container has."""
-    targets = {rule.target for rule in rules if rule.target is not None}
-    if not step.addresses and kernel.sandbox is None:
-        return interfaces.noted_of_others(targets)
-    return interfaces.of_others(targets - {network.address for network in step.addresses})
-
-
 def _led(rules: Iterable[NatRule], stay: Collection[NatRule]) -> Iterator[MappedFlow]:
     """What rules lead to containers, but for those that stay."""
     for rule in rules:
@@ -285,12 +277,9 @@ def _led(rules: Iterable[NatRule], stay: Collection[NatRule]) -> Iterator[Mapped
             yield from (MappedFlow(rule.protocol, port, host, rule.target) for port in rule.ports)
 
 
-def _targets(rules: dict[str, list[NatRule]]) -> dict[str, set[IPAddress]]:
-    """The addresses that the rules of each container lead to."""
-    return {
-        container: {rule.target for rule in found if rule.target is not None}
-        for container, found in rules.items()
-    }
+def _targets_of(rules: Iterable[NatRule]) -> set[IPAddress]:
+    """The addresses that rules lead to."""
+    return {rule.target for rule in rules if rule.target is not None}
 
 
 def _chains_of(marked: Iterable[tuple[str, str]], owners: Owners) -> dict[str, str]:
