@@ -1,8 +1,8 @@
 """What has several backends: the protocol that each of them fits, and how they fall back.
 
-A backend is a module of the package of a kind of steps. That names its backends in one place, in
-the order in which a host is asked for them, and imports each when it is first needed. One that is
-named by the configuration is taken, or the ADD fails.
+A backend is a module of the package of a kind of steps. That imports each when it is first needed,
+in one function, and names them in the order in which they are tried: a new one is a module, and its
+name in both. One that is named by the configuration is taken, or the ADD fails.
 
     nftables, iptables   port_map, masquerade: iptables where the host lacks nftables
     firewalld, ipset, iptables, nftables   firewall: by who decides on the host, see `firewall`
