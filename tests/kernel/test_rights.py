@@ -53,6 +53,7 @@ def call(
         },
         capture_output=True,
         check=False,
+        timeout=30,
     )
     return PluginRun(done.returncode, done.stdout.decode(), done.stderr.decode())
 
@@ -95,6 +96,25 @@ def test_capabilities_that_are_needed(
     assert "root" in run.result["details"] or "root" in run.result["msg"], run.result
     assert host.snapshot() == before
     assert not [name for name in os.listdir(tmp_path / "leases" / "net") if name[0].isdigit()]
+
+
+@pytest.mark.parametrize("keys", PLUGINS[1:], ids=lambda keys: "-".join(map(str, keys.values())))
+def test_a_chained_plugin_without_rights_says_so(
+    keys: dict[str, Any],
+    host: Host,
+    sandbox: Callable[[], Namespace],
+    plugin_dir: Path,
+    tmp_path: Path,
+) -> None:
+    """The kernel answers the first of several requests only, and nothing waits for the rest."""
+    space = sandbox()
+    first = call(plugin_dir / "bridge", "ADD", configuration(PLUGINS[0], tmp_path), space, NEEDED)
+    config = {**configuration(keys, tmp_path), "prevResult": first.result}
+    before = host.snapshot()
+    run = call(plugin_dir / keys["type"], "ADD", config, space, ("sys_admin",))
+    assert run.code == 1
+    assert "root" in run.result["details"] or "root" in run.result["msg"], run.result
+    assert host.snapshot() == before
 
 
 def test_modes(host: Host, sandbox: Callable[[], Namespace], tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import ClassVar
 
-    from pycni.plan.steps import Step
     from pycni.sdk.request import Request
     from pycni.spec.ip import IPAddress, IPNetwork
     from pycni.spec.result import Result
@@ -237,27 +236,26 @@ class PortmapPlugin(ChainedPlugin):
         if not mappings and request.command == "ADD":
             return Plan()
         addresses = first_addresses(request, network)
-        steps: list[Step] = [
+        bit = config.mark_masq_bit
+        port_map = PortMap(
+            request.owner,
+            mappings,
+            addresses,
+            backend=config.chosen_backend,
+            snat=config.snat,
+            masquerade_all=config.masq_all,
+            mark_bit=DEFAULT_MARK_BIT if bit is None else bit,
+            mark_chain=config.external_set_mark_chain or "",
+            conditions4=config.conditions_v4 or (),
+            conditions6=config.conditions_v6 or (),
+        )
+        # Last, since others may rely on it at once, so that it is not taken back.
+        from_localhost = (
             RouteLocalnet(network.address)
             for network in addresses
             if mappings and config.snat and network.is_ipv4
-        ]
-        bit = config.mark_masq_bit
-        steps.append(
-            PortMap(
-                request.owner,
-                mappings,
-                addresses,
-                backend=config.chosen_backend,
-                snat=config.snat,
-                masquerade_all=config.masq_all,
-                mark_bit=DEFAULT_MARK_BIT if bit is None else bit,
-                mark_chain=config.external_set_mark_chain or "",
-                conditions4=config.conditions_v4 or (),
-                conditions6=config.conditions_v6 or (),
-            )
         )
-        return Plan(tuple(steps))
+        return Plan((port_map, *from_localhost))
 
     def result(
         self, request: Request, config: PortmapConfig, previous: Result, kernel: HostAndSandbox

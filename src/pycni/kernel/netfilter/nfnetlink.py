@@ -141,6 +141,8 @@ class NetfilterSocket(NetlinkSocket):
 
     __slots__ = ("refused",)
 
+    refused_as_one = True  # nfnetlink_rcv() of the kernel looks at rights before anything else
+
     def __init__(self) -> None:
         super().__init__(NETLINK_NETFILTER)
         self.refused = False

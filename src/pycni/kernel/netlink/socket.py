@@ -72,6 +72,9 @@ class NetlinkSocket:
 
     __slots__ = ("_events", "_events_lost", "_groups", "_port", "_room", "_sequence", "_socket")
 
+    # Whether who lacks the rights gets one answer for all requests that are sent together.
+    refused_as_one = False
+
     def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
         self._socket = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
         try:
@@ -193,7 +196,8 @@ class NetlinkSocket:
         answers: list[list[Message]] = [[] for _ in requests]
         failures: list[tuple[int, NetlinkError]] = []
         done: list[int] = []
-        while len(done) + len(failures) < len(requests):
+        awaited = len(requests)
+        while len(done) + len(failures) < awaited:
             for message in self._receive(requests[0]):
                 position = message.sequence - first
                 if not 0 <= position < len(requests):
@@ -204,6 +208,8 @@ class NetlinkSocket:
                         done.append(position)
                     else:
                         failures.append((position, error))
+                        if self.refused_as_one and error.errno == errno.EPERM:
+                            awaited = 0
                 else:
                     answers[position].append(message)
                     if requests[position].answered:
