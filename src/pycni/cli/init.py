@@ -12,7 +12,7 @@ import click
 
 from pycni.cli.crio import warn_of_crio
 from pycni.cli.linter import EXTENSIONS
-from pycni.cli.output import tell, warn
+from pycni.cli.output import info, warn
 from pycni.plugins import NAMES
 from pycni.runtime.find import DEFAULT_DIRECTORY, all_networks
 from pycni.spec import versions
@@ -117,7 +117,7 @@ def init(
     write_file(str(path), text.encode(), 0o644)
     if same and Path(same) != path:
         os.unlink(same)  # a single plugin's file, whose name the list takes over
-    tell(f"wrote {path}; try: pycni add {name} sandbox --create-netns")
+    info(f"wrote {path}; try: pycni add {name} sandbox --create-netns")
     _tell_of_order(path)
     warn_of_crio(str(conf_dir))
 
@@ -204,7 +204,7 @@ def _ipam(
         return {}
     if kind in _ON_MASTER and not subnets:
         # Only the network beside the host knows which of its addresses are free.
-        tell('addresses come by DHCP: its daemon must run, or give "--subnet"')
+        info('addresses come by DHCP: its daemon must run, or give "--subnet"')
         return {"type": "dhcp"}
     networks = [_subnet(text) for text in subnets]
     _refuse_overlap(networks, [] if force else _configured(others))

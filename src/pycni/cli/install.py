@@ -1,6 +1,6 @@
 """`pycni install DIR`: one executable per plugin, as runtimes expect them in a plugin directory.
 
-An executable is the native launcher (launcher/launcher.c) with a few lines at its end that tell it
+An executable is the native launcher (launcher/launcher.c) with a few lines at its end that say
 what to run; where the package was built without a compiler, a shell script does the launcher's part
 without the agent. Both start the interpreter bare (`-IS`: no site packages, no environment), on the
 package where it is now, and when either has moved, they say so as an error object of the protocol.
@@ -219,7 +219,7 @@ def _executed(files: Iterable[str] = ()) -> Iterator[Path]:
 
 
 def _warn_of_others(references: Sequence[str]) -> None:
-    """Tell if somebody else can have root run what he likes."""
+    """Warn if someone else can have root run what they like."""
     modules = [sys.modules[name] for one in references if (name := one.partition(":")[0])]
     files = [module.__file__ for module in modules if module.__file__]
     others = changeable(_executed(files))

@@ -18,7 +18,7 @@ from pycni.cli.options import (
     output_option,
     plugin_dir_option,
 )
-from pycni.cli.output import count, table_with_pods, tell, warn
+from pycni.cli.output import count, info, table_with_pods, warn
 from pycni.kernel import all_addresses
 from pycni.runtime import attached, find
 from pycni.runtime.config import NetworkConfig, parse_network
@@ -124,7 +124,7 @@ def reclaim(
             )
     _print(outcome.freed, output)
     addresses = count(len(outcome.freed), "address", "addresses")
-    tell(f"{addresses} {'would be ' if dry_run else ''}freed")
+    info(f"{addresses} {'would be ' if dry_run else ''}freed")
     _complain(outcome)
 
 

@@ -11,7 +11,7 @@ import click
 from pycni.cli.lint_together import faults_between
 from pycni.cli.linter import OTHERS, config_files, lint_file
 from pycni.cli.options import output_option, plugin_dirs_option
-from pycni.cli.output import count, show, tell
+from pycni.cli.output import count, info, show
 from pycni.cli.plugins import executables
 from pycni.runtime import find
 
@@ -54,5 +54,5 @@ def lint(paths: tuple[str, ...], plugin_dirs: tuple[str, ...], output: str) -> N
     else:
         for fault in faults:
             show(f"{fault}; {fault.expected}" if fault.expected else str(fault))
-    tell(f"{count(len(faults), 'fault')} in {count(len(files), 'file')}")
+    info(f"{count(len(faults), 'fault')} in {count(len(files), 'file')}")
     sys.exit(1 if faults else 0)

@@ -27,7 +27,7 @@ from pycni.cli.options import (
     plugin_dir_option,
     timeout_option,
 )
-from pycni.cli.output import Progress, table, tell, warn
+from pycni.cli.output import Progress, info, table, warn
 from pycni.cli.result import print_result
 from pycni.runtime import (
     Canceled,
@@ -184,7 +184,7 @@ def delete(delete_netns: bool, **given: Any) -> None:
         network.delete_endpoint(endpoint, timeout=given["timeout"])
     if not is_known:
         # As like as not a slip: that all is well is no answer to it.
-        tell(
+        info(
             f"nothing is known of {endpoint.ifname} of {endpoint.container_id} in the network "
             f"{network.name}, and {endpoint.path} is not there: nothing to detach"
         )
@@ -242,7 +242,7 @@ def gc(
             [(item.container_id, item.ifname, item.path) for item in stale],
         )
     verb = "would be deleted" if dry_run else "deleted"
-    tell(f"{len(stale)} {verb}, {len(living)} to keep, in the network {network.name}")
+    info(f"{len(stale)} {verb}, {len(living)} to keep, in the network {network.name}")
     if found.living and not force:
         _complain_of_living(network.name, found.living)
 
@@ -275,7 +275,7 @@ def status(netns: str | None, **given: Any) -> None:
         unasked = network.status(timeout=given["timeout"])
     if unasked:
         version = network.config.version or versions.DEFAULT
-        tell(
+        info(
             f"could not ask {', '.join(unasked)}: STATUS came with {versions.SINCE['STATUS']}, "
             f"and {network.name} is of {version}"
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from pycni import __version__
-from pycni.cli.output import tell
+from pycni.cli.output import info
 from pycni.plugins import NAMES
 from pycni.spec.names import is_name
 
@@ -320,4 +320,4 @@ def new_plugin(name: str, directory: Path | None, kind: str) -> None:
         create(name, directory, kind)
     except OSError as error:
         raise click.ClickException(str(error)) from error
-    tell(f"wrote {directory}; see {directory / 'README.md'} for how to go on")
+    info(f"wrote {directory}; see {directory / 'README.md'} for how to go on")

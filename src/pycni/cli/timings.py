@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from pycni.cli.output import tell
+from pycni.cli.output import info
 from pycni.plan.difference import described
 from pycni.steps import executor
 
 option = click.option(
     "--timings",
     is_flag=True,
-    help="Tell on stderr how long each step took of what plugins did in this process.",
+    help="Show on stderr how long each step took of what plugins did in this process.",
 )
 
 _VERBS = ("apply", "check", "remove")
@@ -58,6 +58,6 @@ class Timed:
                 return real(step, kernel)
             finally:
                 milliseconds = (time.perf_counter() - begin) * 1e3
-                tell(f"{milliseconds:8.3f} ms  {name} {step.kind}: {described(step)}")
+                info(f"{milliseconds:8.3f} ms  {name} {step.kind}: {described(step)}")
 
         return timed

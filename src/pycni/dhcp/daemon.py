@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import os
+import random
 import resource
 import signal
 import socket
@@ -226,7 +227,7 @@ class Daemon:
             except (NoAnswer, Refused, OSError) as error:
                 failure = str(error)
                 LOG.info("%s in %s: no lease yet: %s", sandbox.ifname, sandbox.path, failure)
-            jittered = pause + (os.urandom(1)[0] / 127.5 - 1) * _BACKOFF_JITTER
+            jittered = pause + random.uniform(-_BACKOFF_JITTER, _BACKOFF_JITTER)  # noqa: S311
             await asyncio.sleep(max(min(jittered, until - now()), 0))
             pause = min(pause * 2, self.settings.resend_max)
         raise CNIError(

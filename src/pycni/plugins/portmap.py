@@ -33,7 +33,7 @@ MAX_PORT = 65535
 DEFAULT_MARK_BIT = 13
 
 
-class Mapping(Config):
+class PortMappingConfig(Config):
     """One of the runtime's port mappings."""
 
     host_port: int = field("hostPort", Integer(), 0, doc="the host's port")
@@ -85,8 +85,11 @@ class Mapping(Config):
 class PortmapRuntimeConfig(Config):
     """What the runtime gives for capability portMappings."""
 
-    port_mappings: tuple[Mapping, ...] = field(
-        "portMappings", ListOf(Object(Mapping)), (), doc="ports of the host for the container"
+    port_mappings: tuple[PortMappingConfig, ...] = field(
+        "portMappings",
+        ListOf(Object(PortMappingConfig)),
+        (),
+        doc="ports of the host for the container",
     )
 
 
