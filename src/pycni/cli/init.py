@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pycni.cli.crio import warn_of_crio
-from pycni.cli.linter import EXTENSIONS
 from pycni.cli.output import info, warn
 from pycni.plugins import NAMES
-from pycni.runtime.find import DEFAULT_DIRECTORY, all_networks
+from pycni.runtime.find import DEFAULT_DIRECTORY, EXTENSIONS, all_networks
 from pycni.spec import versions
 from pycni.spec.errors import INVALID_CONFIG, CNIError
 from pycni.spec.ip import IPNetwork, parse_network
