@@ -113,7 +113,10 @@ def _sources() -> list[str]:
     """The modules of the plugin path as files below the package's folder."""
     found = []
     for folder in _FOLDERS:
-        for parent, _, names in os.walk(os.path.join(ROOT, folder)):
+        for parent, folders, names in os.walk(os.path.join(ROOT, folder)):
+            if PACKAGE not in names:  # such as the template of a plugin
+                folders.clear()
+                continue
             below = os.path.relpath(parent, ROOT)
             found += [os.path.join(below, name) for name in names if name.endswith(".py")]
     return sorted(found)

@@ -1,4 +1,4 @@
-"""Whether an attachment lives in the kernel, whatever files say: for the runtime's GC and reclaim."""
+"""Whether an attachment lives in the kernel, whatever files say: for GC and reclaim."""
 
 from __future__ import annotations
 
