@@ -20,8 +20,7 @@ from harness.ways import WAYS, Way, way_of
 from pycni.agent.metrics import Metrics
 from pycni.agent.watch import Watch
 from pycni.runtime import Network
-from pycni.runtime.inspection import inspect_all
-from pycni.runtime.repair import repair_all
+from pycni.runtime.repair import inspect_all, repair_all
 
 PROGRAM = Path(sys.executable).parent / "pycni"
 MULTUS = "/var/lib/cni/multus"

@@ -94,7 +94,7 @@ def test_a_wait_for_a_lease_ends_when_the_program_gives_up(
         with ThreadPoolExecutor(1) as pool:
             with held(str(lock)):
                 adding = pool.submit(network.add, "c", space.path, cancel=cancel)
-                while not files.queues:
+                while not files._queues:
                     time.sleep(0.001)
                 cancel.cancel()
                 while calls != ["ADD", "DEL"]:  # it is being undone, which is not given up

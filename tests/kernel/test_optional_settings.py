@@ -11,8 +11,7 @@ import pytest
 from harness import Host, Namespace, run_in
 from harness.ways import WAYS, Way, way_of
 from pycni.runtime import Network, PluginError
-from pycni.runtime.inspection import inspect_all
-from pycni.runtime.repair import repair_all
+from pycni.runtime.repair import inspect_all, repair_all
 
 KEY = "net.ipv6.conf.eth0.accept_ra"
 

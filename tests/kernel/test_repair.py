@@ -20,10 +20,11 @@ from harness.injection import FULL
 from harness.machines import CLIENT, FAR, HOST, Machines, fill_bridge
 from pycni.kernel.netlink import socket as netlink_socket
 from pycni.kernel.netlink.codec import NetlinkRequest
+from pycni.plan.difference import FAILED, MISSING
 from pycni.plugins.bridge import BridgePlugin
 from pycni.runtime import Endpoint, Network, PluginError
-from pycni.runtime.inspection import inspect_all
-from pycni.runtime.repair import FAILED, MISSING, Repaired, repair_all
+from pycni.runtime.repair import inspect_all, repair_all
+from pycni.runtime.report import AttachmentReport
 
 
 class Lab:
@@ -156,11 +157,11 @@ def changes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def findings(reports: list[Repaired]) -> list[tuple[str, str]]:
+def findings(reports: list[AttachmentReport]) -> list[tuple[str, str]]:
     return [(finding.plugin, finding.state) for report in reports for finding in report.findings]
 
 
-def told(reports: list[Repaired]) -> str:
+def told(reports: list[AttachmentReport]) -> str:
     return "\n".join(
         f"{finding.plugin} {finding.state}: {finding.what}; {finding.reason}"
         for report in reports
@@ -174,7 +175,7 @@ def must_be_sound(network: Network) -> None:
     assert all(report.is_sound and not report.skipped for report in reports), told(reports)
 
 
-def must_be_mended(network: Network) -> list[Repaired]:
+def must_be_mended(network: Network) -> list[AttachmentReport]:
     """Repair finds something, and mends all of it; then CHECK finds nothing, nor does repair."""
     reports = network.repair()
     assert all(report.ok and not report.skipped for report in reports), told(reports)

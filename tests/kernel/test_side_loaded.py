@@ -18,8 +18,7 @@ import pytest
 from harness import Host, Namespace, nft_list, run_in
 from harness.ways import WAYS, Way, notes, ports_of, way_of
 from pycni.runtime import Network, PluginError
-from pycni.runtime.inspection import inspect_all
-from pycni.runtime.repair import repair_all
+from pycni.runtime.repair import inspect_all, repair_all
 
 Sandbox = Callable[[], Namespace]
 

@@ -114,7 +114,7 @@ def test_a_flush_is_repaired_once(watched: Watched) -> None:
         assert watched.repairs()["passes"] - before["passes"] <= 2
     log = watched.agent.stop()
     assert "something in the nftables table pycni gone: " in log
-    assert "mended: lab/one/eth0: portmap: nftables: " in log
+    assert "repaired: lab/one/eth0: portmap: nftables: " in log
 
 
 def test_a_burst_is_repaired_together(watched: Watched) -> None:

@@ -19,7 +19,8 @@ from harness.agent import AgentProcess
 from pycni.cli.install import install
 from pycni.cli.main import main as cli
 from pycni.runtime import Network
-from pycni.runtime.repair import Repaired, repair_all
+from pycni.runtime.repair import repair_all
+from pycni.runtime.report import AttachmentReport
 from pycni.spec.errors import INTERNAL, CNIError
 from pycni.spec.result import encode_result
 from sequences.lab import STATE
@@ -206,7 +207,7 @@ class ByLibcni:
             self._ours.gc(network, keep)
 
 
-def repair(programs: Programs) -> list[Repaired]:
+def repair(programs: Programs) -> list[AttachmentReport]:
     """`pycni repair --all`, as it says what became of each."""
     with orderly():
         return repair_all(cache_dir=STATE, plugin_dirs=[programs.folder])

@@ -35,7 +35,7 @@ from pycni.spec.jsontext import MAX_SIZE
 
 if TYPE_CHECKING:
     from pycni.runtime.options import Cancellation
-    from pycni.runtime.repair import Repaired
+    from pycni.runtime.report import AttachmentReport
 
 WORKERS = 256
 WAITING = 256
@@ -241,7 +241,7 @@ def ask(path: Path, output_format: str = "json") -> str:
 
 def run(
     path: Path = protocol.SOCKET,
-    repair: Callable[[Cancellation], list[Repaired]] | None = None,
+    repair: Callable[[Cancellation], list[AttachmentReport]] | None = None,
     *,
     workers: int = WORKERS,
     waiting: int = WAITING,

@@ -19,13 +19,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pycni.kernel.monitor import Monitor
+from pycni.plan.difference import REPAIRED
 from pycni.runtime.errors import Canceled
 from pycni.runtime.options import Cancellation
-from pycni.runtime.repair import REPAIRED
 
 if TYPE_CHECKING:
     from pycni.agent.metrics import Metrics
-    from pycni.runtime.repair import Finding, Repaired
+    from pycni.plan.difference import Difference
+    from pycni.runtime.report import AttachmentReport
 
 QUIET = 0.2  # seconds without a notice, after which a burst is over
 LONGEST_BURST = 2.0
@@ -40,7 +41,7 @@ class Watch:
 
     def __init__(
         self,
-        repair: Callable[[Cancellation], list[Repaired]],
+        repair: Callable[[Cancellation], list[AttachmentReport]],
         metrics: Metrics,
         log: Callable[[str], None] | None = None,
     ) -> None:
@@ -50,7 +51,7 @@ class Watch:
         self._log = log or _to_stderr
         self._monitor = Monitor()  # from now on, in the namespace of who makes this
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-        self._told: set[str] = set()  # what could not be mended, so as not to repeat it
+        self._told: set[str] = set()  # what could not be repaired, so as not to repeat it
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
 
     def start(self) -> None:
@@ -70,11 +71,11 @@ class Watch:
         with self._monitor:
             while gone:
                 begin = time.monotonic()
-                mended = self._pass(gone)
+                repaired = self._pass(gone)
                 end = time.monotonic()
-                again = mended and begin - last < LONGEST_PAUSE
+                again = repaired and begin - last < LONGEST_PAUSE
                 pause = min(LONGEST_PAUSE, pause * 2) if again else PAUSE
-                last = end if mended else last
+                last = end if repaired else last
                 if not self._sleep(max(pause, (end - begin) * SHARE)):
                     return
                 gone = self._wait()
@@ -90,8 +91,8 @@ class Watch:
             self._metrics.repaired(0, 1)
             return False
         findings = [(report, finding) for report in reports for finding in report.findings]
-        mended = sum(finding.state == REPAIRED for _, finding in findings)
-        self._metrics.repaired(mended, len(findings) - mended)
+        repaired = sum(finding.state == REPAIRED for _, finding in findings)
+        self._metrics.repaired(repaired, len(findings) - repaired)
         lines = [_line(report, finding) for report, finding in findings]
         lines += [f"left alone: {report.name}: {report.skipped}" for report in reports
                   if not (report.findings or report.ok)]  # fmt: skip
@@ -99,12 +100,12 @@ class Watch:
         self._told = {line for line in lines if not line.startswith(REPAIRED)}
         if news:
             what = ", ".join(sorted(gone))
-            self._log(f"{what} gone: {mended} mended, {len(findings) - mended} not")
+            self._log(f"{what} gone: {repaired} repaired, {len(findings) - repaired} not")
         for line in news[:LINES]:
             self._log(line)
         if len(news) > LINES:
             self._log(f"and {len(news) - LINES} more")
-        return mended > 0
+        return repaired > 0
 
     def _wait(self) -> set[str]:
         """Wait for a burst of monitor and its end; what is gone, empty if it is time to stop."""
@@ -147,7 +148,7 @@ class Watch:
         return not poll.poll(seconds * 1000)
 
 
-def _line(report: Repaired, finding: Finding) -> str:
+def _line(report: AttachmentReport, finding: Difference) -> str:
     reason = f" ({finding.reason})" if finding.reason else ""
     return f"{finding.state}: {report.name}: {finding.plugin}: {finding.what}{reason}"
 

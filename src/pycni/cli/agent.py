@@ -15,7 +15,7 @@ from pycni.spec.errors import CNIError
 
 if TYPE_CHECKING:
     from pycni.runtime.options import Cancellation
-    from pycni.runtime.repair import Repaired
+    from pycni.runtime.report import AttachmentReport
 
 _socket_option = click.option(
     "--socket",
@@ -103,10 +103,10 @@ def metrics(path: Path) -> None:
 
 def _repair(
     plugin_dirs: tuple[str, ...], cache_dirs: tuple[str, ...]
-) -> Callable[[Cancellation], list[Repaired]]:
+) -> Callable[[Cancellation], list[AttachmentReport]]:
     from pycni.runtime.repair import repair_all
 
-    def repair(cancel: Cancellation) -> list[Repaired]:
+    def repair(cancel: Cancellation) -> list[AttachmentReport]:
         return repair_all(
             cache_dir=cache_dirs,
             plugin_dirs=plugin_dirs,

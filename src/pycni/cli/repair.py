@@ -1,10 +1,9 @@
-"""`pycni repair` and `inspect`: how attached containers stand, and what others took put back."""
+"""`pycni repair` and `inspect`: how attachments stand, and what was removed of them put back."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import click
 
@@ -18,14 +17,12 @@ from pycni.cli.options import (
     timeout_option,
 )
 from pycni.cli.output import Progress, count, info, show, table, table_with_pods
+from pycni.plan.difference import FAILED, MISSING, REPAIRED
 from pycni.runtime import find
-from pycni.runtime.repair import FAILED, MISSING, REPAIRED, Examined, Repaired, repair_all
+from pycni.runtime.repair import inspect_all, repair_all
+from pycni.runtime.report import AttachmentReport
 from pycni.spec.errors import UNKNOWN_CONTAINER, CNIError
 from pycni.state.cache import ResultCache, roots
-
-if TYPE_CHECKING:
-    from pycni.runtime.inspection import Inspected
-
 
 _selection = combined(
     click.option("--container-id", default="", metavar="ID", help="Only this container."),
@@ -87,7 +84,7 @@ def repair(
 
 
 def _require_known(
-    found: Sequence[Examined],
+    found: Sequence[AttachmentReport],
     network: str,
     container_id: str,
     ifname: str,
@@ -120,7 +117,7 @@ def _require_known(
     )
 
 
-def summary(reports: list[Repaired]) -> str:
+def summary(reports: list[AttachmentReport]) -> str:
     """What became of all attachments, in one line."""
     counts = dict.fromkeys((REPAIRED, MISSING, FAILED), 0)
     for report in reports:
@@ -134,7 +131,7 @@ def summary(reports: list[Repaired]) -> str:
     return ", ".join(parts)
 
 
-def _print(reports: list[Repaired]) -> None:
+def _print(reports: list[AttachmentReport]) -> None:
     rows = [
         (report.network, report.endpoint.container_id, report.endpoint.ifname, report.pod, *cells)
         for report in reports
@@ -146,7 +143,7 @@ def _print(reports: list[Repaired]) -> None:
         )
 
 
-def _cells(report: Repaired) -> list[tuple[str, str, str]]:
+def _cells(report: AttachmentReport) -> list[tuple[str, str, str]]:
     if report.skipped:
         return [("", "left alone", report.skipped)]
     return [
@@ -177,7 +174,6 @@ def inspect(
     What pycni's plugins declare as their plan, step by step, in the order in which it was made. The
     exit code is 1 if something could not be looked at.
     """
-    from pycni.runtime.inspection import inspect_all
 
     found = inspect_all(
         cache_dir=cache_dirs,
@@ -194,9 +190,9 @@ def inspect(
     return 1 if any(item.skipped for item in found) else 0
 
 
-def _show(found: Sequence[Inspected], output: str) -> None:
+def _show(found: Sequence[AttachmentReport], output: str) -> None:
     if output == "json":
-        click.echo(json.dumps([item.to_json() for item in found]))
+        click.echo(json.dumps([item.to_json(with_steps=True) for item in found]))
         return
     for number, item in enumerate(found):
         if number:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from pycni.cli.output import info
 from pycni.plan.difference import described
 from pycni.steps import executor
+
+if TYPE_CHECKING:
+    from pycni.steps.handler import Handler
 
 option = click.option(
     "--timings",
@@ -35,20 +37,19 @@ class Timings:
     def __exit__(self, *_: object) -> None:
         executor.handler = self._real
 
-    def _handler(self, kind: str) -> ModuleType:
+    def _handler(self, kind: str) -> Handler[Any]:
         timed: Any = Timed(self._real(kind))
-        module: ModuleType = timed
-        return module
+        return cast("Handler[Any]", timed)
 
 
 class Timed:
-    """A module of steps whose functions say how long they take."""
+    """A handler whose verbs say how long they take."""
 
-    def __init__(self, module: ModuleType) -> None:
-        self._module = module
+    def __init__(self, real: Handler[Any]) -> None:
+        self._real = real
 
     def __getattr__(self, name: str) -> Any:
-        real = getattr(self._module, name)
+        real = getattr(self._real, name)
         if name not in _VERBS:
             return real
 

@@ -5,7 +5,9 @@ index, a MAC address) the executor looks up. `kind` is the module in `pycni.step
 makes, checks and removes it; of a step declared elsewhere, its module's whole name. `follows_link`
 marks what the kernel removes together with the attachment's interface, so that DEL need not;
 `makes_link` marks the making of that interface. `shared` marks what other attachments rely on as
-well, and DEL leaves.
+well, and DEL leaves. `repeated` marks what a repair does again once it has changed an interface,
+since it shows in no state. `unrepairable` says why what is there under the step's name may be
+another thing, which only a DEL and an ADD replace.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ class Step(Record):
     shared: ClassVar[bool] = False
     follows_link: ClassVar[bool] = False
     makes_link: ClassVar[bool] = False
+    repeated: ClassVar[bool] = False
+    unrepairable: ClassVar[str] = ""
 
 
 class Bridge(Step):
@@ -81,6 +85,7 @@ class VethPair(Step):
 
     kind: ClassVar[str] = "veth"
     makes_link: ClassVar[bool] = True
+    unrepairable: ClassVar[str] = "it is not the end of a pair with the host any more"
 
     owner: Owner
     name: str
@@ -109,6 +114,7 @@ class PortRunning(Step):
 
     kind: ClassVar[str] = "port_running"
     follows_link: ClassVar[bool] = True
+    repeated: ClassVar[bool] = True
 
     link: str
     timeout_ms: int = 5000
@@ -124,6 +130,7 @@ class Sysctl(Step):
 
     kind: ClassVar[str] = "sysctl"
     follows_link: ClassVar[bool] = True
+    repeated: ClassVar[bool] = True
 
     where: str
     key: str
@@ -157,6 +164,7 @@ class GratuitousARP(Step):
 
     kind: ClassVar[str] = "gratuitous_arp"
     follows_link: ClassVar[bool] = True
+    repeated: ClassVar[bool] = True
 
     where: str
     link: str
@@ -170,6 +178,7 @@ class DADFinished(Step):
 
     kind: ClassVar[str] = "dad_finished"
     follows_link: ClassVar[bool] = True
+    repeated: ClassVar[bool] = True
 
     where: str
     link: str
@@ -365,6 +374,7 @@ class ChildLink(Step):
 
     kind: ClassVar[str] = "child_link"
     makes_link: ClassVar[bool] = True
+    unrepairable: ClassVar[str] = "what it is made with lasts for its life"
 
     name: str
     type: str
@@ -422,6 +432,7 @@ class MoveDevice(Step):
 
     kind: ClassVar[str] = "move_device"
     makes_link: ClassVar[bool] = True
+    unrepairable: ClassVar[str] = "no one else knows the name that the host had for it"
 
     name: str
     device: Device

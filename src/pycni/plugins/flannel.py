@@ -29,7 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, ClassVar
 
-    from pycni.plan.difference import Difference, Part
+    from pycni.plan.difference import Difference, StepReport
     from pycni.plugins.shared.subnet_env import SubnetEnv
     from pycni.sdk.request import Request
     from pycni.spec.result import Result
@@ -118,7 +118,7 @@ class Flannel(Plugin):
         inner = request.replace(document=document)
         return plugin.repair(inner, dry_run=dry_run, remake=remake)
 
-    def inspect(self, request: Request) -> list[Part]:
+    def inspect(self, request: Request) -> list[StepReport]:
         document = self._kept(request)
         plugin, _ = find_delegate(request, _type_of(document))
         return [] if plugin is None else plugin.inspect(request.replace(document=document))

@@ -85,7 +85,7 @@ class Loopback(Plugin):
         from pycni.sdk.repair import check_only
 
         add = request.replace(command="ADD")
-        return check_only(self, request, dry_run=dry_run, mend=lambda: self.add(add))
+        return check_only(self, request, dry_run=dry_run, repair=lambda: self.add(add))
 
     def gc(self, request: Request, keep: frozenset[Attachment]) -> None:
         from pycni.sdk.collection import collect  # no other call needs it

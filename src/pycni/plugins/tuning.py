@@ -226,7 +226,7 @@ def _is_in_place(ifname: str, kernel: HostAndSandbox) -> bool:
     another has the name of its interface."""
     if kernel.sandbox is None:
         return False
-    own = kernel.own(ifname)
+    own = ownership.own_link(kernel, ifname)
     return own.name == ifname if own is not None else kernel.sandbox.find(ifname) is None
 
 

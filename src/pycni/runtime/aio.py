@@ -26,7 +26,7 @@ from pycni.runtime.garbage import Garbage
 from pycni.runtime.network import Network
 from pycni.runtime.operation import Operation
 from pycni.runtime.options import Options, checked, with_cancel
-from pycni.runtime.repair import Repaired
+from pycni.runtime.report import AttachmentReport
 from pycni.spec.config import Attachment
 from pycni.spec.result import Result
 
@@ -125,7 +125,7 @@ class AsyncNetwork:
         dry_run: bool = False,
         remake: bool = True,
         **options: Unpack[Options],
-    ) -> list[Repaired]:
+    ) -> list[AttachmentReport]:
         """Put back what others took from the network's attachments."""
         repair = partial(self.network.repair, container_id, ifname, dry_run=dry_run, remake=remake)
         return await _run(repair, options)
@@ -234,7 +234,7 @@ class AsyncAttached:
 async def _run(
     work: Callable[..., T], options: Options, undo: Callable[[T], object] | None = None
 ) -> T:
-    """Await an operation; if the task is cancelled, stop it, undo it, then tell."""
+    """Await an operation; if the task is cancelled, stop it, undo it, then raise."""
     options = checked(options)
     own = options.get("timeout")  # the operation's business, which has a thread for that
     async with _place():
@@ -263,11 +263,11 @@ class _Awaited(Generic[T]):
         loop = asyncio.get_running_loop()
         self.over: asyncio.Future[None] = loop.create_future()
 
-        def tell() -> None:
+        def report() -> None:
             with suppress(RuntimeError):  # the loop has ended without it
                 loop.call_soon_threadsafe(self.over.set_result, None)
 
-        self.operation = Operation(work, options, tell)
+        self.operation = Operation(work, options, report)
         self.operation.start()
 
     async def result(self) -> T:
@@ -288,7 +288,7 @@ async def _insist(future: asyncio.Future[Any]) -> None:
         with suppress(asyncio.CancelledError):
             await asyncio.wait([future])
     if not future.cancelled():
-        future.exception()  # looked at, or asyncio complains; the cancellation tells enough
+        future.exception()  # looked at, or asyncio complains; the cancellation says enough
 
 
 def _place() -> asyncio.Semaphore:

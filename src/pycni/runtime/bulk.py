@@ -30,7 +30,7 @@ ADD_WORKERS = 2
 class Outcome(Record):
     """How one attachment of many went: the result of its ADD, or why it failed.
 
-    For a deletion there is no result; `ok` tells.
+    For a deletion there is no result; see `ok`.
     """
 
     endpoint: Endpoint

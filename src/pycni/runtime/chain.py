@@ -15,7 +15,7 @@ from pycni.runtime.earlier import Earlier
 from pycni.runtime.endpoint import Endpoint, cni_args, pairs
 from pycni.runtime.errors import Canceled, PluginError, one_error
 from pycni.runtime.locks import ProcessLock
-from pycni.runtime.telling import Telling
+from pycni.runtime.notify import Notifier
 from pycni.sdk.request import Request
 from pycni.spec import versions
 from pycni.spec.config import LEGACY_ATTACHMENTS, VALID_ATTACHMENTS, ipam_type
@@ -79,7 +79,7 @@ class Chain(Record):
 
     def delete(self, endpoint: Endpoint, options: Options) -> None:
         """Detach, see `_detach`. What `on_call` raises, it raises in the end."""
-        with Telling(self.on_call) as on_call:
+        with Notifier(self.on_call) as on_call:
             self.replace(on_call=on_call)._detach(endpoint, options)
 
     def _detach(self, endpoint: Endpoint, options: Options) -> None:
@@ -160,7 +160,7 @@ class Chain(Record):
 
         What `on_call` raises, it raises in the end.
         """
-        with Telling(self.on_call) as on_call:
+        with Notifier(self.on_call) as on_call:
             self.replace(on_call=on_call)._collect(stale, living, options)
 
     def _collect(
@@ -316,7 +316,7 @@ class Chain(Record):
 
         What `on_call` raises, it raises in the end.
         """
-        with Telling(self.on_call) as on_call:
+        with Notifier(self.on_call) as on_call:
             return self.replace(on_call=on_call)._take_back(called, result, endpoint, options)
 
     def _take_back(
@@ -392,7 +392,7 @@ def completed(endpoint: Endpoint, cached: CachedAttachment) -> Endpoint:
 
 def as_endpoint(cached: CachedAttachment) -> Endpoint:
     """What the cache has of an attachment, as it was asked for."""
-    # A result before 0.3.0 lists no interfaces, so that the file of an older libcni tells nothing.
+    # A result before 0.3.0 lists no interfaces, so that the file of an older libcni does not say.
     netns = cached.netns or attached.noted_path(cached.owner)
     return Endpoint(
         cached.container_id, netns, cached.ifname, cached.cni_args, cached.capability_args

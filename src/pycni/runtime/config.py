@@ -1,8 +1,8 @@
 """Network configurations: reading a list of plugins, or a single one, from JSON.
 
-Everything wrong with a document is found at once and told with its key and line. What a plugin's
-own keys mean is the plugin's to judge, except for `type` and `capabilities`, which the runtime
-needs itself. The rules are those of SPEC 1.1.0, "Network configuration format".
+Everything wrong with a document is found at once and reported with its key and line. What a
+plugin's own keys mean is the plugin's to judge, except for `type` and `capabilities`, which the
+runtime needs itself. The rules are those of SPEC 1.1.0, "Network configuration format".
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class PluginConfig(Record):
 
     @property
     def name(self) -> str:
-        """A name of the plugin's own, which lists may give to tell two of one type apart."""
+        """A name of the plugin's own, which lists may give to distinguish two of one type."""
         name = lookup(self.document, "name")
         return name if isinstance(name, str) else ""
 

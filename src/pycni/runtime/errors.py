@@ -21,7 +21,7 @@ class FaultInFile(Fault):
 
 class ConfigError(CNIError):
     """A network configuration that cannot be used (code 7). `faults` has all that is wrong with it,
-    each with file, line, key and what was expected; mend them in the file, `pycni lint` shows them.
+    each with file, line, key and what was expected; `pycni lint` shows them too.
     """
 
     def __init__(self, faults: Sequence[FaultInFile], what: str = "configuration list") -> None:
@@ -58,7 +58,7 @@ class PluginError(CNIError):
 
     code, message, details: the plugin's own, the message with the plugin's name before it where the
     operation has several; plugin_type: which one; command: doing what; stderr: what its process
-    wrote there. After ADD everything is undone that could be: details tell what could not, and
+    wrote there. After ADD everything is undone that could be: details say what could not, and
     `Network.delete` tries again.
     """
 

@@ -1,4 +1,5 @@
-"""Plugin objects of the program's own: what they do wrong is told as theirs, and harms no others.
+"""Plugin objects of the program's own: what they do wrong is reported as theirs, and harms no
+others.
 
 A process can neither return what is no JSON nor change its caller, and what it raises ends itself
 only. In process a guard stands between: it looks at what a plugin returns, makes a CNIError of
@@ -72,9 +73,9 @@ class Foreign(Plugin):
             result = copied(returned, faults)
             if not faults:
                 return result
-            told = "; ".join(map(str, faults))
+            words = "; ".join(map(str, faults))
             expected = "; ".join(dict.fromkeys(fault.expected for fault in faults))
-            raise self._error(self._defined("add"), f"add returned a Result with {told}", expected)
+            raise self._error(self._defined("add"), f"add returned a Result with {words}", expected)
         raise self._error(
             self._defined("add"),
             f"add returned {what(returned)}",
@@ -103,7 +104,7 @@ class Foreign(Plugin):
         if not hasattr(self._plugin, "inspect"):
             return super().inspect(request)
         returned = self._call("inspect", request)
-        return self._list("inspect", returned, "Part", ("kind", "what", "differences"))
+        return self._list("inspect", returned, "StepReport", ("kind", "what", "differences"))
 
     def _list(self, name: str, returned: Any, kind: str, fields: tuple[str, ...]) -> list[Any]:
         wrong: list[object] = [returned]
@@ -111,10 +112,10 @@ class Foreign(Plugin):
             wrong = [one for one in returned if not all(hasattr(one, field) for field in fields)]
             if not wrong:
                 return [*returned]
-        told = f"{name} returned {what(returned)}"
+        words = f"{name} returned {what(returned)}"
         if wrong[0] is not returned:
-            told += f" with {what(wrong[0])}"
-        raise self._error(self._defined(name), told, f"expected a list, each item a {kind}")
+            words += f" with {what(wrong[0])}"
+        raise self._error(self._defined(name), words, f"expected a list, each item a {kind}")
 
     def _call(self, name: str, request: Request, *arguments: Any, **named: Any) -> Any:
         """What a method returns. Raises CNIError, and what may be the caller's own interrupt."""
@@ -136,8 +137,8 @@ class Foreign(Plugin):
         finally:
             changes = untouched.changes()
         if failure is None and _is_unrun(returned):
-            told = f"{name} returned {what(returned)}, which nobody awaits or runs"
-            failure = self._error(self._defined(name), told, _EXPECTED)
+            words = f"{name} returned {what(returned)}, which is never awaited or run"
+            failure = self._error(self._defined(name), words, _EXPECTED)
         if changes:
             failure = self._changed(name, changes, failure)
         try:
@@ -148,7 +149,7 @@ class Foreign(Plugin):
         return returned
 
     def _failure(self, error: BaseException, name: str) -> CNIError:
-        """What an exception of the plugin is told as: one that it is to raise, as it is."""
+        """The error for an exception of the plugin: one that it may raise stays as it is."""
         if isinstance(error, CNIError) and _is_sound(error):
             return error
         try:
@@ -156,18 +157,18 @@ class Foreign(Plugin):
         except Exception:  # noqa: BLE001 - of a class that cannot say it
             words = type(error).__name__
         code = IO_FAILURE if isinstance(error, OSError) else INTERNAL
-        told = self._error(self._place(error, name), words, _TOLD_BY, code)
-        told.__cause__ = error
-        return told
+        failure = self._error(self._place(error, name), words, _BY_CNIERROR, code)
+        failure.__cause__ = error
+        return failure
 
     def _changed(self, name: str, changes: list[str], failure: CNIError | None) -> CNIError:
         words = f"{name} changed {', '.join(changes)}"
         if failure is None:
             return self._error(self._defined(name), words, _SHARED)
         details = [failure.details, f"the plugin of type {self.type}: {words}", _SHARED]
-        told = CNIError(failure.code, failure.message, "; ".join(filter(None, details)))
-        told.__cause__ = failure
-        return told
+        joined = CNIError(failure.code, failure.message, "; ".join(filter(None, details)))
+        joined.__cause__ = failure
+        return joined
 
     def _error(self, place: str, problem: str, expected: str, code: int = INTERNAL) -> CNIError:
         message = f"fault of the plugin of type {self.type} at {place}: {problem}"
@@ -223,7 +224,7 @@ _EXPECTED = (
     "expected an object with the methods of pycni.sdk.Plugin, which do what they do before they "
     "return"
 )
-_TOLD_BY = "a plugin tells what fails by raising a CNIError"
+_BY_CNIERROR = "a plugin reports what fails by raising a CNIError"
 _SHARED = "it was put back: what a program and all plugins share is not a plugin's to change"
 
 

@@ -3,8 +3,8 @@
 GC goes by a list of what is alive, and plugins take away whatever is not in it. Their list may lack
 what another client attached, which notes that in a cache of its own. So everything is asked that
 knows of attachments: this runtime's cache, those of well-known clients, what pycni's plugins noted,
-and the leases of host-local. Who is in no list and has a living interface or address is told apart.
-Called by `Network.gc`.
+and the leases of host-local. What is in no list and has a living interface or address is listed
+apart. Called by `Network.gc`.
 """
 
 from __future__ import annotations

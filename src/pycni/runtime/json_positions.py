@@ -1,7 +1,7 @@
-"""Where each value of a JSON document stands, so that a fault can be told with its line.
+"""Where each value of a JSON document stands, so that a fault is reported with its line.
 
 Only faults pay for it: documents are read by `pycni.spec.jsontext`, and this looks at the text
-again when something has to be told about it. The text must be known to be JSON.
+again when something is to be reported of it. The text must be known to be JSON.
 """
 
 from __future__ import annotations
@@ -43,53 +43,69 @@ class Positions(Record):
 
 
 def positions(text: str) -> Positions:
-    """Find the values of a JSON document; none in one of a size that nobody reads by lines."""
+    """Find the values of a JSON document; none in one too large to be read by lines."""
     if len(text) > _MAX_TEXT:
         return Positions({}, {})
-    lines: dict[str, int] = {}
-    repeated: dict[str, int] = {}
-    signs = [(match.group(1), match.start(1)) for match in _SIGN.finditer(text)]
-    offsets = [0, *(match.end() for match in re.finditer("\n", text))]
-    line = 1
-    path = ""
-    # Of each container that is open: its path, and the index of the next item (None: an object).
-    stack: list[tuple[str, int | None]] = []
-    expects_key = False
-    for index, (sign, start) in enumerate(signs):
-        while line < len(offsets) and offsets[line] <= start:
-            line += 1
-        if sign in "}]":
-            stack.pop()
-            continue
-        if sign == ",":
-            container, item = stack[-1]
-            if item is None:
-                expects_key = True
-            else:
-                stack[-1] = (container, item + 1)
-                path = f"{container}[{item + 1}]"
-            continue
-        if sign == ":":
-            continue
-        if expects_key:
-            container = stack[-1][0]
-            key = loads(sign, strict=False)
-            path = f"{container}.{key}" if container else key
-            if len(path) > _MAX_PATH:  # one such for each of a million keys is too much to keep
-                path = container[:_MAX_PATH] + _CUT
-            if path in lines and not path.endswith(_CUT):
-                repeated[path] = line
-            lines[path] = line
-            expects_key = False
-            continue
-        lines.setdefault(path, line)
+    return _Scanner(text).scan()
+
+
+class _Scanner:
+    """Goes through the signs of a JSON document once, and keeps the path where it is."""
+
+    def __init__(self, text: str) -> None:
+        self._signs = [(match.group(1), match.start(1)) for match in _SIGN.finditer(text)]
+        self._offsets = [0, *(match.end() for match in re.finditer("\n", text))]
+        self._found = Positions({}, {})
+        self._line = 1
+        self._path = ""
+        # Of each container that is open: its path, and the index of the next item (None: an
+        # object).
+        self._stack: list[tuple[str, int | None]] = []
+        self._expects_key = False
+
+    def scan(self) -> Positions:
+        for index, (sign, start) in enumerate(self._signs):
+            while self._line < len(self._offsets) and self._offsets[self._line] <= start:
+                self._line += 1
+            if sign in "}]":
+                self._stack.pop()
+            elif sign == ",":
+                self._next_item()
+            elif sign != ":":
+                if self._expects_key:
+                    self._key(loads(sign, strict=False))
+                else:
+                    self._found.lines.setdefault(self._path, self._line)
+                    if sign in "{[":
+                        self._open(sign, is_empty=self._signs[index + 1][0] == "}")
+        return self._found
+
+    def _next_item(self) -> None:
+        container, item = self._stack[-1]
+        if item is None:
+            self._expects_key = True
+        else:
+            self._stack[-1] = (container, item + 1)
+            self._path = f"{container}[{item + 1}]"
+
+    def _key(self, key: str) -> None:
+        container = self._stack[-1][0]
+        path = f"{container}.{key}" if container else key
+        if len(path) > _MAX_PATH:  # one such for each of a million keys is too much to keep
+            path = container[:_MAX_PATH] + _CUT
+        if path in self._found.lines and not path.endswith(_CUT):
+            self._found.repeated[path] = self._line
+        self._found.lines[path] = self._line
+        self._path = path
+        self._expects_key = False
+
+    def _open(self, sign: str, *, is_empty: bool) -> None:
         if sign == "{":
-            stack.append((path, None))
-            expects_key = signs[index + 1][0] != "}"
-        elif sign == "[":
-            stack.append((path, 0))
-            path = f"{path}[0]"
-    return Positions(lines, repeated)
+            self._stack.append((self._path, None))
+            self._expects_key = not is_empty
+        else:
+            self._stack.append((self._path, 0))
+            self._path = f"{self._path}[0]"
 
 
 def parent(path: str) -> str:

@@ -133,6 +133,10 @@ class AttachmentLocks:
         _held.set(frozenset())
 
 
+# Of this process: operations of all its networks on one container wait for each other.
+ATTACHMENT_LOCKS = AttachmentLocks()
+
+
 class HeldLock:
     """A turn that is held during a `with` block. what: the container, or all of them."""
 
@@ -166,8 +170,8 @@ class ProcessLock:
 
     root: the cache's directory; owner: the attachment's, with neither container nor interface for
     all of its network. What is begun within the block, as by `on_call`, has it too. Where the file
-    cannot be had, nobody else can note anything there either, and the block goes on without. Raises
-    CNIError: code 11 when the time is over, code 5 on a file system without locks; Canceled.
+    cannot be had, no other process can note anything there either, and the block goes on without.
+    Raises CNIError: code 11 when the time is over, code 5 on a file system without locks; Canceled.
     """
 
     def __init__(self, root: str, owner: Owner, cancel: Cancellation | None = None) -> None:

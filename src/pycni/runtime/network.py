@@ -32,9 +32,9 @@ from pycni.runtime.endpoint import (
 from pycni.runtime.engine import Engine, in_version
 from pycni.runtime.errors import Canceled, ConfigError, PluginError, one_error
 from pycni.runtime.garbage import Garbage
-from pycni.runtime.locks import AttachmentLocks, HeldLock
+from pycni.runtime.locks import ATTACHMENT_LOCKS, HeldLock
 from pycni.runtime.options import Options, with_cancel
-from pycni.runtime.repair import Repaired
+from pycni.runtime.report import AttachmentReport
 from pycni.sdk.plugin import Plugin
 from pycni.spec import versions
 from pycni.spec.config import Attachment
@@ -47,8 +47,6 @@ from pycni.spec.errors import (
 )
 from pycni.spec.result import Result
 from pycni.state.cache import ROOT, CachedAttachment, ResultCache
-
-ATTACHMENT_LOCKS = AttachmentLocks()
 
 _UNKNOWN_COMMAND = "unknown CNI_COMMAND"  # the reference's words
 
@@ -195,7 +193,7 @@ class Network:
         """Detach a container: have each plugin do its DEL, last one first, with what ADD returned.
 
         Nothing there is no error. A plugin's failure does not keep the others from their part; what
-        is told at the end is all that failed, and the attachment stays noted so that this can be
+        is raised at the end is all that failed, and the attachment stays noted so that this can be
         tried again. netns, args and capabilities default to what ADD was given. Raises PluginError,
         SeveralErrors, or another CNIError.
         """
@@ -276,21 +274,20 @@ class Network:
         dry_run: bool = False,
         remake: bool = True,
         **options: Unpack[Options],
-    ) -> list[Repaired]:
-        """Put back what others took from the network's attachments, and leave alone what is sound.
+    ) -> list[AttachmentReport]:
+        """Put back what is missing of the network's attachments, and leave alone what is sound.
 
         For all of them, or one container's. Each is repaired with the configuration that it was
-        attached with. Addresses stay what they are. dry_run: only tell what is missing; remake:
+        attached with. Addresses stay what they are. dry_run: only report what is missing; remake:
         make even an interface again that is gone. Returns what became of each attachment; see
         `pycni.runtime.repair`. Of a plugin that is not pycni's own only CHECK can be asked, and
-        what that finds cannot be mended.
+        what that finds cannot be repaired.
         """
         from pycni.runtime.repair import Repair
 
         repair = Repair(
             self._engine,
             self._cache,
-            ATTACHMENT_LOCKS,
             self.config,
             self._chain.on_call,
             dry_run,
@@ -362,7 +359,7 @@ class Network:
         alive in the kernel and neither in `keep` nor in the cache is another client's: it is kept,
         unless `force` is set; `garbage` names it. Goes on after a failure and raises all at the
         end. Returns the attachments that were removed, or with dry_run would be, as far as cache,
-        plugins' notes and leases tell of them.
+        plugins' notes and leases have them.
         """
         living = self._living(keep)
         if self.config.disable_gc:
@@ -487,11 +484,11 @@ class Network:
         try:
             return self._engine.versions(found, options)
         except CNIError as error:
-            told = PluginError(error, plugin.type, "VERSION")
+            failure = PluginError(error, plugin.type, "VERSION")
             cancel = options.get("cancel")
             if cancel is not None:
-                cancel.check(told.message)
-            raise told from error
+                cancel.check(failure.message)
+            raise failure from error
 
     def _result(self, cached: CachedAttachment) -> Result | None:
         try:

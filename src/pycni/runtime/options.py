@@ -60,7 +60,7 @@ class Cancellation:
                 except OSError as error:
                     raise CNIError(
                         IO_FAILURE,
-                        f"no descriptor to be told by when to stop: {error.strerror}",
+                        f"no descriptor to learn by when to stop: {error.strerror}",
                         "the program has too many files open: see RLIMIT_NOFILE",
                     ) from None
             return self._descriptor

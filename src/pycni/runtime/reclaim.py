@@ -20,8 +20,7 @@ from pycni.runtime.endpoint import Endpoint
 from pycni.runtime.engine import Engine
 from pycni.runtime.garbage import data_dir as checked_data_dir
 from pycni.runtime.lease_evidence import FREE, KEEP, UNKNOWN, Evidence, machine_started
-from pycni.runtime.locks import ProcessLock
-from pycni.runtime.network import ATTACHMENT_LOCKS
+from pycni.runtime.locks import ATTACHMENT_LOCKS, ProcessLock
 from pycni.sdk.alive import addresses_in_use, has_namespace
 from pycni.sdk.collection import remove_leftovers
 from pycni.spec.errors import INVALID_ENVIRONMENT, CNIError

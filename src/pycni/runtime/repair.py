@@ -1,9 +1,10 @@
-"""Repair: put back what others took from attachments that the cache has.
+"""Repair and inspect: what the attachments of the cache lack is put back, or shown.
 
 A reload of a firewall, `nft flush ruleset`, `iptables -F`, a bridge deleted by hand: what a living
 container needs is gone, and no operation of the specification brings it back. Each attachment is
 repaired with the configuration that it was made with, by its plugins in order, oldest attachment
-first. Plugins of others can only be asked by CHECK. Called by `Network.repair` and `repair_all`.
+first. Plugins that are not pycni's can only be asked to CHECK, and have no steps to show. Called by
+`Network.repair`, `pycni repair` and `pycni inspect`.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ from __future__ import annotations
 import os
 
 from pycni.kernel import namespace
+from pycni.plan.difference import AGAIN, FAILED, Difference, StepReport
 from pycni.runtime import attached, find, operation
 from pycni.runtime import config as configs
 from pycni.runtime.chain import Chain, as_endpoint
 from pycni.runtime.endpoint import Endpoint, cni_args, pairs
 from pycni.runtime.engine import Engine, in_version
+from pycni.runtime.locks import ATTACHMENT_LOCKS
+from pycni.runtime.report import DETACHED, REPLACED, AttachmentReport
 from pycni.sdk.collection import remove_leftovers
 from pycni.sdk.request import Request
 from pycni.spec import versions
-from pycni.spec.errors import CNIError
+from pycni.spec.errors import INVALID_CONFIG, CNIError
 from pycni.spec.identity import now
 from pycni.spec.record import Record
 from pycni.state.cache import ResultCache, roots
@@ -27,106 +31,16 @@ from pycni.state.cache import ResultCache, roots
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any, Self
+    from typing import Any
 
     from pycni.runtime.config import PluginConfig
     from pycni.runtime.endpoint import Path
-    from pycni.runtime.locks import AttachmentLocks
     from pycni.runtime.options import Options
     from pycni.spec.owner import Owner
     from pycni.spec.result import Result
     from pycni.state.cache import CachedAttachment, Unreadable
 
-MISSING = "missing"
-REPAIRED = "repaired"
-FAILED = "failed"
-
-DETACHED = "it was detached meanwhile"
-REPLACED = "it was detached meanwhile, and attached again"
 NO_NAMESPACE = "its network namespace is gone; DEL or GC removes what is left"
-
-
-class Finding(Record):
-    """A part of an attachment that is not as ADD left it.
-
-    plugin: whose it is; what: a sentence, CHECK's; state: "missing" (dry run), "repaired" or
-    "failed"; reason: why it could not be put back, and what can be done.
-    """
-
-    plugin: str
-    what: str
-    state: str
-    reason: str = ""
-
-
-class Examined(Record):
-    """An attachment that was looked at. skipped: why it was not, "" if it was.
-
-    file: set for a file of the cache that does not say what is attached, and nothing else then.
-    """
-
-    network: str
-    endpoint: Endpoint
-    skipped: str = ""
-    file: str = ""
-
-    @classmethod
-    def of_file(cls, file: Unreadable) -> Self:
-        """What is to be reported of a file of the cache that says of no attachment."""
-        return cls("", Endpoint("", ifname=""), f"{file.path} {file.reason}", file.path)
-
-    @property
-    def name(self) -> str:
-        """What to call it: NETWORK/CONTAINER/INTERFACE, with its pod; or the file."""
-        if self.file:
-            return self.file
-        pod = f" ({self.pod})" if self.pod else ""
-        return f"{self.network}/{self.endpoint.container_id}/{self.endpoint.ifname}{pod}"
-
-    @property
-    def pod(self) -> str:
-        """See `Endpoint.pod`."""
-        return self.endpoint.pod
-
-    def to_json(self) -> dict[str, Any]:
-        """As `-o json` prints it."""
-        return {
-            "network": self.network,
-            "containerID": self.endpoint.container_id,
-            "ifname": self.endpoint.ifname,
-            "netns": self.endpoint.path,
-            "pod": self.pod,
-            "skipped": self.skipped,
-            "file": self.file,
-        }
-
-
-class Repaired(Examined):
-    """What became of one attachment."""
-
-    findings: tuple[Finding, ...] = ()
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether it was looked at, and nothing was missing."""
-        return not (self.findings or self.skipped)
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is missing now: what could not be looked at is not known to be sound."""
-        if self.skipped:
-            return self.skipped in (DETACHED, REPLACED)
-        return all(finding.state == REPAIRED for finding in self.findings)
-
-    def to_json(self) -> dict[str, Any]:
-        """As `pycni repair -o json` prints it."""
-        return {
-            **super().to_json(),
-            "findings": [
-                {name: getattr(finding, name) for name in finding._fields}
-                for finding in self.findings
-            ],
-        }
 
 
 class Repair(Record):
@@ -139,7 +53,6 @@ class Repair(Record):
 
     engine: Engine
     cache: ResultCache
-    locks: AttachmentLocks
     fallback: configs.NetworkConfig | None = None
     on_call: Callable[[str, str], None] | None = None
     dry_run: bool = False
@@ -147,11 +60,11 @@ class Repair(Record):
 
     def run(
         self, options: Options, network: str = "", container_id: str = "", ifname: str = ""
-    ) -> list[Repaired]:
+    ) -> list[AttachmentReport]:
         """Repair what the cache has, or what it has of a network, container, interface."""
         known, unreadable = self.known(network, container_id, ifname)
         reports = [self._attachment(cached, options) for cached in known]
-        return reports + [Repaired.of_file(file) for file in unreadable]
+        return reports + [AttachmentReport.of_file(file) for file in unreadable]
 
     def known(
         self, network: str, container_id: str, ifname: str
@@ -170,22 +83,22 @@ class Repair(Record):
         except OSError:
             return 0
 
-    def _attachment(self, cached: CachedAttachment, options: Options) -> Repaired:
+    def _attachment(self, cached: CachedAttachment, options: Options) -> AttachmentReport:
         cancel = options.get("cancel")
         if cancel is not None:
             cancel.check()
-        report = Repaired(cached.network, as_endpoint(cached))
+        report = AttachmentReport(cached.network, as_endpoint(cached))
         skipped = absent(cached.owner, report.endpoint.path)
         if skipped:
             return report.replace(skipped=skipped)
-        findings: list[Finding] = []
+        findings: list[Difference] = []
         began = now()
         try:
             chain, result = self.chain(cached)
         except CNIError as error:
             return report.replace(findings=(_failed("", error),))
         with (
-            self.locks.container(cached.container_id, cancel),
+            ATTACHMENT_LOCKS.container(cached.container_id, cancel),
             chain.locked(report.endpoint, options),
         ):
             for plugin in chain.config.plugins:
@@ -204,6 +117,24 @@ class Repair(Record):
                 # What was put back after its DEL belongs to no attachment.
                 remove_leftovers(cached.owner, began)
         return report.replace(skipped=DETACHED if by_now is None else REPLACED)
+
+    def inspect(self, cached: CachedAttachment) -> AttachmentReport:
+        """The steps of an attachment's plan, and how each stands."""
+        report = AttachmentReport(cached.network, as_endpoint(cached))
+        skipped = absent(cached.owner, report.endpoint.path)
+        if skipped:
+            return report.replace(skipped=skipped)
+        steps: list[StepReport] = []
+        try:
+            chain, result = self.chain(cached)
+            for plugin in chain.config.plugins:
+                ours = self.engine.own(self.engine.find(plugin.type))
+                if ours is not None:
+                    request = self.request(chain, plugin, report.endpoint, result, {})
+                    steps += (step.replace(plugin=plugin.type) for step in ours.inspect(request))
+        except CNIError as error:
+            skipped = str(error)
+        return report.replace(steps=tuple(steps), skipped=skipped)
 
     def request(
         self,
@@ -237,9 +168,9 @@ class Repair(Record):
             return configs.parse_cached(cached.config, self.fallback)
         if self.fallback is None:
             raise CNIError(
-                0,
+                INVALID_CONFIG,
                 "the cache has no configuration of the attachment",
-                "the runtime that made it noted none; delete the attachment and add it again",
+                f"the runtime that made it noted none; {AGAIN}",
             )
         return self.fallback
 
@@ -250,7 +181,7 @@ class Repair(Record):
         endpoint: Endpoint,
         result: Result | None,
         options: Options,
-    ) -> list[Finding]:
+    ) -> list[Difference]:
         ours = self.engine.own(self.engine.find(plugin.type))
         if ours is None:
             document = chain.document(plugin, result, endpoint.capabilities)
@@ -266,7 +197,7 @@ class Repair(Record):
             from pycni.sdk.dispatch import internal_error
 
             raise internal_error(error) from error
-        return [Finding(plugin.type, item.what, item.state, item.reason) for item in differences]
+        return [item.replace(plugin=plugin.type) for item in differences]
 
 
 def repair_all(
@@ -281,22 +212,20 @@ def repair_all(
     dry_run: bool = False,
     remake: bool = True,
     options: Options | None = None,
-) -> list[Repaired]:
+) -> list[AttachmentReport]:
     """Repair the attachments of all networks that the cache has, or those of one.
 
     cache_dir: one cache or several, by default the usual one and those of well-known clients (see
     `pycni.state.cache.roots`). Needs no configuration but what the cache noted. The rest is as in
     `Network.repair`.
     """
-    from pycni.runtime.network import ATTACHMENT_LOCKS
 
-    def work(options: Options) -> list[Repaired]:
+    def work(options: Options) -> list[AttachmentReport]:
         reports = []
         for root in roots(cache_dir):
             repair = Repair(
                 Engine(tuple(find.directories(plugin_dirs)), engine),
                 ResultCache(root),
-                ATTACHMENT_LOCKS,
                 on_call=on_call,
                 dry_run=dry_run,
                 remake=remake,
@@ -305,6 +234,28 @@ def repair_all(
         return reports
 
     return operation.run(work, options or {})
+
+
+def inspect_all(
+    *,
+    cache_dir: Path | Sequence[Path] = (),
+    plugin_dirs: Path | Sequence[Path] = (),
+    engine: str = "auto",
+    network: str = "",
+    container_id: str = "",
+    ifname: str = "",
+) -> list[AttachmentReport]:
+    """The plans of what the cache has, or has of a network, container, interface.
+
+    cache_dir: one cache or several; see `repair_all`.
+    """
+    reports = []
+    for root in roots(cache_dir):
+        repair = Repair(Engine(tuple(find.directories(plugin_dirs)), engine), ResultCache(root))
+        known, unreadable = repair.known(network, container_id, ifname)
+        reports += [repair.inspect(cached) for cached in known]
+        reports += [AttachmentReport.of_file(file) for file in unreadable]
+    return reports
 
 
 def absent(owner: Owner, path: str) -> str:
@@ -324,8 +275,8 @@ def absent(owner: Owner, path: str) -> str:
     return ""
 
 
-def _failed(plugin: str, error: CNIError) -> Finding:
-    return Finding(plugin, error.message or str(error), FAILED, error.details)
+def _failed(plugin: str, error: CNIError) -> Difference:
+    return Difference(error.message or str(error), FAILED, error.details, plugin)
 
 
 def _asked(
@@ -334,7 +285,7 @@ def _asked(
     document: dict[str, Any],
     endpoint: Endpoint,
     options: Options,
-) -> list[Finding]:
+) -> list[Difference]:
     """What the CHECK of a plugin that is not pycni's says."""
     config = chain.config
     if config.disable_check or not config.at_least(versions.SINCE["CHECK"]):
@@ -342,9 +293,6 @@ def _asked(
     try:
         chain.call(plugin, "CHECK", document, options, endpoint)
     except CNIError as error:
-        reason = (
-            f"{plugin.type} is not pycni's, and has no operation to repair: "
-            "delete the attachment and add it again"
-        )
-        return [Finding(plugin.type, error.message or str(error), FAILED, reason)]
+        reason = f"{plugin.type} is not pycni's, and has no operation to repair: {AGAIN}"
+        return [Difference(error.message or str(error), FAILED, reason, plugin.type)]
     return []

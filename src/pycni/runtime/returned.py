@@ -5,6 +5,8 @@ Between processes JSON sees to that. Called by `pycni.runtime.foreign`.
 
 from __future__ import annotations
 
+from typing import cast
+
 from pycni.spec import versions
 from pycni.spec.config import DNS
 from pycni.spec.errors import CNIError
@@ -42,27 +44,29 @@ def copied(result: Result, faults: list[Fault]) -> Result:
 
 def _look(value: object, kind: Kind, path: str, faults: list[Fault]) -> None:
     """Note what is wrong with a value as a plugin has it, which is decoded, not JSON."""
-    if isinstance(kind, ListOf):
-        if isinstance(value, (tuple, list)):
-            for index, item in enumerate(value):
-                _look(item, kind.item, f"{path}[{index}]", faults)
-        else:
-            _wrong(value, "a tuple", path, faults)
+    expected, classes = _expected(kind)
+    if not isinstance(value, classes):
+        faults.append(Fault(path, f"{what(value)} is not valid", f"expected {expected}"))
+    elif isinstance(kind, ListOf):
+        for index, item in enumerate(cast("tuple[object, ...]", value)):
+            _look(item, kind.item, f"{path}[{index}]", faults)
     elif isinstance(kind, Object):
-        if isinstance(value, kind.config):
-            _look_into(value, path, faults)
-        else:
-            _wrong(value, an(kind.config.__name__), path, faults)
-    elif isinstance(kind, CIDR):
-        if not isinstance(value, IPNetwork):
-            _wrong(value, "an IPNetwork, as pycni.spec.ip.parse_network makes", path, faults)
-    elif isinstance(kind, Address):
-        if not isinstance(value, IPAddress):
-            _wrong(value, "an IPAddress, as pycni.spec.ip.parse_address makes", path, faults)
+        _look_into(cast("Config", value), path, faults)
     elif isinstance(value, (str, int)):
         kind.decode(value, path, faults)
-    else:
-        _wrong(value, kind.expected, path, faults)
+
+
+def _expected(kind: Kind) -> tuple[str, type | tuple[type, ...]]:
+    """What a decoded value of a kind is, in words and as classes."""
+    if isinstance(kind, ListOf):
+        return "a tuple", (tuple, list)
+    if isinstance(kind, Object):
+        return an(kind.config.__name__), kind.config
+    if isinstance(kind, CIDR):
+        return "an IPNetwork, as pycni.spec.ip.parse_network makes", IPNetwork
+    if isinstance(kind, Address):
+        return "an IPAddress, as pycni.spec.ip.parse_address makes", IPAddress
+    return kind.expected, (str, int)
 
 
 def _look_into(value: Config, path: str, faults: list[Fault]) -> None:
@@ -70,10 +74,6 @@ def _look_into(value: Config, path: str, faults: list[Fault]) -> None:
         item = getattr(value, name)
         if item is not None or declared.required or declared.default is not None:
             _look(item, declared.kind, f"{path}.{name}", faults)
-
-
-def _wrong(value: object, expected: str, path: str, faults: list[Fault]) -> None:
-    faults.append(Fault(path, f"{what(value)} is not valid", f"expected {expected}"))
 
 
 def what(value: object) -> str:

@@ -140,7 +140,7 @@ def _watch_environ() -> None:
 
 
 def _umask() -> int | None:
-    """The thread's; None where the kernel does not tell. To ask os.umask would change it."""
+    """The thread's; None where the kernel does not say. To ask os.umask would change it."""
     try:
         with open("/proc/thread-self/status", "rb", buffering=0) as file:
             _, _, rest = file.read(256).partition(b"\nUmask:")

@@ -106,7 +106,11 @@ def disregard_other_host(kernel: HostAndSandbox, notes: AttachmentLock) -> None:
 def supersede_if_gone(kernel: HostAndSandbox, ifname: str) -> None:
     """`supersede` an attachment to the same sandbox whose interface is not there any more."""
     identity = None if kernel.claim is None else kernel.claim.identity
-    if identity is not None and identity.has_made_links and kernel.own(ifname) is None:
+    if (
+        identity is not None
+        and identity.has_made_links
+        and ownership.own_link(kernel, ifname) is None
+    ):
         supersede(kernel)
 
 

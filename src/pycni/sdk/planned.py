@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, ClassVar
 
-    from pycni.plan.difference import Difference, Part
+    from pycni.plan.difference import Difference, StepReport
     from pycni.sdk.request import Request
     from pycni.spec.config import Attachment
     from pycni.spec.schema import Fault
@@ -105,7 +105,7 @@ class PlannedPlugin(Plugin):
 
         return repair_planned(self, request, dry_run=dry_run, remake=remake)
 
-    def inspect(self, request: Request) -> list[Part]:
+    def inspect(self, request: Request) -> list[StepReport]:
         from pycni.sdk.repair import inspect_planned
 
         return inspect_planned(self, request)
@@ -166,7 +166,9 @@ class PlannedPlugin(Plugin):
                 kinds = tuple(kind for kind in kinds if kind in self.kinds)
         elif claim is None:
             kinds = ()
-        elif self.makes_link and (claim.previous() or kernel.own(ifname)) is not None:
+        elif (
+            self.makes_link and (claim.previous() or ownership.own_link(kernel, ifname)) is not None
+        ):
             kinds = executor.MARKED_KINDS
         elif claim.previous() is not None:
             kinds = self.kinds

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import ClassVar
 
-    from pycni.plan.difference import Difference, Part
+    from pycni.plan.difference import Difference, StepReport
     from pycni.sdk.dispatch import Outcome
     from pycni.sdk.request import Request
     from pycni.spec.config import Attachment
@@ -76,6 +76,6 @@ class Plugin:
 
         return check_only(self, request, dry_run=dry_run)
 
-    def inspect(self, request: Request) -> list[Part]:
+    def inspect(self, request: Request) -> list[StepReport]:
         """What should exist of an attachment, and how it stands; [] if the plugin has no plan."""
         return []

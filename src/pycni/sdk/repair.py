@@ -1,13 +1,13 @@
-"""Repair, from the side of a plugin: put back what is missing of an attachment, and nothing else.
+"""Repair and inspect of a plugin with a plan: what is missing is put back, or shown.
 
-And inspect: show the plan and how it stands. Not operations of the specification: there is no
-CNI_COMMAND for them, so they are done in process, by `Plugin.repair` and `Plugin.inspect`, which
-load this when they are called. No address is allocated, released or changed.
+Not operations of the specification: there is no CNI_COMMAND for them, so they are done in process,
+by `Plugin.repair` and `Plugin.inspect`, which load this when they are called. No address is
+allocated, released or changed.
 """
 
 from __future__ import annotations
 
-from pycni.plan.difference import AGAIN, FAILED, REPAIRED, Difference, Part, described
+from pycni.plan.difference import AGAIN, FAILED, REPAIRED, Difference, StepReport, described
 from pycni.plan.plan import Plan
 from pycni.plan.steps import HOST, SANDBOX, VethPair
 from pycni.sdk.ipam import delegate_ipam
@@ -16,7 +16,8 @@ from pycni.sdk.planned import require_prev_result
 from pycni.spec import versions
 from pycni.spec.errors import CHECK_FAILED, CNIError
 from pycni.steps import executor, ownership
-from pycni.steps.repair import is_absent, is_in_place, repair, require_own
+from pycni.steps.repair import is_absent, is_in_place, require_own
+from pycni.steps.repair import repair as repair_plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def repair_planned(
         elif not is_in_place(request.ifname, kernel):
             raise _missing(request, f"nothing is put back for what is not there: {AGAIN}")
         try:
-            found = repair(plan, kernel, _macs(request, previous), dry_run=dry_run)
+            found = repair_plan(plan, kernel, _macs(request, previous), dry_run=dry_run)
             if not (dry_run or any(is_absent(step, kernel) for step in plan.steps)):
                 _note_again(kernel, plan)
         except OSError as error:
@@ -56,13 +57,13 @@ def repair_planned(
         return found
 
 
-def inspect_planned(plugin: PlannedPlugin, request: Request) -> list[Part]:
+def inspect_planned(plugin: PlannedPlugin, request: Request) -> list[StepReport]:
     """The plan of an attachment, each step with how the kernel differs from it. Changes nothing."""
     request = request.replace(command="CHECK")
     plan = _plan(plugin, request, require_prev_result(request, plugin.unchained))
     with open_sandbox(request) as kernel:
         return [
-            Part(step.kind, described(step), tuple(executor.check(Plan((step,)), kernel)))
+            StepReport(step.kind, described(step), tuple(executor.check(Plan((step,)), kernel)))
             for step in plan.steps
         ]
 
@@ -89,9 +90,9 @@ def check_only(
     request: Request,
     *,
     dry_run: bool = False,
-    mend: Callable[[], object] | None = None,
+    repair: Callable[[], object] | None = None,
 ) -> list[Difference]:
-    """Repair by what `mend` does if CHECK finds something; without, only tell."""
+    """Repair by a function if CHECK finds something; without one, only report that."""
     request = request.replace(command="CHECK")
     if not versions.at_least(request.version, versions.SINCE["CHECK"]):
         return []
@@ -103,10 +104,10 @@ def check_only(
         return []
     if dry_run:
         return [Difference(what)]
-    if mend is None:
+    if repair is None:
         return [Difference(what, FAILED, f"{plugin.type} cannot be repaired: {AGAIN}")]
     try:
-        mend()
+        repair()
         plugin.check(request)
     except CNIError as error:
         return [Difference(what, FAILED, f"{error}; {AGAIN}")]
@@ -163,14 +164,14 @@ def _require_living(plan: Plan, kernel: HostAndSandbox, request: Request, remake
     """Raise a CNIError unless the sandbox is still the attachment's."""
     for step in plan.steps:
         if isinstance(step, VethPair):
-            # Without directories nobody has looked whose the runtime's plugins are.
+            # Without directories it is not known whose the runtime's plugins are.
             require_own(step, kernel, marked=not request.path)
         if not is_absent(step, kernel):
             if step.makes_link and not is_in_place(request.ifname, kernel):
                 raise _missing(request, f"what has its name there now is another one; {AGAIN}")
             continue
         if kernel.claim is None or kernel.claim.identity is None:
-            why = f"{request.netns} may be another container's by now, nothing tells; {AGAIN}"
+            why = f"{request.netns} may be another container's by now, nothing says whose; {AGAIN}"
         elif not remake:
             why = "it may be on its way out, so nothing is put back; `pycni repair` does, if asked"
         elif request.netns.startswith("/proc/"):

@@ -27,6 +27,7 @@ from pycni.spec.errors import (
 from pycni.spec.identity import decode, encode
 from pycni.spec.owner import network_tag
 from pycni.state.files import (
+    acquire,
     holder_of_lock,
     make_directories,
     read_file,
@@ -248,8 +249,6 @@ class AttachmentLock:
                 found = posix.fstat(descriptor)
                 self._inode = (found.st_dev, found.st_ino)
                 if not try_lock(descriptor, self._inode):
-                    from pycni.state.waiting import acquire
-
                     give_up = give_up or time.monotonic() + self._timeout
                     what = f"another operation on {_words(self.owner)}"
                     if not acquire(descriptor, what, give_up, self._cancel):

@@ -35,8 +35,7 @@ _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT, errno
 _CHUNK = 1 << 16
 _NEW = ".new"  # how temporary names end
 
-# Who waits in this process for the locks of files, by device and inode: see `waiting`.
-queues: dict[tuple[int, int], list[int]] = {}
+_queues: dict[tuple[int, int], list[int]] = {}  # see `waiting`
 
 
 def below(directory: str, name: str) -> str:
@@ -299,8 +298,6 @@ class Lock:
         self._key = (status.st_dev, status.st_ino)
         if try_lock(self._descriptor, self._key):
             return
-        from pycni.state.waiting import acquire
-
         if not acquire(self._descriptor, f"the lock {self._path}", give_up, self._cancel):
             raise self._busy()
 
@@ -326,7 +323,7 @@ def try_lock(descriptor: int, key: tuple[int, int]) -> bool:
 
     Raises OSError.
     """
-    if key in queues:
+    if key in _queues:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -335,13 +332,20 @@ def try_lock(descriptor: int, key: tuple[int, int]) -> bool:
     return True
 
 
+def acquire(descriptor: int, what: str, give_up: float | None, cancel: int | None) -> bool:
+    """Wait for an flock that another process or thread holds: see `pycni.state.waiting`."""
+    from pycni.state import waiting
+
+    return waiting.acquire(_queues, descriptor, what, give_up, cancel)
+
+
 def release(descriptor: int, key: tuple[int, int]) -> None:
     """Close a locked file, and let the next in that waits for its lock."""
     posix.close(descriptor)
-    if key in queues:
+    if key in _queues:
         from pycni.state.waiting import wake
 
-        wake(key)
+        wake(_queues, key)
 
 
 def holder_of_lock(locked: posix.stat_result) -> str:

@@ -1,9 +1,9 @@
 """Waiting for an flock that somebody else holds: in the order of arrival, with an end, and cheaply.
 
 However many threads of this process wait for one file, only the first of them looks whether its
-lock is free; the others sleep until it is their turn. Whoever waits for a caller that has gone
-stops at once. Loaded only when there is something to wait for; `files` has the queues, so that who
-releases a lock can see whether somebody waits.
+lock is free; the others sleep until it is their turn. What waits for a caller that has gone stops
+at once. Loaded only when there is something to wait for: `files` calls it, and has the queues, in
+which who releases a lock sees whether anything waits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from _thread import allocate_lock
 from select import POLLIN, poll
 
 from pycni.spec.errors import TRY_AGAIN_LATER, CNIError
-from pycni.state.files import queues
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    # By device and inode of a file: an eventfd of each thread that waits for its lock.
+    Queues = dict[tuple[int, int], list[int]]
 
 _FIRST_PAUSE = 0.0005  # seconds between two tries, doubled each time
 _LONGEST_PAUSE = 0.01
@@ -23,12 +27,12 @@ _guard = allocate_lock()  # of the queues
 
 
 def acquire(
-    descriptor: int, what: str, give_up: float | None = None, cancel: int | None = None
+    queues: Queues, descriptor: int, what: str, give_up: float | None, cancel: int | None
 ) -> bool:
     """Wait for an exclusive flock on an open file; False once the time is over.
 
     give_up: that time, of time.monotonic(), None for never; cancel: a descriptor that can be read
-    once nobody wants the lock any more. Raises CNIError (code 11) then, naming `what`; OSError.
+    once the lock is not wanted any more. Raises CNIError (code 11) then, naming `what`; OSError.
     """
     status = posix.fstat(descriptor)
     key = (status.st_dev, status.st_ino)
@@ -58,7 +62,7 @@ def acquire(
                 raise CNIError(
                     TRY_AGAIN_LATER,
                     f"cancelled while waiting for {what}",
-                    "whoever asked for it has gone",
+                    "its caller has gone",
                 )
             if turn in ready:
                 posix.eventfd_read(turn)
@@ -72,7 +76,7 @@ def acquire(
             posix.close(turn)
 
 
-def wake(key: tuple[int, int]) -> None:
+def wake(queues: Queues, key: tuple[int, int]) -> None:
     """Have the first that waits for a file's lock, by device and inode, look at once."""
     with _guard:
         queue = queues.get(key)

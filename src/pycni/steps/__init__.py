@@ -1,7 +1,7 @@
 """How each kind of step is made, checked and removed: one module a kind, of the step's own name.
 
-A module has some of these functions; the executor (`pycni.steps.executor`, and `repair` there)
-calls them by name.
+A module has some of these functions (`pycni.steps.handler` has their types); `executor` calls them,
+and `repair`, which is the executor's verb of that name.
 
     apply(step, kernel) -> Undo | None      make it; return how to take it back, None if unchanged
     check(step, kernel) -> list[str]        what differs from the step, a sentence each; [] if sound

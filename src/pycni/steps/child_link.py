@@ -9,8 +9,9 @@ from pycni.kernel import link as links
 from pycni.kernel import route as routes
 from pycni.kernel.netlink.errors import NetlinkError
 from pycni.plan.steps import SANDBOX
-from pycni.spec.errors import ALREADY_EXISTS, CHECK_FAILED, INVALID_CONFIG, CNIError
+from pycni.spec.errors import ALREADY_EXISTS, INVALID_CONFIG, CNIError
 from pycni.spec.owner import hashed_name
+from pycni.steps import ownership
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,11 +74,11 @@ def _is_in(where: str, found: Link, kernel: HostAndSandbox) -> bool:
 
 
 def repair(step: ChildLink, kernel: HostAndSandbox) -> None:
-    from pycni.plan.difference import AGAIN
+    from pycni.plan.difference import unrepairable
 
     sandbox = kernel.netns(SANDBOX)
     if sandbox.find(step.name) is not None:
-        raise CNIError(CHECK_FAILED, f"what a {step.type} is made with lasts for its life", AGAIN)
+        raise unrepairable(step)
     require_free(step.name, sandbox)
     remove(step, kernel)  # what its container renamed or hid
     apply(step, kernel)
@@ -88,7 +89,7 @@ def remove(step: ChildLink, kernel: HostAndSandbox) -> None:
     if sandbox is None:
         return
     for name in (step.name, _temporary(step)):
-        found = kernel.own(name)
+        found = ownership.own_link(kernel, name)
         if found is not None and found.kind == step.type:
             sandbox.discard(found)
             return

@@ -27,13 +27,14 @@ _VIRTUAL = ("macvlan", "ipvlan", "vlan", "dummy", "tun")
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from types import ModuleType
-    from typing import Self, TypeVar
+    from typing import Any, Self, TypeVar
 
     from pycni.plan.steps import Step
     from pycni.spec.identity import Identity, OwnLink
+    from pycni.steps.handler import Handler
 
     Undo = Callable[[], object]
+
     T = TypeVar("T")
 
 
@@ -153,7 +154,7 @@ def collect(kinds: Iterable[str], kernel: HostAndSandbox, owners: Owners) -> lis
 def lasting(steps: Iterable[Step]) -> tuple[str, ...]:
     """The kinds of steps that can outlive an interface, and leave something to collect."""
     kinds = dict.fromkeys(step.kind for step in steps if not (step.follows_link or step.shared))
-    return tuple(kind for kind in kinds if hasattr(handler(kind), "collect"))
+    return tuple(kind for kind in kinds if has(kind, "collect"))
 
 
 def retire(kernel: HostAndSandbox, identity: Identity) -> list[CNIError]:
@@ -233,7 +234,7 @@ def current(plan: Plan, kernel: HostAndSandbox) -> Plan:
     return plan.replace(steps=tuple(steps))
 
 
-def handler(kind: str) -> ModuleType:
+def handler(kind: str) -> Handler[Any]:
     """The module that knows a kind of step; imported when first needed.
 
     Where this package has none of that name, it is the whole name of a module: of a step that
@@ -241,11 +242,16 @@ def handler(kind: str) -> ModuleType:
     """
     found = _handlers.get(kind)
     if found is None:
-        found = _handlers[kind] = _module_of(kind)
+        found = _handlers[kind] = _load(kind)
     return found
 
 
-def _module_of(kind: str) -> ModuleType:
+def has(kind: str, verb: str) -> bool:
+    """Whether a kind of step has one of the verbs that it may do without."""
+    return hasattr(handler(kind), verb)
+
+
+def _load(kind: str) -> Any:
     if "." not in kind:
         ours = f"{__package__}.{kind}"
         try:
@@ -256,7 +262,7 @@ def _module_of(kind: str) -> ModuleType:
     return module(kind)
 
 
-_handlers: dict[str, ModuleType] = {}
+_handlers: dict[str, Handler[Any]] = {}
 
 
 def translate(error: OSError) -> CNIError:

@@ -15,7 +15,7 @@ from pycni.kernel import marks
 from pycni.kernel import route as routes
 from pycni.kernel.netlink.constants import IFA_F_PERMANENT, RT_SCOPE_LINK, RTPROT_KERNEL
 from pycni.plan.steps import SANDBOX
-from pycni.spec.errors import ALREADY_EXISTS, CHECK_FAILED, CNIError
+from pycni.spec.errors import ALREADY_EXISTS, CNIError
 from pycni.spec.names import check_interface_name
 from pycni.steps import device as devices
 from pycni.steps import own_device, ownership
@@ -78,7 +78,7 @@ def check(step: MoveDevice, kernel: HostAndSandbox) -> list[str]:
 
 
 def repair(step: MoveDevice, kernel: HostAndSandbox) -> None:
-    from pycni.plan.difference import AGAIN
+    from pycni.plan.difference import unrepairable
 
     sandbox = kernel.netns(SANDBOX)
     found = sandbox.find(step.name)
@@ -87,7 +87,7 @@ def repair(step: MoveDevice, kernel: HostAndSandbox) -> None:
     if found is None:
         apply(step, kernel)
     elif not name:
-        raise CNIError(CHECK_FAILED, "nobody else knows the name that the host had for it", AGAIN)
+        raise unrepairable(step)
     elif check(step, kernel):
         sandbox.request(links.update(found, alias=name))
 
@@ -141,7 +141,7 @@ def _remove_unnoted(step: MoveDevice, kernel: HostAndSandbox) -> None:
             configured = "" if step.device.name in found.altnames else step.device.name
             own = configured or _own_name(found.alias)
             _give_back(found, own, sandbox, kernel.host)
-        if found is not None or kernel.own(step.name) is not None:
+        if found is not None or ownership.own_link(kernel, step.name) is not None:
             return
     for stray in _strays(step, kernel):
         _give_back(stray, _own_name(stray.alias), kernel.host, kernel.host)
@@ -162,7 +162,7 @@ def _moved(step: MoveDevice, kernel: HostAndSandbox) -> Marks | None:
     Without an alias another program put it there.
     """
     sandbox = kernel.netns(SANDBOX)
-    own = kernel.own(step.name)
+    own = ownership.own_link(kernel, step.name)
     if own is not None and _own_name(own.alias):
         found = marks.get(sandbox.netlink, own.index)
         if own_device.came_from_host(kernel, found):

@@ -169,8 +169,8 @@ class HostAndSandbox:
 
     sandbox: None where there is no namespace (left), or a function that finds the attachment's own
     when it is first needed; cancel: a descriptor that can be read once the caller has given up,
-    None if it never does; claim: what the request says of its attachment, for `own`, None for a
-    request about no attachment; is_attached: whether an attachment, by its owner's tag, is there,
+    None if it never does; claim: what the request says of its attachment, for `ownership`, None for
+    a request about no attachment; is_attached: whether an attachment, by its owner's tag, is there,
     None if nothing tells. without_flows: the addresses whose flows have been forgotten during the
     request; leaves: whether a step that failed left something of what it had made; inodes: in
     sysfs, of links that were made in the sandbox, by name.
@@ -211,12 +211,6 @@ class HostAndSandbox:
             self._sandbox = self._find(self.host.namespace)
             self._find = None
         return self._sandbox
-
-    def own(self, name: str) -> Link | None:
-        """The attachment's interface that was called `name` at ADD; None if it is gone."""
-        from pycni.steps import ownership
-
-        return ownership.own_link(self, name)
 
     def is_attached(self, tag: str) -> bool | None:
         """Whether the attachment with an owner's tag is there; None if nothing is noted of it."""

@@ -9,7 +9,7 @@ and the path of its namespace may lead to the next container by now. What decide
 4. the name, where the runtime has nothing else to tell (before 0.4.0 DEL has no prevResult), and
    nothing says that the interface is another attachment's.
 
-Used by the steps, through `HostAndSandbox.own` and `HostAndSandbox.own_host_end`.
+Used by the steps, by the executor, and by `pycni.sdk`.
 """
 
 from __future__ import annotations

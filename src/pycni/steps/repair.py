@@ -1,9 +1,9 @@
 """The executor's verb `repair`: make again what is missing of a plan, and leave the rest alone.
 
-A step that CHECK finds no fault with is not touched. Others are made again, most of them by what
-an ADD does, which keeps what is there; a kind has a `repair` of its own where an ADD would find
-itself in the way. What is made is not taken back when a later step fails: each is good to have by
-itself. Called by `pycni.sdk.repair`; no plugin loads it for anything else.
+A step in which CHECK finds nothing wrong is not touched. Others are made again, most of them by
+what an ADD does, which keeps what is there; a kind has a `repair` of its own where an ADD would be
+in its own way. What was made stays when a later step fails: each is good to have by itself. Apart
+from the executor since no operation of the specification needs it; called by `pycni.sdk.repair`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from __future__ import annotations
 import time
 
 from pycni.kernel import link as links
-from pycni.plan.difference import FAILED, REPAIRED, Difference
+from pycni.plan.difference import AGAIN, FAILED, REPAIRED, Difference
 from pycni.plan.steps import HOST, SANDBOX, VethPair
 from pycni.spec.errors import CHECK_FAILED, CNIError, is_shortage
 from pycni.spec.owner import tag_of
 from pycni.steps import ownership
-from pycni.steps.executor import handler, translate
+from pycni.steps.executor import handler, has, translate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from pycni.plan.plan import Plan
     from pycni.plan.steps import Step
@@ -29,16 +29,13 @@ if TYPE_CHECKING:
     # The MAC addresses that interfaces had, by (HOST or SANDBOX, name).
     Macs = Mapping[tuple[str, str], str]
 
-# What is of no lasting effect on a sound interface, and of use to one that has changed.
-_AGAIN = ("sysctl", "port_running", "dad_finished", "gratuitous_arp")
-_TIMEOUT = 3.0  # seconds
-_SHARED = ("bridge", "vlan_gateway")
+_TIMEOUT = 3.0  # seconds for a pair to carry traffic
 
 
 def repair(
     plan: Plan, kernel: HostAndSandbox, macs: Macs, *, dry_run: bool = False
 ) -> list[Difference]:
-    """Make again what is missing of a plan; tell what was missing and what became of it.
+    """Make again what is missing of a plan. Returns what was missing, and what became of it.
 
     macs: what an interface that has to be made again is given. dry_run: look only.
     """
@@ -50,18 +47,18 @@ def repair(
         if dry_run:
             found += map(Difference, what)
             if absent:
-                return found  # the rest can only be told when it is there
+                return found  # the rest shows only when it is there
             found += map(Difference, _wrong_macs(step, kernel, macs))
             continue
         if what:
-            mended = _mend(step, kernel, what)
-            found += mended
-            made = any(item.state == REPAIRED for item in mended)
-            changed |= made and (step.follows_link or step.makes_link or step.kind in _SHARED)
+            repaired = _repair(step, kernel, what)
+            found += repaired
+            made = any(item.state == REPAIRED for item in repaired)
+            changed |= made and (step.follows_link or step.makes_link or _is_shared_link(step))
             if absent and not made:
                 return found
-        elif changed and step.kind in _AGAIN:
-            found += _mend(step, kernel, [])
+        elif changed and step.repeated:
+            found += _repair(step, kernel, [])
         found += _restore_macs(step, kernel, macs, made=bool(what))
     if changed:
         _await_carrier(plan, kernel)
@@ -102,7 +99,7 @@ def require_own(step: VethPair, kernel: HostAndSandbox, *, marked: bool) -> None
             f"{outer.name} is marked {outer.alias}: the namespace is not that of "
             f"{step.owner.container_id} any more",
         )
-    if not tag and kernel.own(step.name) is None:
+    if not tag and ownership.own_link(kernel, step.name) is None:
         raise CNIError(
             CHECK_FAILED,
             f"{step.name} of {path} is not the interface that prevResult lists",
@@ -124,7 +121,7 @@ def is_absent(step: Step, kernel: HostAndSandbox) -> bool:
 
 def is_in_place(ifname: str, kernel: HostAndSandbox) -> bool:
     """Whether the attachment's interface is there under its name."""
-    own = kernel.own(ifname)
+    own = ownership.own_link(kernel, ifname)
     return own is not None and own.name == ifname
 
 
@@ -138,12 +135,17 @@ def _name(step: Step) -> str:
     return name
 
 
+def _is_shared_link(step: Step) -> bool:
+    """Whether a step makes an interface of the host for several attachments."""
+    return step.shared and bool(_name(step))
+
+
 def _look(step: Step, kernel: HostAndSandbox) -> list[str]:
+    """What is wrong with a step, a sentence each."""
     try:
-        found: list[str] = handler(step.kind).check(step, kernel)
-        more = getattr(handler(step.kind), "repairable", None)
-        if more is not None:
-            found += more(step, kernel)
+        found = handler(step.kind).check(step, kernel)
+        if has(step.kind, "repairable"):
+            found += handler(step.kind).repairable(step, kernel)
     except (OSError, CNIError) as error:
         if not is_shortage(error):
             return [str(error)]
@@ -153,11 +155,14 @@ def _look(step: Step, kernel: HostAndSandbox) -> list[str]:
     return found
 
 
-def _mend(step: Step, kernel: HostAndSandbox, what: list[str]) -> list[Difference]:
+def _repair(step: Step, kernel: HostAndSandbox, what: list[str]) -> list[Difference]:
     """Make a step again; what it lacked, and what became of that."""
     reason = ""
     try:
-        _again(step)(step, kernel)
+        if has(step.kind, "repair"):
+            handler(step.kind).repair(step, kernel)
+        else:
+            handler(step.kind).apply(step, kernel)
     except OSError as error:
         reason = _explained(translate(error))
     except CNIError as error:
@@ -165,18 +170,11 @@ def _mend(step: Step, kernel: HostAndSandbox, what: list[str]) -> list[Differenc
     if reason and not what:
         return [Difference(f"{step.kind} could not be done again", FAILED, reason)]
     left = _look(step, kernel) if what else []
-    reason = reason or "it was made again, and is still so; delete the attachment and add it again"
+    reason = reason or f"it was made again, and is still so; {AGAIN}"
     return [
         *(Difference(text, REPAIRED) for text in what if text not in left),
         *(Difference(text, FAILED, reason) for text in left),
     ]
-
-
-def _again(step: Step) -> Callable[[Step, HostAndSandbox], object]:
-    """What makes a step again: `repair` of its kind, for most the same as `apply`."""
-    kind = handler(step.kind)
-    again: Callable[[Step, HostAndSandbox], object] = getattr(kind, "repair", None) or kind.apply
-    return again
 
 
 def _explained(error: CNIError) -> str:
@@ -188,7 +186,7 @@ def _explained(error: CNIError) -> str:
 
 def _names(step: Step) -> list[tuple[str, str]]:
     """The interfaces that a step makes."""
-    if step.kind in _SHARED:
+    if _is_shared_link(step):
         return [(HOST, _name(step))]
     if not step.makes_link:
         return []
@@ -202,7 +200,7 @@ def _differing(step: Step, kernel: HostAndSandbox, macs: Macs) -> list[tuple[str
     found = []
     for where, name in _names(step):
         mac = macs.get((where, name), "")
-        altnames = step.kind in _SHARED
+        altnames = _is_shared_link(step)
         link = kernel.netns(where).find(name, altnames=altnames) if mac else None
         if link is not None and link.mac != mac:
             found.append((where, link, mac))
@@ -223,10 +221,8 @@ def _restore_macs(
     found = []
     for where, link, mac in _differing(step, kernel, macs):
         what = f"interface {link.name} has the MAC address {link.mac}, prevResult has {mac}"
-        if step.kind in _SHARED and not made:
-            reason = (
-                "others were attached since and know it so; delete the attachment and add it again"
-            )
+        if _is_shared_link(step) and not made:
+            reason = f"others were attached since and know it so; {AGAIN}"
             found.append(Difference(what, FAILED, reason))
             continue
         site = kernel.netns(where)

@@ -129,7 +129,11 @@ def remove(step: Shaping, kernel: HostAndSandbox) -> None:
     ifb = find_ifb(step.owner, kernel)
     try:
         sandbox = kernel.sandbox
-        outer = None if sandbox is None else ownership.peer_on_host(kernel, kernel.own(step.link))
+        outer = (
+            None
+            if sandbox is None
+            else ownership.peer_on_host(kernel, ownership.own_link(kernel, step.link))
+        )
         if outer is not None:
             found = tc.qdisc(host.netlink, outer.index)
             if step.ingress is not None and found is not None and is_limit(found):

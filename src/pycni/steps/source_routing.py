@@ -20,6 +20,7 @@ from pycni.kernel.netlink.errors import NetlinkError
 from pycni.kernel.route import KernelRoute
 from pycni.kernel.rule import Rule
 from pycni.spec.ip import default_network, host_network
+from pycni.steps import ownership
 from pycni.steps.returned_routes import give_back
 from pycni.steps.unused_table import unused_table
 
@@ -131,7 +132,7 @@ def remove(step: SourceRouting, kernel: HostAndSandbox) -> None:
     site = kernel.sandbox
     if site is None:
         return
-    link = kernel.own(step.link)
+    link = ownership.own_link(kernel, step.link)
     sources = {source.address.address for source in step.sources}
     if link is not None:
         sources |= {found.network.address for found in addresses.dump(site.netlink, link.index)}

@@ -10,6 +10,7 @@ from fcntl import ioctl
 from pycni.kernel import link as links
 from pycni.plan.steps import SANDBOX
 from pycni.spec.errors import INVALID_CONFIG, KERNEL_REFUSED, CNIError
+from pycni.steps import ownership
 from pycni.steps.bridge import plug_in
 from pycni.steps.child_link import require_free
 
@@ -85,7 +86,7 @@ def repair(step: Tap, kernel: HostAndSandbox) -> None:
 
 
 def remove(step: Tap, kernel: HostAndSandbox) -> None:
-    found = kernel.own(step.name)
+    found = ownership.own_link(kernel, step.name)
     if found is not None and found.kind == "tun" and kernel.sandbox is not None:
         kernel.sandbox.discard(found)
 

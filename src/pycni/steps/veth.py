@@ -6,7 +6,6 @@ import errno
 
 from pycni.kernel import link as links
 from pycni.kernel.netlink.errors import NetlinkError
-from pycni.spec.errors import CHECK_FAILED, CNIError
 from pycni.steps import ownership
 
 TYPE_CHECKING = False
@@ -51,7 +50,7 @@ def check(step: VethPair, kernel: HostAndSandbox) -> list[str]:
 
 
 def repair(step: VethPair, kernel: HostAndSandbox) -> None:
-    from pycni.plan.difference import AGAIN
+    from pycni.plan.difference import unrepairable
 
     host, sandbox = kernel.host, kernel.netns("sandbox")
     inner = sandbox.find(step.name)
@@ -60,9 +59,7 @@ def repair(step: VethPair, kernel: HostAndSandbox) -> None:
         return
     outer = ownership.peer_on_host(kernel, inner)
     if outer is None:
-        raise CNIError(
-            CHECK_FAILED, f"{step.name} is not the end of a pair with the host any more", AGAIN
-        )
+        raise unrepairable(step)
     port = step.port
     if port is None:
         host.request(links.update(outer, up=True))
@@ -94,7 +91,7 @@ def remove(step: VethPair, kernel: HostAndSandbox) -> None:
         if others:
             _forget_neighbours(others, outer.master, kernel.host)
         return
-    inner = kernel.own(step.name)
+    inner = ownership.own_link(kernel, step.name)
     if inner is not None and inner.kind and kernel.sandbox is not None:  # lo, say, has none
         kernel.sandbox.discard(inner)
 

@@ -26,6 +26,7 @@ from pycni.kernel.netlink.constants import (
 )
 from pycni.kernel.netlink.errors import EventsLost, NetlinkError
 from pycni.spec.errors import ALREADY_EXISTS, INVALID_CONFIG, TRY_AGAIN_LATER, CNIError
+from pycni.steps import ownership
 from pycni.steps.child_link import require_free
 from pycni.steps.returned_routes import give_back
 from pycni.steps.unused_table import unused_table
@@ -128,7 +129,7 @@ def remove(step: VRFMember, kernel: HostAndSandbox) -> None:
         vrf = site.find(step.vrf)
         if vrf is None or vrf.kind != "vrf":
             return
-        link = kernel.own(step.link)
+        link = ownership.own_link(kernel, step.link)
         try:
             if link is not None and link.master == vrf.index:
                 Load(site, link, vrf.vrf_table or 0).move(master=0, table=RT_TABLE_MAIN)

@@ -1,4 +1,4 @@
-"""Telling a program of each call of a plugin, where a failure of that may not stop the others.
+"""Calls of a program's `on_call` where a failure of one may not keep plugins from their part.
 
 Called by `pycni.runtime.chain` for DEL, GC and undo.
 """
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Telling:
+class Notifier:
     """An `on_call` in a `with` block: the first exception that it raises is raised at the end."""
 
     def __init__(self, on_call: Callable[[str, str], None] | None) -> None:
@@ -25,7 +25,7 @@ class Telling:
         except BaseException as error:  # noqa: BLE001 - raised at the end
             self._error = self._error or error
 
-    def __enter__(self) -> Telling:
+    def __enter__(self) -> Notifier:
         return self
 
     def __exit__(self, *_: object) -> None:
