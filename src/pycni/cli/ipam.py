@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pycni.cli.network import living_attachments
+from pycni.cli.given import living_attachments
 from pycni.cli.options import (
     cache_dirs_option,
     conf_dir_option,

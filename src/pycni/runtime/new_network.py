@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     PathLike = str | os.PathLike[str]
 
-# The types that have a configuration of their own, with the options that they cannot do without, if any.
+# The types that have a configuration of their own, with the options that they cannot do without.
 KINDS = {
     "bridge": "a bridge on the host, with addresses and a way out",
     "ptp": "a pair of interfaces per container, routed",
@@ -70,6 +70,10 @@ def new_network(
     to be apart from; force: even if it is not. Raises CNIError for what it cannot do without, what
     is of no use, and subnets that others use.
     """
+    if kind not in KINDS:
+        raise CNIError(
+            INVALID_CONFIG, f'no network of type "{kind}"', f"expected {', '.join(KINDS)}"
+        )
     name = name or kind
     check_network_name(name)
     given = {"--subnet": subnets, "--master": master, "--vlan": vlan, "--device": device}
@@ -164,9 +168,9 @@ def _ipam(
     ranges.refuse_overlap(networks, [] if force else ranges.configured(others))
     if kind in _ROUTED and not force:
         ranges.refuse_connected(networks)
-    networks = networks or [
-        ranges.free([one for _, one in ranges.configured(others)] + ranges.routed())
-    ]
+    if not networks:
+        used = [subnet for _, subnet in ranges.configured(others)] + ranges.routed()
+        networks = [ranges.free(used)]
     ipam: dict[str, Any] = {
         "type": "host-local",
         "ranges": [[{"subnet": str(network)}] for network in networks],
