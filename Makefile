@@ -2,7 +2,7 @@
 .NOTPARALLEL:
 .PHONY: help setup demo test test-unit test-kernel test-interop test-clients test-lab test-debian13 \
 	fuzz soak sequences adversary interrupts \
-	lint format bench bench-docs clean \
+	lint format docs release-check bench bench-docs clean \
 	install-system-packages
 
 python := .venv/bin/python
@@ -70,6 +70,12 @@ lint: .venv/.complete ## Check format, style, types and the import rules
 
 format: .venv/.complete ## Format the code and mend what ruff can mend
 	@$(python) -m ruff check --fix --quiet . ; $(python) -m ruff format .
+
+docs: .venv/.complete ## Write the key tables of docs/plugins from the declarations
+	@$(python) tools/docs
+
+release-check: .venv/.complete ## Go through the checklist of a release: version, changelog, packages, docs
+	@$(python) tools/release-check
 
 bench: setup ## Measure against the reference plugins, and those in PEER=DIR, as ratios
 	@$(python) bench/run.py $(if $(PEER),--peer $(PEER))

@@ -162,8 +162,8 @@ async def _coroutine() -> Result:
         (lambda: None, ["None", "expected a Result"]),
         (lambda: "10.1.2.3/24", ["a str", "expected a Result"]),
         (lambda: Result, ["the class Result", "expected a Result"]),
-        (_coroutine, ["a coroutine", "nobody awaits"]),
-        (lambda: (Result() for _ in "1"), ["a generator", "nobody"]),
+        (_coroutine, ["a coroutine", "is never awaited"]),
+        (lambda: (Result() for _ in "1"), ["a generator", "never"]),
         (lambda: Result(ips=("10.0.0.1/24",)), ["ips[0]", "a str", "IPConfig"]),
         (lambda: Result(ips=IPConfig(address=ADDRESS)), ["ips", "an IPConfig", "tuple"]),
         (lambda: Result(ips="10.0.0.1/24"), ["ips", "a str", "tuple"]),
@@ -206,7 +206,7 @@ def test_lists_are_as_good_as_tuples(tmp_path: Path) -> None:
     assert len(result.ips) == 1
 
 
-# --- functions that nobody awaits --------------------------------------------------------------
+# --- functions that is never awaited --------------------------------------------------------------
 
 
 class Async(Recorder):

@@ -137,7 +137,7 @@ def _table(state: dict[str, Any]) -> str:
     if repairs["passes"]:
         lines.append(
             f"looked after attachments {repairs['passes']} times: "
-            f"{repairs['mended']} mended, {repairs['failed']} not"
+            f"{repairs['repaired']} repaired, {repairs['failed']} not"
         )
     if state["calls"]:
         columns = ("calls", "failed", "mean ms", "longest ms")

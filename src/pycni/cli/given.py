@@ -53,7 +53,7 @@ class AttachmentOptions(NetworkOptions):
 
     def endpoint(self) -> Endpoint:
         """The attachment. Raises CNIError, click.UsageError for what cannot be read."""
-        path = _path(self.netns)
+        path = namespaces.resolve(self.netns)
         return Endpoint(
             self.container_id or _container_id(path),
             path,
@@ -120,13 +120,6 @@ _attachment = combined(
 
 network_options = combined(_network, partial(_gathered, NetworkOptions))
 attachment_options = combined(_attachment, partial(_gathered, AttachmentOptions))
-
-
-def _path(netns: str) -> str:
-    """NETNS as cnitool has it, absolute; a mere name is one of `ip netns`."""
-    if "/" not in netns and not os.path.exists(netns):
-        return namespaces.path(netns)
-    return os.path.abspath(netns)
 
 
 def _container_id(path: str) -> str:

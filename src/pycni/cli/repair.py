@@ -18,7 +18,7 @@ from pycni.cli.options import (
 )
 from pycni.cli.output import Progress, count, info, show, table, table_with_pods
 from pycni.plan.difference import FAILED, MISSING, REPAIRED
-from pycni.runtime import find
+from pycni.runtime import find, namespaces
 from pycni.runtime.repair import inspect_all, repair_all
 from pycni.runtime.report import AttachmentReport
 from pycni.spec.errors import UNKNOWN_CONTAINER, CNIError
@@ -37,12 +37,14 @@ _selection = combined(
 
 @click.command()
 @click.argument("network", required=False, default="")
+@click.argument("netns", metavar="[NETNS]", required=False, default="")
 @click.option("--all", "everything", is_flag=True, help="All networks that have attachments.")
 @click.option("--dry-run", is_flag=True, help="Show what is missing, and leave it.")
 @_selection
 @timeout_option
 def repair(
     network: str,
+    netns: str,
     everything: bool,
     container_id: str,
     ifname: str,
@@ -55,6 +57,8 @@ def repair(
     output: str,
 ) -> int:
     """Put back what is missing of the attachments to NETWORK: rules, links, addresses, routes.
+
+    With NETNS, a path or just a name, of those of this namespace only.
 
     What is sound is left alone. Each attachment is repaired with the configuration that it was made
     with; no address is taken or changed. The exit code is 0 if all were looked at and nothing is
@@ -70,6 +74,7 @@ def repair(
             network=network,
             container_id=container_id,
             ifname=ifname,
+            netns=netns and namespaces.resolve(netns),
             on_call=progress.call,
             dry_run=dry_run,
             options={"timeout": timeout},
@@ -79,7 +84,7 @@ def repair(
     else:
         _print(reports)
     info(summary(reports))
-    _require_known(reports, network, container_id, ifname, conf_dir, cache_dirs)
+    _require_known(reports, network, container_id, ifname, netns, conf_dir, cache_dirs)
     return 0 if all(report.ok for report in reports) else 1
 
 
@@ -88,23 +93,25 @@ def _require_known(
     network: str,
     container_id: str,
     ifname: str,
+    netns: str,
     conf_dir: str,
     cache_dirs: tuple[str, ...],
 ) -> None:
     """Raise CNIError if what was asked for is nowhere: that all is well is no answer to a slip."""
-    if any(not one.file for one in found) or not (network or container_id or ifname):
+    if any(not one.file for one in found) or not (network or container_id or ifname or netns):
         return
     where = roots(cache_dirs)
     configured = {one.name for one in find.all_networks(find.directories(conf_dir))[0]}
-    if network in configured and not (container_id or ifname):
+    if network in configured and not (container_id or ifname or netns):
         return  # nothing is attached to it, so that nothing is amiss
     caches = [ResultCache(root) for root in where]
     attached = {entry.network for cache in caches for entry in cache.attachments()}
-    what = " ".join(
+    what = ", ".join(
         part
         for part in (
             f"container {container_id}" if container_id else "",
             f"interface {ifname}" if ifname else "",
+            f"the namespace {netns}" if netns else "",
             f"the network {network}" if network else "",
         )
         if part
@@ -158,9 +165,11 @@ def _cells(report: AttachmentReport) -> list[tuple[str, str, str]]:
 
 @click.command()
 @click.argument("network", required=False, default="")
+@click.argument("netns", metavar="[NETNS]", required=False, default="")
 @_selection
 def inspect(
     network: str,
+    netns: str,
     container_id: str,
     ifname: str,
     conf_dir: str,
@@ -170,6 +179,8 @@ def inspect(
     output: str,
 ) -> int:
     """Show what attachments to NETWORK, by default to all, are made of, and how that stands.
+
+    With NETNS, a path or just a name, those of this namespace only.
 
     What pycni's plugins declare as their plan, step by step, in the order in which it was made. The
     exit code is 1 if something could not be looked at.
@@ -182,11 +193,12 @@ def inspect(
         network=network,
         container_id=container_id,
         ifname=ifname,
+        netns=netns and namespaces.resolve(netns),
     )
     _show(found, output)
     if not found:
         info("0 attachments")
-    _require_known(found, network, container_id, ifname, conf_dir, cache_dirs)
+    _require_known(found, network, container_id, ifname, netns, conf_dir, cache_dirs)
     return 1 if any(item.skipped for item in found) else 0
 
 

@@ -1,4 +1,6 @@
-"""`pycni schema`: the plugins' configurations as JSON Schema, for editors and validators."""
+"""`pycni schema`: the plugins' configurations as JSON Schema, for editors and validators, and as
+tables for readers.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from typing import Any
 
 import click
 
+from pycni.cli.key_table import NETWORK_KEYS, key_table
 from pycni.plugins import NAMES, load
 from pycni.runtime.config import LIST_KEYS
 from pycni.spec.schema import Anything
@@ -18,11 +21,16 @@ _FROM_RUNTIME = ("prevResult", "runtimeConfig", "cni.dev/valid-attachments")
 
 @click.command()
 @click.argument("plugin", metavar="TYPE", default=_LIST, type=click.Choice([_LIST, *NAMES]))
-def schema(plugin: str) -> None:
+@click.option("--markdown", is_flag=True, help="Print a table of the keys instead, in Markdown.")
+def schema(plugin: str, markdown: bool) -> None:
     """Print the JSON Schema of a plugin's configuration.
 
-    TYPE is a plugin's; without it, or as 'list', the schema is that of a whole .conflist file.
+    TYPE is a plugin's; without it, or as 'list', the schema is that of a whole .conflist file, and
+    the table of --markdown that of the keys that all plugins have.
     """
+    if markdown:
+        click.echo(key_table(NETWORK_KEYS if plugin == _LIST else plugin), nl=False)
+        return
     document = list_schema() if plugin == _LIST else plugin_schema(plugin)
     click.echo(json.dumps({"$schema": DIALECT, **document}, indent=2))
 

@@ -1,4 +1,4 @@
-"""A plan: the steps for one attachment, in order, and the interfaces its result tells of."""
+"""A plan: the steps for one attachment, in order, and the interfaces its result lists."""
 
 from __future__ import annotations
 

@@ -34,22 +34,45 @@ class Limits(Config):
     """The limits of both directions; None and 0 stand for no limit."""
 
     ingress_rate: int | None = field(
-        "ingressRate", Integer(0, MAX_U64), None, doc="towards the container, bits a second"
+        "ingressRate",
+        Integer(0, MAX_U64),
+        None,
+        doc="towards the container, bits a second; 0 for no limit",
+        default_doc="no limit",
     )
     ingress_burst: int | None = field(
-        "ingressBurst", Integer(0, MAX_U64), None, doc="bits that may exceed that rate at once"
+        "ingressBurst",
+        Integer(0, MAX_U64),
+        None,
+        doc="bits that may exceed that rate at once",
+        default_doc="required with the rate",
     )
     egress_rate: int | None = field(
-        "egressRate", Integer(0, MAX_U64), None, doc="from the container, bits a second"
+        "egressRate",
+        Integer(0, MAX_U64),
+        None,
+        doc="from the container, bits a second; 0 for no limit",
+        default_doc="no limit",
     )
     egress_burst: int | None = field(
-        "egressBurst", Integer(0, MAX_U64), None, doc="bits that may exceed that rate at once"
+        "egressBurst",
+        Integer(0, MAX_U64),
+        None,
+        doc="bits that may exceed that rate at once",
+        default_doc="required with the rate",
     )
     shaped_subnets: tuple[IPNetwork, ...] = field(
-        "shapedSubnets", ListOf(CIDR()), (), doc="limit only traffic with these networks"
+        "shapedSubnets",
+        ListOf(CIDR()),
+        (),
+        doc="limit only traffic with these networks",
+        default_doc="all",
     )
     unshaped_subnets: tuple[IPNetwork, ...] = field(
-        "unshapedSubnets", ListOf(CIDR()), (), doc="limit all traffic but that with these"
+        "unshapedSubnets",
+        ListOf(CIDR()),
+        (),
+        doc="limit all traffic but that with these; not together with `shapedSubnets`",
     )
 
     def validate(self) -> None:
@@ -77,7 +100,13 @@ class Limits(Config):
 class BandwidthRuntimeConfig(Config):
     """What the runtime gives for capability bandwidth."""
 
-    bandwidth: Limits | None = field("bandwidth", Object(Limits), None, doc="the limits")
+    bandwidth: Limits | None = field(
+        "bandwidth",
+        Object(Limits),
+        None,
+        doc="the limits, for capability `bandwidth`; not used where the configuration has a rate "
+        "or burst, even 0",
+    )
 
 
 class BandwidthConfig(Limits, NetConf):
@@ -87,7 +116,7 @@ class BandwidthConfig(Limits, NetConf):
         "runtimeConfig",
         Object(BandwidthRuntimeConfig),
         BandwidthRuntimeConfig(),
-        doc="runtimeConfig.bandwidth",
+        doc="what the runtime gives",
     )
 
     @property

@@ -52,9 +52,9 @@ MAX_VLAN = 4094
 class TrunkItem(Config):
     """One item of vlanTrunk: a range of VLANs, a single one, or both."""
 
-    min_id: int | None = field("minID", Integer(), None, doc="first VLAN of a range")
-    max_id: int | None = field("maxID", Integer(), None, doc="last VLAN of the range")
-    id: int | None = field("id", Integer(), None, doc="a single VLAN")
+    min_id: int | None = field("minID", Integer(), None, doc="first VLAN of a range, 1 to 4094")
+    max_id: int | None = field("maxID", Integer(), None, doc="last VLAN of the range, 1 to 4094")
+    id: int | None = field("id", Integer(), None, doc="a single VLAN, 1 to 4094")
 
     def validate(self) -> None:
         if self.min_id is not None and self.max_id is not None:
@@ -79,43 +79,75 @@ class BridgeConfig(MACConf):
 
     bridge: str = field("bridge", Text(), "cni0", doc="name of the bridge on the host")
     is_gateway: bool = field(
-        "isGateway", Flag(), False, doc="give the bridge the gateway's address"
+        "isGateway",
+        Flag(),
+        False,
+        doc="the bridge has the gateway's address, and the host forwards",
     )
     is_default_gateway: bool = field(
-        "isDefaultGateway", Flag(), False, doc="isGateway, and a default route through it"
+        "isDefaultGateway", Flag(), False, doc="the same, and a default route through it"
     )
     force_address: bool = field(
-        "forceAddress", Flag(), False, doc="replace a conflicting address of the bridge"
+        "forceAddress",
+        Flag(),
+        False,
+        doc="replace a conflicting address of the bridge instead of failing",
     )
     ip_masq: bool = field(
-        "ipMasq", Flag(), False, doc="masquerade what leaves the container's subnet"
+        "ipMasq", Flag(), False, doc="what leaves the container's subnet has the host's address"
     )
     ip_masq_backend: str = field(
-        "ipMasqBackend", Text(), "", doc='"nftables" or "iptables"; default: nftables'
+        "ipMasqBackend",
+        Text(),
+        "",
+        doc="`nftables` or `iptables`",
+        default_doc="nftables where the host has it",
     )
-    mtu: int = field("mtu", Integer(0, 65535), 0, doc="bytes; 0 for the kernel's choice")
+    mtu: int = field(
+        "mtu",
+        Integer(0, 65535),
+        0,
+        doc="bytes, of the pair, and of a bridge that is made",
+        default_doc="the kernel's choice",
+    )
     hairpin_mode: bool = field(
-        "hairpinMode", Flag(), False, doc="let the container reach itself through the bridge"
+        "hairpinMode", Flag(), False, doc="the container can reach itself through the bridge"
     )
-    promisc_mode: bool = field("promiscMode", Flag(), False, doc="set the bridge promiscuous")
-    vlan: int = field("vlan", Integer(), 0, doc="untagged VLAN of the container, 0 for none")
+    promisc_mode: bool = field(
+        "promiscMode",
+        Flag(),
+        False,
+        doc="the bridge is promiscuous; not together with `hairpinMode`",
+    )
+    vlan: int = field(
+        "vlan", Integer(), 0, doc="the container's VLAN, untagged, 0 to 4094; 0 for none"
+    )
     vlan_trunk: tuple[TrunkItem, ...] | None = field(
-        "vlanTrunk", ListOf(Object(TrunkItem)), None, doc="VLANs that reach the container tagged"
+        "vlanTrunk",
+        ListOf(Object(TrunkItem)),
+        None,
+        doc="VLANs that reach the container tagged: ranges, and single ones",
     )
     preserve_default_vlan: bool = field(
-        "preserveDefaultVlan", Flag(), False, doc="keep the port's default VLAN too"
+        "preserveDefaultVlan", Flag(), False, doc="the port keeps the bridge's default VLAN too"
     )
     macspoofchk: bool = field(
-        "macspoofchk", Flag(), False, doc="drop frames from the container with a forged MAC"
+        "macspoofchk", Flag(), False, doc="frames with a forged source MAC address are dropped"
     )
     enable_dad: bool = field(
-        "enabledad", Flag(), False, doc="let the container look for duplicates of its addresses"
+        "enabledad",
+        Flag(),
+        False,
+        doc="IPv6 addresses are probed for duplicates first; ADD waits for it",
     )
     disable_container_interface: bool = field(
-        "disableContainerInterface", Flag(), False, doc="leave the container's interface down"
+        "disableContainerInterface",
+        Flag(),
+        False,
+        doc="the container's end stays down; not together with `ipam`",
     )
     port_isolation: bool = field(
-        "portIsolation", Flag(), False, doc="keep isolated ports from reaching each other"
+        "portIsolation", Flag(), False, doc="isolated ports do not reach each other"
     )
 
     @property

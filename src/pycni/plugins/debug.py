@@ -30,10 +30,21 @@ Hooks = tuple[tuple[str, ...], ...]
 class DebugConfig(NetConf):
     """The keys of debug; a hook is a command as a list of words."""
 
-    output: str = field("cniOutput", Text(), "", doc="file that each call is appended to")
-    add_hooks: Hooks = field("addHooks", ListOf(ListOf(Text())), (), doc="to run at ADD")
-    del_hooks: Hooks = field("delHooks", ListOf(ListOf(Text())), (), doc="to run at DEL")
-    check_hooks: Hooks = field("checkHooks", ListOf(ListOf(Text())), (), doc="to run at CHECK")
+    output: str = field(
+        "cniOutput",
+        Text(),
+        "",
+        doc="file that each call is appended to, in `/var/log/pycni` or where the administrator "
+        "allows",
+    )
+    add_hooks: Hooks = field(
+        "addHooks",
+        ListOf(ListOf(Text())),
+        (),
+        doc="commands, as lists of words, to run in the container's namespace at ADD",
+    )
+    del_hooks: Hooks = field("delHooks", ListOf(ListOf(Text())), (), doc="the same at DEL")
+    check_hooks: Hooks = field("checkHooks", ListOf(ListOf(Text())), (), doc="the same at CHECK")
 
 
 class Debug(Plugin):

@@ -89,7 +89,12 @@ class Option(Kind):
 class Provided(Config):
     """An option that the container sends."""
 
-    option: int = field("option", Option(), required=True, doc="the option")
+    option: int = field(
+        "option",
+        Option(),
+        required=True,
+        doc="its number from 1 to 254, or name in dhcp-options(5)",
+    )
     value: str = field("value", Text(), "", doc="its value, as text")
     from_arg: str = field(
         "fromArg", Text(), "", doc="the key of CNI_ARGS that holds the value; goes before `value`"
@@ -99,18 +104,25 @@ class Provided(Config):
 class Requested(Config):
     """An option that the server is asked for."""
 
-    option: int = field("option", Option(), 0, doc="the option")
-    skip_default: bool = field(
-        "skipDefault", Flag(), False, doc="ask for no options but those listed"
+    option: int = field(
+        "option",
+        Option(),
+        0,
+        doc="its number from 1 to 254, or name in dhcp-options(5)",
+        default_doc="none",
     )
+    skip_default: bool = field("skipDefault", Flag(), False, doc="ask for none but those listed")
 
 
 class IPAM(Config):
     """The `ipam` section."""
 
-    type: str = field("type", Text(), "", doc="dhcp")
+    type: str = field("type", Text(), "", doc="`dhcp`", default_doc="required")
     daemon_socket_path: str = field(
-        "daemonSocketPath", Text(), SOCKET, doc="where the daemon listens"
+        "daemonSocketPath",
+        Text(),
+        SOCKET,
+        doc="where the daemon listens; in `/run/cni` or where the administrator allows",
     )
     provide: tuple[Provided, ...] = field(
         "provide", ListOf(Object(Provided)), (), doc="options to send to servers"
@@ -119,7 +131,11 @@ class IPAM(Config):
         "request", ListOf(Object(Requested)), (), doc="options to ask servers for"
     )
     priority: int = field(
-        "priority", Integer(0, (1 << 32) - 1), 0, doc="metric of the routes, 0 for the kernel's"
+        "priority",
+        Integer(0, (1 << 32) - 1),
+        0,
+        doc="metric of the routes",
+        default_doc="the kernel's",
     )
 
     @property

@@ -36,19 +36,23 @@ class FirewallConfig(NetConf):
         "backend",
         Text(),
         "",
-        doc='"iptables", "firewalld" or "nftables"; default: the one that decides on this host',
+        doc="`iptables`, `firewalld` or `nftables`",
+        default_doc="the one that decides on this host",
     )
     iptables_admin_chain_name: str = field(
-        "iptablesAdminChainName", Text(), "CNI-ADMIN", doc="chain whose rules come first"
+        "iptablesAdminChainName",
+        Text(),
+        "CNI-ADMIN",
+        doc="iptables: your chain, whose rules come first",
     )
     firewalld_zone: str = field(
-        "firewalldZone", Text(), "trusted", doc="zone of firewalld for the container's addresses"
+        "firewalldZone", Text(), "trusted", doc="firewalld: the zone for the container's addresses"
     )
     ingress_policy: str = field(
         "ingressPolicy",
         Text(),
         "open",
-        doc='who reaches the container: "open", "same-bridge" or "isolated"',
+        doc="who reaches the container: `open`, `same-bridge` or `isolated`",
     )
 
     @property

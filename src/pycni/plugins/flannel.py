@@ -46,13 +46,33 @@ UNMARKED = "eth0"  # taken for the interface of a file that the reference wrote
 class FlannelConfig(NetConf):
     """The keys of flannel. `ipam` and `delegate` are the base of the delegate's configuration."""
 
-    subnet_file: str = field("subnetFile", Text(), "", doc="what flanneld writes")
-    data_dir: str = field("dataDir", Text(), "", doc="where the delegate's configurations are kept")
+    subnet_file: str = field(
+        "subnetFile",
+        Text(),
+        "",
+        doc="what flanneld writes; in `/run/flannel`, `/etc/cni`, or where the administrator "
+        "allows",
+        default_doc="`/run/flannel/subnet.env`",
+    )
+    data_dir: str = field(
+        "dataDir",
+        Text(),
+        "",
+        doc="where the delegate's configurations are kept; in there, in `/run/cni/flannel`, or "
+        "where the administrator allows",
+        default_doc="`/var/lib/cni/flannel`",
+    )
     ipam: dict[str, Any] | None = field(
-        "ipam", MapOf(Anything()), None, doc="keys for the delegate's ipam"
+        "ipam",
+        MapOf(Anything()),
+        None,
+        doc="base of the delegate's `ipam`; its `ranges` are replaced",
     )
     delegate: dict[str, Any] = field(
-        "delegate", MapOf(Anything()), None, doc="keys for the delegate; type: by default bridge"
+        "delegate",
+        MapOf(Anything()),
+        None,
+        doc="keys for the delegate, such as `type`, `bridge`, `mtu`; not `name`, not `ipam`",
     )
 
     @property

@@ -66,28 +66,36 @@ class HostDeviceRuntimeConfig(Config):
 
     device_id: str = field(
         "deviceID", BusAddress("runtime config DeviceID {} not found or unsupported"), "",
-        doc="an address on the PCI or auxiliary bus",
+        doc="its address on the PCI or auxiliary bus; capability `deviceID`",
     )  # fmt: skip
 
 
 class HostDeviceConfig(NetConf):
     """The keys of host-device: how to find the device. The first that is given counts."""
 
-    device: str = field("device", Text(), "", doc="name of the interface on the host")
-    hwaddr: str = field("hwaddr", MACAddress(), "", doc="hardware address of the interface")
-    kernelpath: str = field("kernelpath", DevicePath(), "", doc="path below /sys/devices")
+    device: str = field("device", Text(), "", doc="name of its interface on the host")
+    hwaddr: str = field(
+        "hwaddr",
+        MACAddress(),
+        "",
+        doc="its MAC address: the permanent one comes before one that was set",
+    )
+    kernelpath: str = field("kernelpath", DevicePath(), "", doc="its folder below `/sys/devices/`")
     pci_bus_id: str = field(
         "pciBusID", BusAddress('"{}" is not an address on the PCI bus'), "",
-        doc="address on the PCI bus",
+        doc="its address on the PCI bus; virtio devices too",
     )  # fmt: skip
     dpdk_mode: bool = field(
-        "DPDKMode", Flag(), False, doc="the device is none of the kernel's; found out for PCI"
+        "DPDKMode",
+        Flag(),
+        False,
+        doc="a program drives the device (DPDK); found out where its PCI address is given",
     )
     runtime_config: HostDeviceRuntimeConfig = field(
         "runtimeConfig",
         Object(HostDeviceRuntimeConfig),
         HostDeviceRuntimeConfig(),
-        doc="from the runtime",
+        doc="what the runtime gives",
     )
 
     @property

@@ -46,7 +46,7 @@ _RANGES = ListOf(ListOf(Object(RangeConfig)))
 class IPAM(RangeConfig):
     """The `ipam` section. Its own `subnet`, if any, is a range set of one range."""
 
-    type: str = field("type", Text(), "", doc="host-local")
+    type: str = field("type", Text(), "", doc="`host-local`", default_doc="required")
     ranges: tuple[tuple[RangeConfig, ...], ...] = field(
         "ranges", _RANGES, (), doc="range sets: each is a list of ranges and gives one address"
     )
@@ -57,22 +57,31 @@ class IPAM(RangeConfig):
         "dataDir",
         Text(),
         DATA_DIR,
-        doc="directory of the state, one directory in it per network; absolute, and allowed",
+        doc="has a directory of leases for each network; in `/var/lib/cni`, `/run/cni`, or where "
+        "the administrator allows",
     )
     resolv_conf: str = field(
-        "resolvConf", Text(), "", doc="a resolv.conf(5) to take the result's DNS settings from"
+        "resolvConf",
+        Text(),
+        "",
+        doc="a resolv.conf(5) with the result's DNS: the host's, or where the administrator allows",
     )
     strict_status: bool = field(
-        "strictStatus", Flag(), default=False, doc="have STATUS fail when a range set is full"
+        "strictStatus", Flag(), default=False, doc="STATUS fails when a range set is full"
     )
 
 
 class HostLocalRuntimeConfig(Config):
     """What a runtime passes for the capabilities `ips` and `ipRanges`."""
 
-    ips: tuple[str, ...] = field("ips", ListOf(Text()), (), doc="addresses to give")
+    ips: tuple[str, ...] = field(
+        "ips", ListOf(Text()), (), doc="addresses to give; capability `ips`"
+    )
     ip_ranges: tuple[tuple[RangeConfig, ...], ...] = field(
-        "ipRanges", _RANGES, (), doc="range sets that go before the configured ones"
+        "ipRanges",
+        _RANGES,
+        (),
+        doc="range sets that come before the configured ones; capability `ipRanges`",
     )
 
 
@@ -96,7 +105,7 @@ class HostLocalConf(NetConf):
         "runtimeConfig",
         Object(HostLocalRuntimeConfig),
         HostLocalRuntimeConfig(),
-        doc="from the runtime",
+        doc="what the runtime gives",
     )
     args: HostLocalArgs = field(
         "args", Object(HostLocalArgs), HostLocalArgs(), doc="free arguments"

@@ -15,11 +15,11 @@ from pycni.sdk.interface import InterfacePlugin
 from pycni.spec.config import NetConf
 from pycni.spec.errors import invalid_config
 from pycni.spec.result import Result
-from pycni.spec.schema import Flag, Integer, Text, field
+from pycni.spec.schema import Anything, Flag, Integer, Text, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import ClassVar
+    from typing import Any, ClassVar
 
     from pycni.plan.steps import Step
     from pycni.sdk.request import Request
@@ -35,12 +35,22 @@ class IpvlanConfig(NetConf):
         "master",
         Text(),
         "",
-        doc="the interface below; default: the one of prevResult, else that of the default route",
+        doc="the interface below",
+        default_doc="the only one of prevResult, else that of the default route",
     )
-    mode: str = field("mode", Text(), "", doc="l2 (default), l3 or l3s")
-    mtu: int = field("mtu", Integer(), 0, doc="bytes, up to the master's; 0 for the master's")
+    mode: str = field("mode", Text(), "", doc="`l2`, `l3` or `l3s`", default_doc="`l2`")
+    mtu: int = field(
+        "mtu", Integer(), 0, doc="bytes, up to the master's", default_doc="the master's"
+    )
     link_in_container: bool = field(
-        "linkInContainer", Flag(), False, doc="the master is in the sandbox, not on the host"
+        "linkInContainer", Flag(), False, doc="the master is in the container's namespace"
+    )
+    ipam: Any = field(
+        "ipam",
+        Anything(),
+        None,
+        doc="the address plugin, by its `type`, and its settings",
+        default_doc="required, unless prevResult has addresses",
     )
 
     def validate(self) -> None:

@@ -31,16 +31,30 @@ class MacvlanConfig(MACConf):
     """The keys of macvlan."""
 
     master: str = field(
-        "master", Text(), "", doc="the interface below; default: that of the default route"
+        "master", Text(), "", doc="the interface below", default_doc="that of the default route"
     )
-    mode: str = field("mode", Text(), "", doc="bridge (default), private, vepa or passthru")
-    mtu: int = field("mtu", Integer(), 0, doc="bytes, up to the master's; 0 for the master's")
-    mac: str = field("mac", MACAddress(), "", doc="the container's MAC address")
+    mode: str = field(
+        "mode", Text(), "", doc="`bridge`, `private`, `vepa` or `passthru`", default_doc="`bridge`"
+    )
+    mtu: int = field(
+        "mtu", Integer(), 0, doc="bytes, up to the master's", default_doc="the master's"
+    )
+    mac: str = field(
+        "mac",
+        MACAddress(),
+        "",
+        doc="the container's MAC address",
+        default_doc="the kernel's choice",
+    )
     link_in_container: bool = field(
-        "linkInContainer", Flag(), False, doc="the master is in the sandbox, not on the host"
+        "linkInContainer", Flag(), False, doc="the master is in the container's namespace"
     )
     bc_queue_len: int = field(
-        "bcqueuelen", Integer(0, (1 << 32) - 1), 0, doc="broadcasts queued; 0: the kernel's choice"
+        "bcqueuelen",
+        Integer(0, (1 << 32) - 1),
+        0,
+        doc="broadcasts that may wait",
+        default_doc="the kernel's choice",
     )
 
     def validate(self) -> None:

@@ -34,8 +34,15 @@ INJECTED = "1.2.3.4"
 class NoopConfig(NetConf):
     """The keys of noop."""
 
-    debug_file: str = field("debugFile", Text(), "", doc="what to answer, and what was asked")
-    command_log: str = field("commandLog", Text(), "", doc="file that gets a list of all calls")
+    debug_file: str = field(
+        "debugFile",
+        Text(),
+        "",
+        doc="what to answer, and what was asked; `DEBUG=PATH` in CNI_ARGS goes before it",
+    )
+    command_log: str = field(
+        "commandLog", Text(), "", doc="a file that exists, possibly empty: gets a list of all calls"
+    )
 
 
 class Crash(Exception):

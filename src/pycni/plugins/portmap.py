@@ -36,11 +36,25 @@ DEFAULT_MARK_BIT = 13
 class PortMappingConfig(Config):
     """One of the runtime's port mappings."""
 
-    host_port: int = field("hostPort", Integer(), 0, doc="the host's port")
-    container_port: int = field("containerPort", Integer(), 0, doc="the container's port")
-    protocol: str = field("protocol", Text(), "tcp", doc="tcp, udp or sctp")
+    host_port: int = field(
+        "hostPort", Integer(), 0, doc="the host's port, 1 to 65535", default_doc="required"
+    )
+    container_port: int = field(
+        "containerPort",
+        Integer(),
+        0,
+        doc="the container's port, 1 to 65535",
+        default_doc="required",
+    )
+    protocol: str = field(
+        "protocol", Text(), "tcp", doc="`tcp`, `udp` or `sctp`, in any letter case"
+    )
     host_ip: IPAddress | None = field(
-        "hostIP", Address(), None, doc="only this address of the host; by default all"
+        "hostIP",
+        Address(),
+        None,
+        doc="the one address of the host it is for; `0.0.0.0` or `::` for all of that family",
+        default_doc="all",
     )
 
     @property
@@ -89,35 +103,54 @@ class PortmapRuntimeConfig(Config):
         "portMappings",
         ListOf(Object(PortMappingConfig)),
         (),
-        doc="ports of the host for the container",
+        doc="ports of the host that lead to the container; capability `portMappings`",
     )
 
 
 class PortmapConfig(NetConf):
     """The keys of portmap."""
 
-    backend: str = field("backend", Text(), "", doc='"nftables" or "iptables"; default: nftables')
+    backend: str = field(
+        "backend",
+        Text(),
+        "",
+        doc="`nftables` or `iptables`",
+        default_doc="nftables where it will do",
+    )
     snat: bool = field(
-        "snat", Flag(), True, doc="masquerade what localhost and the container's subnet send"
+        "snat", Flag(), True, doc="masquerade what the container's subnet and localhost send"
     )
     masq_all: bool = field("masqAll", Flag(), False, doc="masquerade what anyone sends")
     mark_masq_bit: int | None = field(
-        "markMasqBit", Integer(), None, doc="iptables: the mark's bit, 0 to 31; default: 13"
+        "markMasqBit",
+        Integer(),
+        None,
+        doc="iptables: the bit, 0 to 31, that marks what is masqueraded",
+        default_doc="13",
     )
     external_set_mark_chain: str | None = field(
-        "externalSetMarkChain", Text(), None, doc="iptables: a chain of others that marks"
+        "externalSetMarkChain",
+        Text(),
+        None,
+        doc="iptables: a chain of others that sets a mark of theirs",
     )
     conditions_v4: tuple[str, ...] | None = field(
-        "conditionsV4", ListOf(Text()), None, doc="further matches for IPv4, a word each"
+        "conditionsV4",
+        ListOf(Text()),
+        None,
+        doc="further matches for IPv4, a word each, for the backend",
     )
     conditions_v6: tuple[str, ...] | None = field(
-        "conditionsV6", ListOf(Text()), None, doc="further matches for IPv6, a word each"
+        "conditionsV6",
+        ListOf(Text()),
+        None,
+        doc="further matches for IPv6, a word each, for the backend",
     )
     runtime_config: PortmapRuntimeConfig = field(
         "runtimeConfig",
         Object(PortmapRuntimeConfig),
         PortmapRuntimeConfig(),
-        doc="runtimeConfig.portMappings",
+        doc="what the runtime gives",
     )
 
     @property

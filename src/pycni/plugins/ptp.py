@@ -41,12 +41,18 @@ class PtpConfig(NetConf):
     """The keys of ptp."""
 
     ip_masq: bool = field(
-        "ipMasq", Flag(), False, doc="masquerade what leaves the container's subnet"
+        "ipMasq", Flag(), False, doc="what leaves the container's subnet has the host's address"
     )
     ip_masq_backend: str = field(
-        "ipMasqBackend", Text(), "", doc='"nftables" or "iptables"; default: nftables'
+        "ipMasqBackend",
+        Text(),
+        "",
+        doc="`nftables` or `iptables`",
+        default_doc="nftables where the host has it",
     )
-    mtu: int = field("mtu", Integer(0, 65535), 0, doc="bytes; 0 for the kernel's choice")
+    mtu: int = field(
+        "mtu", Integer(0, 65535), 0, doc="bytes, of both ends", default_doc="the kernel's choice"
+    )
 
     def validate(self) -> None:
         if self.ip_masq_backend not in ("", "nftables", "iptables"):

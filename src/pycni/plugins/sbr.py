@@ -27,13 +27,23 @@ class SBRConfig(NetConf):
     """The keys of sbr."""
 
     table: int | None = field(
-        "table", Integer(1, (1 << 32) - 1), None, doc="only add rules, which lead to this table"
+        "table",
+        Integer(1, (1 << 32) - 1),
+        None,
+        doc="only add rules, which lead to this table; all routes stay",
     )
     gateways: tuple[str, ...] = field(
-        "gateways", ListOf(Text()), (), doc="gateways to use, one of each family at most"
+        "gateways",
+        ListOf(Text()),
+        (),
+        doc="gateways to use, one of each family at most",
+        default_doc="those of the result",
     )
     add_source_hints: bool = field(
-        "addSourceHints", Flag(), False, doc="keep subnet routes in main, with the source address"
+        "addSourceHints",
+        Flag(),
+        False,
+        doc="keep the subnets' routes in the main table, with the address as source",
     )
 
     @property

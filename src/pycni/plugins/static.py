@@ -27,19 +27,28 @@ if TYPE_CHECKING:
 class AddressConfig(Config):
     """One item of addresses."""
 
-    address: str = field("address", Text(), "", doc="address/prefix length")
+    address: str = field(
+        "address",
+        Text(),
+        "",
+        doc="with its prefix length, such as 10.1.0.5/16",
+        default_doc="required",
+    )
     gateway: IPAddress | None = field("gateway", Address(), None, doc="its gateway")
 
 
 class IPAM(Config):
     """The `ipam` section."""
 
-    type: str = field("type", Text(), "", doc="static")
+    type: str = field("type", Text(), "", doc="`static`", default_doc="required")
     addresses: tuple[AddressConfig, ...] = field(
-        "addresses", ListOf(Object(AddressConfig)), (), doc="addresses to give"
+        "addresses",
+        ListOf(Object(AddressConfig)),
+        (),
+        doc="addresses to give",
     )
     routes: tuple[Route, ...] = field(
-        "routes", ListOf(Object(Route)), (), doc="routes for the result"
+        "routes", ListOf(Object(Route)), (), doc="routes for the result, in this order"
     )
     dns: DNS = field("dns", Object(DNS), DNS(), doc="name resolution for the result")
 
@@ -48,7 +57,10 @@ class Requested(Config):
     """Addresses from the runtime, in runtimeConfig or args.cni."""
 
     ips: tuple[str, ...] = field(
-        "ips", ListOf(Text()), (), doc="address/prefix length, in the place of those configured"
+        "ips",
+        ListOf(Text()),
+        (),
+        doc="addresses with prefix lengths, in the place of all others, without gateways",
     )
 
 
@@ -63,7 +75,10 @@ class StaticConf(NetConf):
 
     ipam: IPAM | None = field("ipam", Object(IPAM), None, doc="addresses, routes, DNS")
     runtime_config: Requested = field(
-        "runtimeConfig", Object(Requested), Requested(), doc='from the runtime, capability "ips"'
+        "runtimeConfig",
+        Object(Requested),
+        Requested(),
+        doc="what the runtime gives for capability `ips`",
     )
     args: StaticArgs = field(
         "args", Object(StaticArgs), StaticArgs(), doc="free arguments; args.cni.ips"

@@ -28,14 +28,33 @@ class TapConfig(MACConf):
     """The keys of tap."""
 
     multi_queue: bool = field(
-        "multiQueue", Flag(), False, doc="several programs or threads may open it, a queue each"
+        "multiQueue", Flag(), False, doc="it may be opened several times, with a queue each"
     )
-    mtu: int = field("mtu", Integer(0, 65521), 0, doc="bytes; 0 for the kernel's choice")
-    mac: str = field("mac", MACAddress(), "", doc="the interface's MAC address")
-    owner: int | None = field("owner", _ID, None, doc="user id that may open it; default: any")
-    group: int | None = field("group", _ID, None, doc="group id that may open it; default: any")
-    selinux_context: str = field("selinuxContext", Text(), "", doc="SELinux context of the tap")
-    bridge: str = field("bridge", Text(), "", doc="bridge in the sandbox to plug it into")
+    mtu: int = field("mtu", Integer(0, 65521), 0, doc="bytes", default_doc="the kernel's choice")
+    mac: str = field(
+        "mac",
+        MACAddress(),
+        "",
+        doc="the interface's MAC address",
+        default_doc="the kernel's choice",
+    )
+    owner: int | None = field("owner", _ID, None, doc="user id that may open it", default_doc="any")
+    group: int | None = field(
+        "group", _ID, None, doc="group id that may open it", default_doc="any"
+    )
+    selinux_context: str = field(
+        "selinuxContext",
+        Text(),
+        "",
+        doc="SELinux context of the tap; needs `ip` of iproute2",
+        default_doc="the plugin's own",
+    )
+    bridge: str = field(
+        "bridge",
+        Text(),
+        "",
+        doc="bridge in the container's namespace to plug it into; must be there",
+    )
 
 
 class TapPlugin(InterfacePlugin):

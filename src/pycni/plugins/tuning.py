@@ -58,22 +58,36 @@ MAX_MTU = (1 << 31) - 1
 class TuningArgs(Config):
     """Free arguments; those by convention go before the configuration."""
 
-    cni: Settings = field("cni", Object(Settings), Settings(), doc="the same keys, for one call")
+    cni: Settings = field(
+        "cni", Object(Settings), Settings(), doc="in the place of the configuration's"
+    )
 
 
 class TuningRuntimeConfig(Config):
     """What the runtime gives for capability mac."""
 
-    mac: str | None = field("mac", MACAddress(), None, doc="the interface's MAC address")
+    mac: str | None = field(
+        "mac", MACAddress(), None, doc="the interface's address; capability `mac`"
+    )
 
 
 class TuningConfig(Settings, NetConf):
     """The keys of tuning."""
 
-    data_dir: str = field("dataDir", Text(), "", doc="where DEL finds what there was before ADD")
-    args: TuningArgs = field("args", Object(TuningArgs), TuningArgs(), doc="args.cni")
+    data_dir: str = field(
+        "dataDir",
+        Text(),
+        "",
+        doc="where DEL finds what there was before; in there, in `/var/lib/cni/tuning`, or where "
+        "the administrator allows",
+        default_doc="`/run/cni/tuning`",
+    )
+    args: TuningArgs = field("args", Object(TuningArgs), TuningArgs(), doc="free arguments")
     runtime_config: TuningRuntimeConfig = field(
-        "runtimeConfig", Object(TuningRuntimeConfig), TuningRuntimeConfig(), doc="runtimeConfig.mac"
+        "runtimeConfig",
+        Object(TuningRuntimeConfig),
+        TuningRuntimeConfig(),
+        doc="what the runtime gives",
     )
 
     def documents(self, request: Request) -> Documents:

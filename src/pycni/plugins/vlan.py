@@ -30,11 +30,15 @@ MAX_VLAN = 4094
 class VlanConfig(NetConf):
     """The keys of vlan."""
 
-    master: str = field("master", Text(), "", doc="the interface below; required")
-    vlan_id: int = field("vlanId", Integer(), 0, doc="the VLAN, 0 to 4094")
-    mtu: int = field("mtu", Integer(), 0, doc="bytes, up to the master's; 0 for the master's")
+    master: str = field(
+        "master", Text(), "", doc="the interface below; it must be up", default_doc="required"
+    )
+    vlan_id: int = field("vlanId", Integer(), 0, doc="the VLAN, 0 to 4094; a master has each once")
+    mtu: int = field(
+        "mtu", Integer(), 0, doc="bytes, up to the master's", default_doc="the master's"
+    )
     link_in_container: bool = field(
-        "linkInContainer", Flag(), False, doc="the master is in the sandbox, not on the host"
+        "linkInContainer", Flag(), False, doc="the master is in the container's namespace"
     )
 
     def validate(self) -> None:

@@ -25,9 +25,19 @@ if TYPE_CHECKING:
 class VRFConfig(NetConf):
     """The keys of vrf."""
 
-    vrfname: str = field("vrfname", Text(), "", doc="name of the VRF, required")
+    vrfname: str = field(
+        "vrfname",
+        Text(),
+        "",
+        doc="name of the VRF, an interface in the container",
+        default_doc="required",
+    )
     table: int = field(
-        "table", Integer(0, (1 << 32) - 1), 0, doc="its routing table; 0 for a free one"
+        "table",
+        Integer(0, (1 << 32) - 1),
+        0,
+        doc="its routing table, which all members of a VRF share",
+        default_doc="a free one",
     )
 
     def validate(self) -> None:

@@ -59,6 +59,13 @@ def path(name: str) -> str:
     return f"{DIRECTORY}/{name}"
 
 
+def resolve(netns: str) -> str:
+    """The absolute path of a namespace that a user named; a mere name is one of `ip netns`."""
+    if "/" not in netns and not os.path.exists(netns):
+        return path(netns)
+    return os.path.abspath(netns)
+
+
 class Temporary:
     """A namespace during a `with` block, which gets its path."""
 

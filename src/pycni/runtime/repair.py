@@ -59,20 +59,30 @@ class Repair(Record):
     remake: bool = True
 
     def run(
-        self, options: Options, network: str = "", container_id: str = "", ifname: str = ""
+        self,
+        options: Options,
+        network: str = "",
+        container_id: str = "",
+        ifname: str = "",
+        netns: str = "",
     ) -> list[AttachmentReport]:
-        """Repair what the cache has, or what it has of a network, container, interface."""
-        known, unreadable = self.known(network, container_id, ifname)
+        """Repair what the cache has, or has of a network, container, interface, namespace."""
+        known, unreadable = self.known(network, container_id, ifname, netns)
         reports = [self._attachment(cached, options) for cached in known]
         return reports + [AttachmentReport.of_file(file) for file in unreadable]
 
     def known(
-        self, network: str, container_id: str, ifname: str
+        self, network: str, container_id: str, ifname: str, netns: str
     ) -> tuple[list[CachedAttachment], list[Unreadable]]:
         """What the cache has of these, each "" for any, the oldest first; and the files that may be
         about them and do not say so."""
         entries, unreadable = self.cache.scan(container_id, network)
-        known = [cached for cached in entries if ifname in ("", cached.ifname)]
+        known = [
+            cached
+            for cached in entries
+            if ifname in ("", cached.ifname)
+            and (not netns or attached.is_same_path(as_endpoint(cached).path, netns))
+        ]
         known.sort(key=self._age)
         return known, unreadable
 
@@ -208,6 +218,7 @@ def repair_all(
     network: str = "",
     container_id: str = "",
     ifname: str = "",
+    netns: str = "",
     on_call: Callable[[str, str], None] | None = None,
     dry_run: bool = False,
     remake: bool = True,
@@ -230,7 +241,7 @@ def repair_all(
                 dry_run=dry_run,
                 remake=remake,
             )
-            reports += repair.run(options, network, container_id, ifname)
+            reports += repair.run(options, network, container_id, ifname, netns)
         return reports
 
     return operation.run(work, options or {})
@@ -244,15 +255,16 @@ def inspect_all(
     network: str = "",
     container_id: str = "",
     ifname: str = "",
+    netns: str = "",
 ) -> list[AttachmentReport]:
-    """The plans of what the cache has, or has of a network, container, interface.
+    """The plans of what the cache has, or has of a network, container, interface, namespace.
 
     cache_dir: one cache or several; see `repair_all`.
     """
     reports = []
     for root in roots(cache_dir):
         repair = Repair(Engine(tuple(find.directories(plugin_dirs)), engine), ResultCache(root))
-        known, unreadable = repair.known(network, container_id, ifname)
+        known, unreadable = repair.known(network, container_id, ifname, netns)
         reports += [repair.inspect(cached) for cached in known]
         reports += [AttachmentReport.of_file(file) for file in unreadable]
     return reports

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _MAC(Config):
-    mac: str = field("mac", MACAddress(), "", doc="the container's MAC address")
+    mac: str = field("mac", MACAddress(), "", doc="the MAC address asked for")
 
 
 class _Args(Config):
@@ -28,9 +28,9 @@ class _Args(Config):
 class MACConf(NetConf):
     """Keys for a plugin whose interface's MAC address can be chosen; the base of its config."""
 
-    args: _Args = field("args", Object(_Args), _Args(), doc="free arguments; args.cni.mac")
+    args: _Args = field("args", Object(_Args), _Args(), doc="free arguments")
     runtime_config: _MAC = field(
-        "runtimeConfig", Object(_MAC), _MAC(), doc='what the runtime gives, for capability "mac"'
+        "runtimeConfig", Object(_MAC), _MAC(), doc="what the runtime gives for capability `mac`"
     )
 
 

@@ -44,29 +44,57 @@ class DNS(Config):
 class NetConf(Config):
     """The configuration of one plugin, as it arrives on stdin."""
 
-    cni_version: str = field("cniVersion", Text(), "", doc="version of the specification")
-    name: str = field("name", Text(), "", doc="the network's name, unique on the host")
-    type: str = field("type", Text(), "", doc="the plugin: the name of its executable")
+    cni_version: str = field(
+        "cniVersion", Text(), "", doc="version of the specification", default_doc="`0.1.0`"
+    )
+    name: str = field(
+        "name", Text(), "", doc="the network's name, unique on the host", default_doc="required"
+    )
+    type: str = field(
+        "type", Text(), "", doc="the plugin: the name of its executable", default_doc="required"
+    )
     capabilities: dict[str, bool] = field(
         "capabilities", MapOf(Flag()), None, doc="runtime settings the plugin wants, by name"
     )
-    args: Any = field("args", Anything(), None, doc="free arguments; by convention args.cni")
+    args: Any = field("args", Anything(), None, doc="free arguments; by convention in `args.cni`")
     runtime_config: Any = field(
-        "runtimeConfig", Anything(), None, doc="what the runtime gives for the capabilities"
+        "runtimeConfig",
+        Anything(),
+        None,
+        doc="from the runtime: what it gives for the capabilities",
     )
-    ipam: Any = field("ipam", Anything(), None, doc="the address plugin and its settings")
-    dns: DNS | None = field("dns", Object(DNS), None, doc="name resolution for the result")
+    ipam: Any = field(
+        "ipam", Anything(), None, doc="the address plugin, by its `type`, and its settings"
+    )
+    dns: DNS | None = field(
+        "dns",
+        Object(DNS),
+        None,
+        doc="name resolution for the result, in the place of `ipam`'s if any key is set",
+        default_doc="what `ipam` gives",
+    )
     prev_result: Any = field(
-        "prevResult", Anything(), None, doc="the result of the plugin before, from the runtime"
+        "prevResult", Anything(), None, doc="from the runtime: the result of the plugin before"
     )
     log_file: str = field(
-        "logFile", Text(), "", doc="file in the log directory to log calls to, instead of stderr"
+        "logFile",
+        Text(),
+        "",
+        doc="file to log calls to, in the log directory or where the administrator allows",
+        default_doc="none; stderr with `logLevel`",
     )
     log_level: str = field(
-        "logLevel", Text(), "", doc='what to log: "error", "warning", "info" or "debug"'
+        "logLevel",
+        Text(),
+        "",
+        doc="what to log: `error`, `warning`, `info` or `debug`",
+        default_doc="`info` with `logFile`",
     )
     valid_attachments: tuple[Attachment, ...] | None = field(
-        VALID_ATTACHMENTS, ListOf(Object(Attachment)), None, doc="what GC must keep"
+        VALID_ATTACHMENTS,
+        ListOf(Object(Attachment)),
+        None,
+        doc="from the runtime: what GC must keep",
     )
 
     @property

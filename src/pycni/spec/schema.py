@@ -275,19 +275,33 @@ class Object(Kind):
 
 
 class Field:
-    """One key of an object: its name on the wire, its kind, what its absence means."""
+    """One key of an object: its name on the wire, its kind, what its absence means.
 
-    def __init__(self, key: str, kind: Kind, default: Any, required: bool, doc: str) -> None:
+    default_doc says the default in words, where the value does not: "the master's".
+    """
+
+    def __init__(
+        self, key: str, kind: Kind, default: Any, required: bool, doc: str, default_doc: str
+    ) -> None:
         self.key = key
         self.kind = kind
         self.default = default
         self.required = required
         self.doc = doc
+        self.default_doc = default_doc
 
 
-def field(key: str, kind: Kind, default: Any = None, *, required: bool = False, doc: str) -> Any:
+def field(
+    key: str,
+    kind: Kind,
+    default: Any = None,
+    *,
+    required: bool = False,
+    doc: str,
+    default_doc: str = "",
+) -> Any:
     """Declare one key of a `Config`; typed Any so that the annotation beside it is what counts."""
-    return Field(key, kind, default, required, doc)
+    return Field(key, kind, default, required, doc, default_doc)
 
 
 class Config(Record):
@@ -386,7 +400,10 @@ class Config(Record):
         """The declared keys as a JSON Schema (draft 2020-12) object."""
         properties = {}
         for declared in cls.declared.values():
-            properties[declared.key] = {**declared.kind.schema(), "description": declared.doc}
+            says = declared.doc
+            if declared.default_doc:
+                says = f"{says}; default: {declared.default_doc}"
+            properties[declared.key] = {**declared.kind.schema(), "description": says}
             if declared.default not in (None, (), "") and not isinstance(declared.default, Record):
                 properties[declared.key]["default"] = declared.kind.encode(declared.default)
         required = [declared.key for declared in cls.declared.values() if declared.required]

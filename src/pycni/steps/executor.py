@@ -1,8 +1,8 @@
 """The executor of plans: make, check, remove, collect. Called by plugins through `pycni.sdk`.
 
 Invariants: making is all or nothing, what was done is taken back in reverse when a later step
-fails; removing goes on after a failure and tells all of them at the end; the kernel's errors become
-`CNIError` here and nowhere else.
+fails; removing goes on after a failure and reports all of them at the end; the kernel's errors
+become `CNIError` here and nowhere else.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Transaction:
             if self._kernel.cancelled:
                 raise CNIError(
                     TRY_AGAIN_LATER,
-                    "cancelled: whoever asked for the attachment has gone",
+                    "cancelled: the caller that asked for the attachment has gone",
                     "nothing of it is left",
                 )
             try:
@@ -91,7 +91,7 @@ class Transaction:
 
 
 def take_back(undos: list[Undo]) -> bool:
-    """Do `undo_all`, and tell whether all was taken back instead of what it raises."""
+    """Do `undo_all`; whether all was taken back, instead of what that raises."""
     try:
         undo_all(undos)
     except (OSError, CNIError):
@@ -115,7 +115,7 @@ def undo_all(undos: list[Undo]) -> None:
 
 
 def give_up(undos: list[Undo], kernel: HostAndSandbox) -> None:
-    """Undo what a step made before it failed. What is left is noted; its own failure is told."""
+    """Undo what a step made before it failed. What is left is noted; its own failure is raised."""
     if not take_back(undos):
         kernel.leaves = True
 

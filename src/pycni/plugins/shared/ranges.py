@@ -22,19 +22,24 @@ class RangeConfig(Config):
     """A range as the configuration gives it."""
 
     subnet: IPNetwork | None = field(
-        "subnet", CIDR(), None, doc="the subnet addresses are taken from, such as 10.1.0.0/16"
+        "subnet", CIDR(), None, doc="addresses are taken from it", default_doc="required in a range"
     )
     range_start: IPAddress | None = field(
-        "rangeStart", Address(), None, doc="first address; default: the first of the subnet"
+        "rangeStart", Address(), None, doc="first address to give", default_doc="the subnet's first"
     )
     range_end: IPAddress | None = field(
         "rangeEnd",
         Address(),
         None,
-        doc="last address; default: the last of the subnet, without IPv4's broadcast address",
+        doc="last address to give",
+        default_doc="the subnet's last, without IPv4's broadcast address",
     )
     gateway: IPAddress | None = field(
-        "gateway", Address(), None, doc="default gateway; default: the first of the subnet"
+        "gateway",
+        Address(),
+        None,
+        doc="the gateway, which is not given out",
+        default_doc="the subnet's first address",
     )
 
 

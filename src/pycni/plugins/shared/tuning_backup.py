@@ -35,16 +35,33 @@ class Settings(Config):
     """What can be asked for, and what is noted of it; None for nothing."""
 
     sysctl: dict[str, str] | None = field(
-        "sysctl", MapOf(Text()), None, doc="by key below net.; IFNAME stands for the interface"
+        "sysctl",
+        MapOf(Text()),
+        None,
+        doc="values by key, only of keys below `net.`; `IFNAME` stands for the interface",
     )
-    mac: str | None = field("mac", MACAddress(), None, doc="the interface's MAC address")
+    mac: str | None = field(
+        "mac", MACAddress(), None, doc="the interface's address, which the result has too"
+    )
     promisc: bool | None = field(
-        "promisc", Flag(), None, doc="true: set the interface promiscuous; false: leave it"
+        "promisc",
+        Flag(),
+        None,
+        doc="true: the interface is promiscuous; false leaves it",
+        default_doc="leave it",
     )
-    mtu: int | None = field("mtu", Integer(0, MAX_MTU), None, doc="bytes; 0: leave it")
-    allmulti: bool | None = field("allmulti", Flag(), None, doc="receive all multicast frames")
+    mtu: int | None = field(
+        "mtu", Integer(0, MAX_MTU), None, doc="bytes; 0 leaves it", default_doc="leave it"
+    )
+    allmulti: bool | None = field(
+        "allmulti", Flag(), None, doc="receive all multicast frames, or not", default_doc="leave it"
+    )
     txqlen: int | None = field(
-        "txQLen", Integer(0, MAX_MTU), None, doc="length of the transmit queue, packets"
+        "txQLen",
+        Integer(0, MAX_MTU),
+        None,
+        doc="length of the transmit queue, packets",
+        default_doc="leave it",
     )
 
 
