@@ -62,7 +62,7 @@ def _own(name: str, path: str) -> dict[str, Any]:
     return {
         "plugin": name,
         "versions": list(plugin.versions),
-        "capabilities": capabilities(plugin),
+        "capabilities": sorted(capabilities(plugin)),
         "where": f"pycni, {path}" if path else "pycni",
     }
 

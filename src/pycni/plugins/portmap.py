@@ -262,7 +262,7 @@ class PortmapPlugin(ChainedPlugin):
     def result(
         self, request: Request, config: PortmapConfig, previous: Result, kernel: HostAndSandbox
     ) -> Result:
-        """The previous result. Tells whose ports of the host lead to the container instead."""
+        """The previous result. Reports whose ports of the host lead to the container instead."""
         if any(mapping.is_valid for mapping in config.runtime_config.port_mappings):
             from pycni.sdk.execute import tell
             from pycni.steps.port_map import shadowed

@@ -196,7 +196,7 @@ def _capability_faults(
     if not isinstance(declared, dict):
         return
     # An address plugin's capabilities are declared by the plugin that asks it.
-    taken = _capabilities(plugin) | (_capabilities(address_plugin) if address_plugin else set())
+    taken = capabilities(plugin) | (capabilities(address_plugin) if address_plugin else set())
     for name in declared:
         if name in taken or name in CAPABILITIES:
             continue
@@ -205,17 +205,12 @@ def _capability_faults(
         yield Fault(join(path, f"capabilities.{name}"), "unknown capability", hint)
 
 
-def _capabilities(plugin: Plugin) -> set[str]:
-    """What a plugin takes from the runtime: the keys of its runtimeConfig."""
+def capabilities(plugin: Plugin) -> set[str]:
+    """The capabilities that a plugin of pycni's takes: the keys of its runtimeConfig."""
     for item in _declared(plugin.config):
         if item.key == "runtimeConfig" and isinstance(item.kind, Object):
             return {inner.key for inner in _declared(item.kind.config)}
     return set()
-
-
-def capabilities(plugin: Plugin) -> list[str]:
-    """The capabilities that a plugin of pycni's takes."""
-    return sorted(_capabilities(plugin))
 
 
 def _address_plugin(own: Mapping[str, Any]) -> Plugin | None:
