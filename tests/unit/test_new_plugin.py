@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pycni import __version__
+from pycni.agent import bundling
 from pycni.sdk.new_plugin import KINDS, TEMPLATE, new_plugin
 
 
@@ -64,6 +65,8 @@ def test_a_directory_that_is_not_empty_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_the_template_is_in_no_import_path() -> None:
-    program = "import my_mtu"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    done = subprocess.run([sys.executable, "-c", "import my_mtu"], capture_output=True, check=False)
     assert b"No module named 'my_mtu'" in done.stderr
+    bundled = bundling._sources()
+    assert "sdk/plugin.py" in bundled
+    assert not [file for file in bundled if "template" in file]
