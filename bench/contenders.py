@@ -19,7 +19,7 @@ import native
 from scenarios import data_dir
 
 from harness import Namespace, inside
-from pycni.cli.install import install
+from pycni.agent.executables import install
 from pycni.kernel import namespace
 from pycni.kernel.netfilter import nfnetlink
 from pycni.runtime import namespaces

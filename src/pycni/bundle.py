@@ -5,7 +5,7 @@ through directories, and finds, opens and checks a source and a file of bytecode
 reads a part of one open file. Python's own way from an import statement to a module takes longer
 than that, so modules that a module imports first thing are loaded with it, without that way, and it
 is given what it takes from them.
-`pycni install` writes the bundle (`pycni.cli.bundling`) beside Python's own caches of bytecode
+`pycni install` writes the bundle (`pycni.agent.bundling`) beside Python's own caches of bytecode
 (PEP 3147). As with those, a module is taken from it only by the version of Python that compiled it,
 and while its source has the size and the time that it had. Whatever is not in it, or in no bundle
 at all, is imported as usual.

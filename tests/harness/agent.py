@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pycni.agent import server
-from pycni.cli.install import install
+from pycni.agent.executables import install
 
 PATIENCE_MS = 60_000  # however slow the machine, an agent that can begin will
 PYCNI = Path(sys.executable).parent / "pycni"

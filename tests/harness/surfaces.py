@@ -23,7 +23,6 @@ from typing import Any
 
 from pycni import plugins
 from pycni.agent import protocol
-from pycni.cli import linter
 from pycni.dhcp.lease import Lease, Store
 from pycni.dhcp.message import MalformedDHCPMessage as MalformedReply
 from pycni.dhcp.message import Reply
@@ -38,6 +37,7 @@ from pycni.plugins.shared.resolvconf import parse_resolv_conf
 from pycni.plugins.shared.tuning_backup import Backup, Settings
 from pycni.runtime.config import parse_network, parse_plugin
 from pycni.runtime.errors import ConfigError
+from pycni.runtime.lint import lint_file
 from pycni.sdk.delegate import read_answer
 from pycni.sdk.dispatch import Outcome, check_variables, make_request, serve
 from pycni.sdk.execute import failed
@@ -259,7 +259,7 @@ def network_file(data: bytes) -> None:
     with folder() as place:
         for name in ("x.conflist", "x.conf"):
             (place / name).write_bytes(data)
-            for fault in linter.lint_file(str(place / name)):
+            for fault in lint_file(str(place / name)):
                 dumps(str(fault))
 
 

@@ -15,7 +15,7 @@ from harness import firewalld as real
 from harness.agent import AgentProcess
 from harness.firewalld import Firewalld
 from harness.machines import CLIENT, FAR, HOST, Machines
-from pycni.cli.install import LAUNCHER
+from pycni.agent.executables import LAUNCHER
 from pycni.kernel.netfilter import iptables
 from pycni.runtime import Network, PluginError
 

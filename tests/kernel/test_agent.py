@@ -22,8 +22,8 @@ import pytest
 from harness import Host, Namespace, PluginRun, ip_json, nft_list, run_in, run_plugin
 from harness.agent import PYCNI, AgentProcess
 from pycni.agent import protocol
+from pycni.agent.executables import LAUNCHER, install
 from pycni.agent.listener import listen
-from pycni.cli.install import LAUNCHER, install
 from pycni.spec.errors import TRY_AGAIN_LATER, CNIError
 
 

@@ -28,9 +28,9 @@ from harness import Host, Namespace, PluginRun, ip_json, run_in, run_plugin
 from harness.agent import PYCNI, AgentProcess
 from harness.dhcp import Daemon
 from pycni.agent import protocol, server
+from pycni.agent.executables import LAUNCHER, install
 from pycni.agent.heartbeat import Heartbeat
 from pycni.agent.protocol import BEGIN_MS
-from pycni.cli.install import LAUNCHER, install
 
 LOOPBACK = {"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}
 STUCK = 40

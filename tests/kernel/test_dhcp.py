@@ -26,7 +26,7 @@ from harness.dhcp import (
     Program,
     eventually,
 )
-from pycni.cli.install import install
+from pycni.agent.executables import install
 from pycni.dhcp.exchange import Client
 from pycni.dhcp.keeper import Keeper
 from pycni.dhcp.lease import LeaseRecord, Store

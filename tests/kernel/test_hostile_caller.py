@@ -23,9 +23,9 @@ from harness import Host, Namespace, ip_json, run_plugin
 from harness.agent import AgentProcess
 from pycni import __version__
 from pycni.agent import protocol, server
+from pycni.agent.executables import LAUNCHER
 from pycni.agent.listener import listen
 from pycni.agent.metrics import LONGEST_ERROR, Metrics
-from pycni.cli.install import LAUNCHER
 from pycni.sdk.execute import tell
 from pycni.spec.errors import CNIError
 

@@ -21,7 +21,8 @@ from harness import Host, Namespace, run_in
 from harness.host import forget_attachments
 from pycni.runtime import Network
 from pycni.runtime import reclaim as reclaiming
-from pycni.runtime.reclaim import Evidence, Outcome, machine_started
+from pycni.runtime.lease_evidence import Evidence, machine_started
+from pycni.runtime.reclaim import Reclaimed
 
 PROGRAM = Path(sys.executable).parent / "pycni"
 # Nobody else on the machine has these: what is set in any namespace is in use.
@@ -212,10 +213,10 @@ def test_what_is_attached_again_meanwhile_stays(
         return Evidence({}, frozenset(), True, lambda _: "", lambda *_: False, time.time(), 0.0)
 
     monkeypatch.setattr(reclaiming, "_delete", late)
-    outcome = reclaiming.reclaim(
+    outcome = reclaiming.reclaim_network(
         "net", str(node.data_dir), evidence, cache_dirs=[str(node.cache_dir)], note=print
     )
-    assert outcome == Outcome()
+    assert outcome == Reclaimed()
     other.check("gone")
     assert node.leases() == {"gone"}
 

@@ -16,7 +16,7 @@ from harness.agent import AgentProcess
 from harness.locks import NOBODY, held
 from harness.machines import CLIENT, HOST, Machines
 from pycni.agent import server
-from pycni.cli.install import LAUNCHER
+from pycni.agent.executables import LAUNCHER
 from pycni.runtime import Network
 
 PATIENCE = 15.0

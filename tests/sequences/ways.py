@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.agent import AgentProcess
-from pycni.cli.install import install
+from pycni.agent.executables import install
 from pycni.cli.main import main as cli
 from pycni.runtime import Network
 from pycni.runtime.repair import repair_all

@@ -40,7 +40,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_copy(folder: Path) -> Path:
     shutil.copytree(SRC, folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    run(folder / "src", "from pycni.cli import bundling; bundling.write()")
+    run(folder / "src", "from pycni.agent import bundling; bundling.write()")
     return folder / "src"
 
 
@@ -138,7 +138,7 @@ def test_a_module_that_several_threads_ask_for_at_once(copy: Path, use: str) -> 
     text = source.read_text()
     source.write_text(text.replace("import errno\n", "import errno, time; time.sleep(0.2)\n", 1))
     assert source.read_text() != text
-    run(copy, "from pycni.cli import bundling; bundling.write()")
+    run(copy, "from pycni.agent import bundling; bundling.write()")
     code = f"""if True:
         from concurrent.futures import ThreadPoolExecutor
         from pycni import bundle
@@ -171,7 +171,7 @@ def test_a_source_that_has_changed_counts(copy: Path) -> None:
     source.write_text(text.replace('CURRENT = "1.1.0"', 'CURRENT = "9.9.9"'))
     assert source.stat().st_size == len(text.encode())  # only its time tells
     assert run(copy, _LOAD)[0].startswith("SourceFileLoader 9.9.9 ")
-    run(copy, "from pycni.cli import bundling; bundling.write()")
+    run(copy, "from pycni.agent import bundling; bundling.write()")
     assert run(copy, _LOAD)[0].startswith("Bundle 9.9.9 ")
 
 
@@ -220,7 +220,7 @@ def test_installed_plugins_use_it(copy: Path, tmp_path: Path) -> None:
     code = f"""if True:
         import pathlib, sys
         sys.path.insert(0, {str(copy)!r})
-        from pycni.cli.install import install
+        from pycni.agent.executables import install
         install(pathlib.Path({str(tmp_path / "bin")!r}), socket=None)
     """
     subprocess.run([sys.executable, "-I", "-c", code], check=True)

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from pycni.conformance import checks, defaults, report
+from pycni.conformance import defaults, report
+from pycni.conformance.checks import requirements
 from pycni.conformance.checks.result import shape_faults
-from pycni.conformance.requirement import KINDS, REQUIREMENTS, Finding
+from pycni.conformance.requirement import KINDS, Finding
 from pycni.conformance.subject import Answer, Subject, SubjectError, load_subject
 from pycni.spec.versions import ALL
 
-assert checks.MODULES
+REQUIREMENTS = {one.id: one for one in requirements()}
 
 
 def subject(config: dict[str, Any], **fields: Any) -> Subject:

@@ -15,6 +15,7 @@ from pycni.spec.schema import (
     Address,
     Anything,
     Config,
+    Fault,
     Flag,
     Integer,
     Kind,
@@ -88,6 +89,13 @@ def test_decodes_every_kind() -> None:
         sysctl={"net.core.somaxconn": "500"},
         args={"cni": [1, None]},
     )
+
+
+@pytest.mark.parametrize("value", [-1, 65536, True, 1.5, "1", None])
+def test_a_fault_of_a_number_decodes_to_none_of_its_values(value: Any) -> None:
+    faults: list[Fault] = []
+    assert Integer(0, 65535).decode(value, "mtu", faults) == 0
+    assert [fault.path for fault in faults] == ["mtu"]
 
 
 def test_absent_and_null_are_the_default() -> None:

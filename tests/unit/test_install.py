@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 import pycni
-from pycni.cli.install import changeable
+from pycni.agent.executables import changeable
 
 ROOT = Path(pycni.__file__).parents[1]
 FORMS = ["script", "launcher"] if (ROOT / "pycni/agent/launcher").is_file() else ["script"]
 INSTALL = """\
 import sys
 from pathlib import Path
-from pycni.cli.install import install
+from pycni.agent.executables import install
 install(Path(sys.argv[1]), socket=None, native=sys.argv[2] == "launcher")
 """
 

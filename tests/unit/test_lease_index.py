@@ -226,6 +226,20 @@ def test_too_many_of_one_holder(place: Place) -> None:
     index.close()
 
 
+def test_a_node_is_changed_in_its_own_record(place: Place) -> None:
+    """Not where the end of one record and the beginning of the next one look like it."""
+    taken = parse_address("10.0.0.2")
+    node, bit = divmod(int(taken), 128)
+    looks_like_its_key = IPAddress(lease_index._node_key(V4, 0, node))
+    holder = (1 << bit).to_bytes(16, "big")
+    theirs = parse_address("fd00::1")
+    index = place.build((key("a"), looks_like_its_key), (holder, theirs), (key("b"), taken))
+    index.add(key("c"), parse_address("10.0.0.3"))
+    assert index.next_free(V4, int(taken), int(taken) + 9) == int(taken) + 2
+    assert index.addresses(holder) == [theirs]
+    index.close()
+
+
 def test_the_last_address_of_a_family_can_be_taken(place: Place) -> None:
     last = (1 << 128) - 1
     index = place.build((key("a"), IPAddress.from_int(last, V6)))

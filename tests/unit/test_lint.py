@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from harness.faulty_configs import FAULTY, Faulty
 from harness.sound_configs import SOUND
-from pycni.cli.linter import lint_file
 from pycni.cli.main import main
+from pycni.runtime.lint import lint_file
 
 
 @pytest.mark.parametrize("file", SOUND)
@@ -87,6 +87,26 @@ def test_json_and_directories(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["lint", str(tmp_path / "20-lo.conf")])
     assert (done.exit_code, done.stdout, done.stderr) == (0, "", "0 faults in 1 file\n")
     assert CliRunner().invoke(main, ["lint", str(tmp_path / "none")]).exit_code == 1
+
+
+def test_without_a_file_the_directories_of_configurations(tmp_path: Path) -> None:
+    """As `add` takes them: CNI's own, NETCONFPATH or --conf-dir, several with ':' between."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    where = f"{first}:{tmp_path / 'none'}:{second}"
+    for way in ({"args": ["lint"], "env": {"NETCONFPATH": where}},
+                {"args": ["lint", "--conf-dir", where]}):  # fmt: skip
+        (first / "10-net.conflist").unlink(missing_ok=True)
+        done = CliRunner().invoke(main, **way)
+        assert done.exit_code == 1
+        assert f"no net configurations found in {where}" in done.stderr
+        (first / "10-net.conflist").write_text(SEVERAL)
+        (second / "20-lo.conf").write_text('{"name": "lo", "type": "loopback"}')
+        done = CliRunner().invoke(main, **way)
+        assert done.stdout.startswith(f"{first}/10-net.conflist:3: name: ")
+        assert (done.exit_code, done.stderr) == (1, "6 faults in 2 files\n")
+        (second / "20-lo.conf").unlink()
 
 
 def test_plugins_beside_the_list(tmp_path: Path) -> None:

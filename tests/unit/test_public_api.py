@@ -16,6 +16,8 @@ from pycni import runtime
 from pycni.runtime import Endpoint, Network, Outcome
 from pycni.runtime.aio import AsyncNetwork
 from pycni.runtime.options import Options
+from pycni.spec.errors import CNIError
+from pycni.spec.result import Result
 
 
 def public() -> Iterator[tuple[str, Any]]:
@@ -45,6 +47,7 @@ def test_all_is_documented(name: str) -> None:
 def test_what_runtimes_need_is_in_one_place() -> None:
     assert {*runtime.__all__} < {*pycni.__all__}
     assert pycni.AsyncNetwork is AsyncNetwork
+    assert (pycni.CNIError, pycni.Result) == (CNIError, Result)
     assert {*pycni.__all__} < {*dir(pycni)}
     with pytest.raises(AttributeError, match="module 'pycni' has no attribute 'Netwrok'"):
         pycni.Netwrok  # type: ignore[attr-defined]  # noqa: B018

@@ -29,7 +29,7 @@ from harness.host import ip_json, nft_list
 from harness.namespaces import Namespace
 from harness.plugin import run_plugin
 from pycni.agent import server
-from pycni.cli.install import install
+from pycni.agent.executables import install
 
 REFERENCE = Path("/usr/lib/cni")
 SUBNET = "10.66.0.0/23"

@@ -30,7 +30,7 @@ from harness.allowed import allow_paths  # noqa: E402
 from harness.fault_cases import CASES, DHCP, FIREWALLD  # noqa: E402
 from harness.injection import OPERATIONS, trials  # noqa: E402
 from harness.namespaces import enter_new_netns, private_mounts  # noqa: E402
-from pycni.cli.install import install  # noqa: E402
+from pycni.agent.executables import install  # noqa: E402
 
 # The first and the last thousand are by as many callers, so that they can be compared.
 CALLERS = "8,1,2,4,8,16,32,64,16,8"

@@ -43,7 +43,7 @@ class Listener:
         return self._socket.accept()[0]
 
     def close(self) -> None:
-        """Take no more connections: who would make one finds nobody at once. Twice is fine."""
+        """Take no more connections: who would make one finds no one at once. Twice is fine."""
         self._socket.close()
         path, self._path = self._path, None
         if path is None:
@@ -53,7 +53,7 @@ class Listener:
                 if _inode(path) == self._inode:
                     path.unlink()
         except (OSError, CNIError):
-            pass  # a name that nobody answers to; the next agent replaces it
+            pass  # a name that no one answers to; the next agent replaces it
 
 
 def listen(path: Path) -> Listener:

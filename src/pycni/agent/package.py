@@ -33,13 +33,13 @@ class Package:
         self._first = _look()
 
     def has_changed(self) -> bool:
-        """Whether it has been installed anew, or removed."""
+        """Whether it has been installed again, or removed."""
         return _look() != self._first
 
 
 def _look() -> tuple[int, ...]:
     try:
-        # Every way to install a package writes this file anew.
+        # Every way to install a package writes this file again.
         status = os.stat(pycni.__file__)
     except OSError:
         return ()

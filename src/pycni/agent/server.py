@@ -15,10 +15,10 @@ import os
 import select
 import signal
 import socket
-import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
+from struct import Struct
 from typing import TYPE_CHECKING
 
 from pycni import __version__, plugins
@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 WORKERS = 256
 WAITING = 256
 REQUEST_SECONDS = 1.0  # for a launcher to say what it wants
-ASK_SECONDS = 5.0  # for the agent to tell of itself
+ASK_SECONDS = 5.0  # for the agent to report on itself
 _GARBAGE = 20_000  # objects that came and stayed before Python looks for cycles among them
+_UCRED = Struct("=iII")  # a peer's process, user and group (unix(7))
 _SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE_MS = 10  # before the next try where there is no descriptor for a connection
 REPLACED = "the package has been replaced"
@@ -218,8 +219,8 @@ class Agent:
         return json.dumps({"version": __version__, **self.metrics.to_json()})
 
     def _check_peer(self, connection: socket.socket) -> None:
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        pid, uid, _ = struct.unpack("=iII", credentials)
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        pid, uid, _ = _UCRED.unpack(credentials)
         if uid not in (0, os.geteuid()):
             raise protocol.Refused("another user")
         net, mnt, root = _home(str(pid))
@@ -230,7 +231,7 @@ class Agent:
 
 
 def ask(path: Path, output_format: str = "json") -> str:
-    """What the agent on a socket tells of itself. Raises OSError if none answers."""
+    """What the agent on a socket reports on itself. Raises OSError if none answers."""
     request = protocol.encode_call(__version__, protocol.STATUS, {"FORMAT": output_format})
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(ASK_SECONDS)
@@ -241,16 +242,21 @@ def ask(path: Path, output_format: str = "json") -> str:
 def run(
     path: Path = protocol.SOCKET,
     repair: Callable[[Cancellation], list[AttachmentReport]] | None = None,
-    **limits: float | None,
+    *,
+    workers: int = WORKERS,
+    waiting: int = WAITING,
+    idle: float | None = None,
 ) -> None:
     """Be the agent: on systemd's socket if there is one, else on `path`, until SIGTERM.
 
-    repair: what to do whenever rules have been flushed; None not to watch. Raises CNIError.
+    repair: what to do whenever rules have been flushed; None not to watch. workers, waiting, idle:
+    see Agent. Raises CNIError.
     """
     load()
     inherited = systemd.inherited_listener()
     listener = Listener(inherited) if inherited else listen(path)
-    agent = Agent(listener, Heartbeat(listener.name), **limits)  # type: ignore[arg-type]
+    heartbeat = Heartbeat(listener.name)
+    agent = Agent(listener, heartbeat, workers=workers, waiting=waiting, idle=idle)
     agent.stop_at(signal.SIGTERM, signal.SIGINT)
     if repair is None:
         agent.run()

@@ -37,7 +37,7 @@ LINES = 20  # of a repair that are logged
 
 
 class Watch:
-    """The thread. `repair` is `repair_all` with what the agent was told, and a way to stop it."""
+    """The thread. `repair` is `repair_all` with what the agent was given, and a way to stop it."""
 
     def __init__(
         self,

@@ -67,11 +67,15 @@ def agent(
         raise click.UsageError("--idle would end what --watch-rules is to do")
     from pycni.agent import server
 
-    given = {"workers": workers, "waiting": waiting, "idle": idle}
-    limits = {key: value for key, value in given.items() if value is not None}
     repair = _repair(plugin_dirs, cache_dirs) if watch_rules else None
     try:
-        server.run(path, repair, **limits)
+        server.run(
+            path,
+            repair,
+            workers=workers or server.WORKERS,
+            waiting=waiting or server.WAITING,
+            idle=idle,
+        )
     except CNIError as error:
         raise click.ClickException(str(error)) from error
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from pycni.cli.options import output_option
-from pycni.cli.output import tell
+from pycni.cli.output import info
 from pycni.conformance import report, runner
 from pycni.conformance.host import HostError
 from pycni.conformance.requirement import KINDS, Finding
@@ -110,7 +110,7 @@ def conformance(
         click.echo(report.to_junit(subject, findings))
     else:
         _table(subject, findings)
-    tell(f"{subject.type}: {report.summary(findings)}")
+    info(f"{subject.type}: {report.summary(findings)}")
     return 0 if report.conforms(findings, strict=strict) else 1
 
 
@@ -125,7 +125,7 @@ def _read(file: Any) -> dict[str, Any]:
 
 
 def _progress(findings: Any, total: int) -> Any:
-    """Hand findings on, and tell on a terminal how far it is."""
+    """Hand findings on, and show on a terminal how far it is."""
     shown = sys.stderr.isatty()
     for number, finding in enumerate(findings, 1):
         if shown:

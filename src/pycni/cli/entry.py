@@ -1,4 +1,4 @@
-"""The `pycni` command as a process: what it tells when it is interrupted, from the beginning on."""
+"""The `pycni` command as a process: what it says when it is interrupted, from the beginning on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def main() -> NoReturn:
     try:
         status = _run()
     except interrupts.Interrupted as error:  # on the way out
-        status = _tell(error)
+        status = _report(error)
     interrupts.ignore()
     sys.exit(status)
 
@@ -32,10 +32,10 @@ def _run() -> str | int | None:
         interrupted = interrupts.cause_of(error)
         if interrupted is None:
             raise
-        return _tell(interrupted)
+        return _report(interrupted)
 
 
-def _tell(error: interrupts.Interrupted) -> int:
+def _report(error: interrupts.Interrupted) -> int:
     interrupts.ignore()
     print(error, file=sys.stderr)
     return error.status

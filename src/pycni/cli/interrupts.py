@@ -54,7 +54,7 @@ def cause_of(error: BaseException) -> Interrupted | None:
 
 
 def ignore() -> None:
-    """Have signals do nothing from now on, to the very end: what is to be told is told."""
+    """Have signals do nothing from now on, to the very end: what is to be said is said."""
     for number in _WORDS:
         if signal.getsignal(number) == _act:
             # The interpreter gives handlers of Python's back before it ends, but not this.
@@ -86,10 +86,10 @@ class held:  # noqa: N801 - read as a statement
     number = 0  # of the first signal
     _is_open = False
 
-    def __init__(self, cancel: Callable[[], None], told: Callable[[BaseException], str]) -> None:
-        """told: what an error says that matters to who interrupted."""
+    def __init__(self, cancel: Callable[[], None], left_of: Callable[[BaseException], str]) -> None:
+        """left_of: what an error says of what could not be undone."""
         self._cancel = cancel
-        self._told = told
+        self._left_of = left_of
 
     def __enter__(self) -> held:
         _Now.act = self._note
@@ -97,9 +97,9 @@ class held:  # noqa: N801 - read as a statement
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if error is None:
-            return  # `ignore` still holds: what has been told is not taken back
+            return  # `ignore` still holds: what has been reported is not taken back
         if self.number:
-            raise Interrupted(self.number, self._told(error)) from error
+            raise Interrupted(self.number, self._left_of(error)) from error
         _Now.act = _raise
 
     def check(self) -> None:
@@ -107,11 +107,11 @@ class held:  # noqa: N801 - read as a statement
         if self.number:
             raise Interrupted(self.number)
 
-    def finish(self, tell: Callable[[], None]) -> None:
-        """Tell the outcome, which a signal interrupts; from then on none does anything."""
+    def finish(self, report: Callable[[], None]) -> None:
+        """Report the outcome, which a signal interrupts; from then on none does anything."""
         self._is_open = True
         self.check()
-        tell()
+        report()
         ignore()
 
     def _note(self, number: int) -> None:

@@ -1,7 +1,7 @@
-"""The `pycni` command: which commands there are, and how they tell what went wrong.
+"""The `pycni` command: which commands there are, and how they report errors.
 
 A command's module is imported when the command runs, so that `pycni --version` is quick. An error
-is told once, on stderr, with what to do about it; the exit code is then 1.
+is shown once, on stderr, with what to do about it; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -77,16 +77,16 @@ class Commands(click.Group):
     def main(self, *args: Any, **extra: Any) -> NoReturn:
         """Run, and end the process: 0 for success, 1 for a failure, as cnitool does; 130 after
         Ctrl-C, 143 after SIGTERM."""
-        # What is written here root reads or runs: nobody else is to write to it.
+        # What is written here root reads or runs: no one else is to write to it.
         os.umask(os.umask(0o077) | 0o022)
         try:
             status = super().main(*args, **{**extra, "standalone_mode": False})
-        except (Exception, Interrupted) as error:  # noqa: BLE001 - the one place that tells of them
-            from pycni.cli.output import report, tell
+        except (Exception, Interrupted) as error:  # noqa: BLE001 - the one place that shows them
+            from pycni.cli.output import info, report
 
             interrupted = Interrupted(SIGINT) if isinstance(error, click.Abort) else cause_of(error)
             if interrupted is not None:
-                tell(str(interrupted).replace("\n", " "))
+                info(str(interrupted).replace("\n", " "))
                 status = interrupted.status
             elif isinstance(error, Exception):
                 report(error)

@@ -1,7 +1,7 @@
 """How commands talk: data on stdout, words on stderr, errors with a hint.
 
-Understandable without colour; nothing here is needed on the plugin path. Whatever is told may hold
-what others chose (a container's id, a path, a plugin's message): it is shown, never obeyed.
+Understandable without colour; nothing here is needed on the plugin path. Text may hold what others
+chose (a container's id, a path, a plugin's message): it is shown, never obeyed.
 """
 
 from __future__ import annotations
@@ -14,28 +14,7 @@ from typing import Any
 import click
 
 from pycni.runtime.errors import ConfigError, PluginError, SeveralErrors
-from pycni.spec import errors
-from pycni.spec.errors import CNIError
-
-# What the codes mean (SPEC 1.1.0, "Error", and pycni.spec.errors).
-MEANINGS = {
-    errors.INCOMPATIBLE_VERSION: "incompatible version",
-    errors.UNSUPPORTED_FIELD: "unsupported field",
-    errors.UNKNOWN_CONTAINER: "unknown container",
-    errors.INVALID_ENVIRONMENT: "invalid parameters",
-    errors.IO_FAILURE: "input or output failed",
-    errors.DECODING_FAILURE: "cannot be decoded",
-    errors.INVALID_CONFIG: "invalid network configuration",
-    errors.INVALID_NETNS: "invalid network namespace",
-    errors.TRY_AGAIN_LATER: "try again later",
-    errors.UNAVAILABLE: "not available",
-    errors.UNAVAILABLE_LIMITED: "not available, running containers may suffer",
-    errors.KERNEL_REFUSED: "refused by the kernel",
-    errors.ALREADY_EXISTS: "exists already",
-    errors.CHECK_FAILED: "not as it was left",
-    errors.ADDRESS_UNAVAILABLE: "no address available",
-    errors.INTERNAL: "internal error",
-}
+from pycni.spec.errors import MEANINGS, CNIError
 
 QUIET_SECONDS = 1.0  # seconds before a command says what it is waiting for
 
@@ -50,7 +29,7 @@ def printable(text: str) -> str:
 
 
 def report(error: Exception) -> None:
-    """Tell an error on stderr. What is not foreseen gets its place, and no traceback."""
+    """Show an error on stderr. What is not foreseen gets its place, and no traceback."""
     if isinstance(error, SeveralErrors):
         for one in error.errors:
             report(one)
@@ -66,7 +45,7 @@ def report(error: Exception) -> None:
     elif isinstance(error, click.ClickException):
         _error(error.format_message())
     elif isinstance(error, BrokenPipeError):
-        pass  # who read our output has had enough
+        pass  # the reader of our output has had enough
     elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         _error(f"{where}{error.strerror or error}")
@@ -88,7 +67,7 @@ def _report(error: CNIError) -> None:
     _error(error.message + (code if error.code else ""))
     if isinstance(error, PluginError) and error.stderr:
         for line in error.stderr.splitlines():
-            tell(f"  {error.plugin_type}: {line}")
+            info(f"  {error.plugin_type}: {line}")
     if error.details:
         _hint(error.details)
 
@@ -102,11 +81,11 @@ def _hint(text: str) -> None:
 
 
 def warn(message: str) -> None:
-    """Tell on stderr what is wrong but no obstacle."""
+    """Say on stderr what is wrong but no obstacle."""
     click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {printable(message)}", err=True)
 
 
-def tell(message: str) -> None:
+def info(message: str) -> None:
     """Say on stderr what was done."""
     click.echo(printable(message), err=True)
 
@@ -150,7 +129,7 @@ def table_with_pods(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> No
 class Progress:
     """Says on stderr what a command is waiting for, once it takes longer than a second.
 
-    `with Progress() as progress:`, and give `progress.call` to whatever tells of its steps.
+    `with Progress() as progress:`, and give `progress.call` to what reports its steps.
     """
 
     def __init__(self) -> None:
@@ -174,11 +153,11 @@ class Progress:
         if self._done.wait(QUIET_SECONDS):
             return
         if not sys.stderr.isatty():
-            told = ""
+            shown = ""
             while not self._done.is_set():
-                if self._step != told:
-                    told = self._step
-                    tell(f"waiting for {told or 'the others'} ...")
+                if self._step != shown:
+                    shown = self._step
+                    info(f"waiting for {shown or 'the others'} ...")
                 self._done.wait(QUIET_SECONDS)
             return
         from rich.console import Console

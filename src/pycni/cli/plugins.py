@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable
 from typing import Any
 
 import click
 
-from pycni.cli.linter import capabilities
 from pycni.cli.options import output_option, plugin_dirs_option
 from pycni.cli.output import Progress, table
 from pycni.plugins import NAMES, load, resolve
+from pycni.runtime import find
 from pycni.runtime.engine import Engine, Found
+from pycni.runtime.lint import capabilities
 from pycni.spec.errors import CNIError
 
 _SECONDS = 5.0  # for a plugin to say its versions
@@ -52,28 +51,10 @@ def _listed(directories: tuple[str, ...]) -> list[dict[str, Any]]:
 
 def _asked(directories: tuple[str, ...], progress: Progress) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
-    for name, path in executables(directories).items():
+    for name, path in find.executables(directories).items():
         progress.call("VERSION", name)
         rows[name] = _own(name, path) if resolve(path) else _other(name, path)
     return list(rows.values())
-
-
-def executables(directories: Iterable[str]) -> dict[str, str]:
-    """The names and paths of what can be run in directories; of equal names the first counts.
-
-    Raises click.ClickException for a directory that cannot be read.
-    """
-    found: dict[str, str] = {}
-    for directory in directories:
-        try:
-            names = sorted(os.listdir(directory))
-        except OSError as error:
-            raise click.ClickException(f"{directory}: {error.strerror}") from None
-        for name in names:
-            path = os.path.join(directory, name)
-            if os.path.isfile(path) and os.access(path, os.X_OK):
-                found.setdefault(name, path)
-    return found
 
 
 def _own(name: str, path: str) -> dict[str, Any]:
@@ -81,7 +62,7 @@ def _own(name: str, path: str) -> dict[str, Any]:
     return {
         "plugin": name,
         "versions": list(plugin.versions),
-        "capabilities": capabilities(plugin),
+        "capabilities": sorted(capabilities(plugin)),
         "where": f"pycni, {path}" if path else "pycni",
     }
 

@@ -16,7 +16,7 @@ from pycni.cli.options import (
     plugin_dir_option,
     timeout_option,
 )
-from pycni.cli.output import Progress, count, show, table, table_with_pods, tell
+from pycni.cli.output import Progress, count, info, show, table, table_with_pods
 from pycni.plan.difference import FAILED, MISSING, REPAIRED
 from pycni.runtime import find, namespaces
 from pycni.runtime.repair import inspect_all, repair_all
@@ -83,7 +83,7 @@ def repair(
         click.echo(json.dumps([report.to_json() for report in reports]))
     else:
         _print(reports)
-    tell(summary(reports))
+    info(summary(reports))
     _require_known(reports, network, container_id, ifname, netns, conf_dir, cache_dirs)
     return 0 if all(report.ok for report in reports) else 1
 
@@ -197,7 +197,7 @@ def inspect(
     )
     _show(found, output)
     if not found:
-        tell("0 attachments")
+        info("0 attachments")
     _require_known(found, network, container_id, ifname, netns, conf_dir, cache_dirs)
     return 1 if any(item.skipped for item in found) else 0
 

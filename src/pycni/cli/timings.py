@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from pycni.cli.output import tell
+from pycni.cli.output import info
 from pycni.plan.difference import described
 from pycni.steps import executor
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 option = click.option(
     "--timings",
     is_flag=True,
-    help="Tell on stderr how long each step took of what plugins did in this process.",
+    help="Show on stderr how long each step took of what plugins did in this process.",
 )
 
 _VERBS = ("apply", "check", "remove")
@@ -59,6 +59,6 @@ class Timed:
                 return real(step, kernel)
             finally:
                 milliseconds = (time.perf_counter() - begin) * 1e3
-                tell(f"{milliseconds:8.3f} ms  {name} {step.kind}: {described(step)}")
+                info(f"{milliseconds:8.3f} ms  {name} {step.kind}: {described(step)}")
 
         return timed

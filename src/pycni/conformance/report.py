@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-from pycni.conformance.checks import MODULES
-from pycni.conformance.requirement import REQUIREMENTS, Finding
+from pycni.conformance.checks import requirements
+from pycni.conformance.requirement import Finding
 from pycni.conformance.subject import Subject
 
 SPECIFICATION = "1.1.0"
@@ -17,14 +17,8 @@ SPECIFICATION = "1.1.0"
 
 def ordered(findings: Iterable[Finding]) -> list[Finding]:
     """Findings in the order of the specification."""
-    modules = [module.__name__ for module in MODULES]
-    declared = list(REQUIREMENTS)
-
-    def position(finding: Finding) -> tuple[int, int]:
-        one = finding.requirement
-        return modules.index(one.check.__module__), declared.index(one.id)
-
-    return sorted(findings, key=position)
+    ids = [one.id for one in requirements()]
+    return sorted(findings, key=lambda finding: ids.index(finding.requirement.id))
 
 
 def conforms(findings: Iterable[Finding], *, strict: bool = False) -> bool:

@@ -16,21 +16,13 @@ from typing import Any
 
 from pycni.conformance import checks, host
 from pycni.conformance.case import Case
-from pycni.conformance.requirement import (
-    REQUIREMENTS,
-    Broken,
-    Finding,
-    NotApplicable,
-    Outcome,
-    Requirement,
-)
+from pycni.conformance.requirement import Broken, Finding, NotApplicable, Outcome, Requirement
 from pycni.conformance.subject import Subject, SubjectError, call
 from pycni.kernel.libc import become_subreaper
 from pycni.spec.versions import at_least
 
 SECONDS = 180.0  # for one check
 JOBS = 4
-assert checks.MODULES  # importing them declares the requirements
 
 
 def requirements_of(subject: Subject, chosen: Sequence[str] = ()) -> list[Requirement]:
@@ -40,7 +32,7 @@ def requirements_of(subject: Subject, chosen: Sequence[str] = ()) -> list[Requir
     """
     return [
         one
-        for one in REQUIREMENTS.values()
+        for one in checks.requirements()
         if subject.kind in one.kinds and (not chosen or one.id.startswith(tuple(chosen)))
     ]
 
@@ -177,7 +169,7 @@ def _work(work: Callable[[], tuple[str, str]], pipe: int) -> None:
     except (host.HostError, SubjectError) as error:
         kind = "failed" if isinstance(error, SubjectError) else "skipped"
         answer = [kind, str(error)]
-    except BaseException as error:  # noqa: BLE001 - the parent tells of it
+    except BaseException as error:  # noqa: BLE001 - the parent reports it
         answer = ["failed", f"a fault of the kit: {_place(error)}"]
     finally:
         with os.fdopen(pipe, "w") as stream:

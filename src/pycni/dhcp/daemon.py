@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import os
+import random
 import resource
 import signal
 import socket
@@ -75,7 +76,7 @@ class Daemon:
         self._slots = asyncio.Semaphore(_CONFIRMING)
 
     async def serve(self, listener: socket.socket, stop: asyncio.Event) -> None:
-        """Answer on a listening socket until told to stop. Leases are kept, not released."""
+        """Answer on a listening socket until it is stopped. Leases are kept, not released."""
         self._restore()
         connections: set[asyncio.Task[None]] = set()
 
@@ -136,7 +137,7 @@ class Daemon:
         try:
             await asyncio.wait((work, hung_up), return_when=asyncio.FIRST_COMPLETED)
             if question["command"] != "ADD":
-                await asyncio.wait((work,))  # whoever hung up would ask for the same again
+                await asyncio.wait((work,))  # a caller that hung up would ask for the same again
             if work.done():
                 _write(writer, _outcome(work))
         finally:
@@ -226,7 +227,7 @@ class Daemon:
             except (NoAnswer, Refused, OSError) as error:
                 failure = str(error)
                 LOG.info("%s in %s: no lease yet: %s", sandbox.ifname, sandbox.path, failure)
-            jittered = pause + (os.urandom(1)[0] / 127.5 - 1) * _BACKOFF_JITTER
+            jittered = pause + random.uniform(-_BACKOFF_JITTER, _BACKOFF_JITTER)  # noqa: S311
             await asyncio.sleep(max(min(jittered, until - now()), 0))
             pause = min(pause * 2, self.settings.resend_max)
         raise CNIError(
@@ -329,7 +330,7 @@ class Daemon:
 
 
 class _KeyLock:
-    """A lock for one attachment; `unused` is called when nobody wants it any more."""
+    """A lock for one attachment; `unused` is called when no one wants it any more."""
 
     def __init__(self, unused: Callable[[], object]) -> None:
         self._lock = asyncio.Lock()

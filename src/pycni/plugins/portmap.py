@@ -32,7 +32,7 @@ MAX_PORT = 65535
 DEFAULT_MARK_BIT = 13
 
 
-class Mapping(Config):
+class PortMappingConfig(Config):
     """One of the runtime's port mappings."""
 
     host_port: int = field(
@@ -98,9 +98,9 @@ class Mapping(Config):
 class PortmapRuntimeConfig(Config):
     """What the runtime gives for capability portMappings."""
 
-    port_mappings: tuple[Mapping, ...] = field(
+    port_mappings: tuple[PortMappingConfig, ...] = field(
         "portMappings",
-        ListOf(Object(Mapping)),
+        ListOf(Object(PortMappingConfig)),
         (),
         doc="ports of the host that lead to the container; capability `portMappings`",
     )
@@ -260,7 +260,7 @@ class PortmapPlugin(ChainedPlugin):
     def result(
         self, request: Request, config: PortmapConfig, previous: Result, kernel: HostAndSandbox
     ) -> Result:
-        """The previous result. Tells whose ports of the host lead to the container instead."""
+        """The previous result. Reports whose ports of the host lead to the container instead."""
         if any(mapping.is_valid for mapping in config.runtime_config.port_mappings):
             from pycni.sdk.execute import tell
             from pycni.steps.port_map import shadowed

@@ -44,6 +44,14 @@ class NetworkNotFound(CNIError):
         super().__init__(INVALID_CONFIG, message, details)
         self.skipped = tuple(skipped)
 
+    @classmethod
+    def nothing_in(cls, directories: Sequence[str]) -> NetworkNotFound:
+        """That there is no configuration at all."""
+        return cls(
+            f"no net configurations found in {':'.join(directories)}",
+            "expected .conflist, .conf or .json files there; 'pycni init' writes one",
+        )
+
 
 class PluginError(CNIError):
     """A plugin refused, failed, or could not be run.

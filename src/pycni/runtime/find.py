@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 DEFAULT_DIRECTORY = "/etc/cni/net.d"
+EXTENSIONS = (".conflist", ".conf", ".json")  # of configurations
 _SHOWN = 3  # faults of files in the way of a network
 
 
@@ -46,18 +47,14 @@ def find_network(name: str, where: Sequence[str]) -> tuple[NetworkConfig, tuple[
             raise found
         else:
             skipped.append(found)
-    shown = ":".join(where)
     if not seen:
-        raise NetworkNotFound(
-            f"no net configurations found in {shown}",
-            "expected .conflist, .conf or .json files there; 'pycni init' writes one",
-        )
+        raise NetworkNotFound.nothing_in(where)
     faults = [fault for error in skipped for fault in error.faults]
     unusable = f"; cannot be used: {', '.join(map(str, faults[:_SHOWN]))}" if faults else ""
     if len(faults) > _SHOWN:
         unusable += f" and {len(faults) - _SHOWN} more; 'pycni lint' shows all"
     raise NetworkNotFound(
-        f'no net configuration with name "{name}" in {shown}',
+        f'no net configuration with name "{name}" in {":".join(where)}',
         f"the files there have {_listed(where) or 'no network that can be used'}{unusable}",
         skipped,
     )
@@ -75,6 +72,20 @@ def all_networks(
         else:
             faulty.append(found)
     return list(networks.values()), faulty
+
+
+def executables(where: Sequence[str]) -> dict[str, str]:
+    """The names and paths of what can be run in directories; of equal names the first counts.
+
+    Raises OSError for a directory that cannot be read.
+    """
+    found: dict[str, str] = {}
+    for directory in where:
+        for name in sorted(os.listdir(directory)):
+            path = os.path.join(directory, name)
+            if os.path.isfile(path) and os.access(path, os.X_OK):
+                found.setdefault(name, path)
+    return found
 
 
 def _each(where: Sequence[str]) -> Iterator[tuple[str, NetworkConfig | ConfigError]]:

@@ -1,177 +1,148 @@
-"""Which leases of host-local nobody lives on any more: after a lost DEL, or a start of the machine.
-
-A lease is freed only on evidence that its container has gone, and never while its address is set
-anywhere on the machine. Evidence is, in this order:
-
-1. the caller has named all that live, and it is not among them;
-2. its attachment is in the cache, or noted by pycni's plugins, and the namespace it went to is not
-   there any more: nothing is at its path, or another namespace;
-3. it is from before the machine was started, by its time: no container outlives that. Where the
-   namespace is there nevertheless, the lease stays: a clock that was set since, as after a start
-   without a battery, makes a lease look old.
-
-Where there is none, nobody can know, and it stays.
+"""Freeing the leases of host-local on which no container lives any more (`lease_evidence`): after a
+lost DEL, or a start of the machine.
 
 Before a lease is freed its attachment is deleted, by the configuration of its ADD where the cache
 has that, and by the marks on what pycni's plugins made otherwise: an address is free only when
 nothing names it any more. What cannot be deleted keeps its lease, and so does a container that was
-attached again since it was judged. Called by `pycni ipam reclaim`.
+attached again since it was judged.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import ExitStack
 
-from pycni.runtime import attached, operation
+from pycni.runtime import attached, find, operation
 from pycni.runtime import config as configs
 from pycni.runtime.chain import Chain
-from pycni.runtime.endpoint import Endpoint, pod_of
+from pycni.runtime.endpoint import Endpoint
 from pycni.runtime.engine import Engine
+from pycni.runtime.garbage import data_dir as checked_data_dir
+from pycni.runtime.lease_evidence import FREE, KEEP, UNKNOWN, Evidence, machine_started
 from pycni.runtime.locks import ATTACHMENT_LOCKS, ProcessLock
+from pycni.sdk.alive import addresses_in_use, has_namespace
 from pycni.sdk.collection import remove_leftovers
-from pycni.spec.errors import CNIError
+from pycni.spec.errors import INVALID_ENVIRONMENT, CNIError
 from pycni.spec.identity import now
-from pycni.spec.names import is_name
 from pycni.spec.owner import Owner
 from pycni.spec.record import Record
-from pycni.state.cache import ROOT, ResultCache
-from pycni.state.leases import LeaseStore
+from pycni.state.cache import ROOT, ResultCache, roots
+from pycni.state.leases import DATA_DIR, LeaseStore
+from pycni.state.leases import networks as networks_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
+    from pycni.runtime.config import NetworkConfig
+    from pycni.runtime.lease_evidence import Verdict
     from pycni.spec.config import Attachment
-    from pycni.spec.ip import IPAddress
     from pycni.state.cache import CachedAttachment
-    from pycni.state.leases import Lease
 
-_OLD = "from before the machine was started"
-FREE, KEEP, UNKNOWN = "free", "keep", "unknown"
-FRESH = 120.0  # seconds that an ADD may take from its lease to its runtime's list
+    Path = str | os.PathLike[str]
+    Note = Callable[[str], None]
 
 
-class Verdict(Record):
-    """What is to become of a lease (FREE, KEEP or UNKNOWN), and why. pod: see `Endpoint.pod`."""
-
-    network: str
-    lease: Lease
-    fate: str
-    reason: str
-    pod: str = ""
-
-
-class Evidence(Record):
-    """What is known of what lives.
-
-    in_use: addresses that are set somewhere, with the namespace; living: attachments that the
-    caller named as (container id, interface), None if it named none; complete: and said that these
-    are all, so that what is fresh is no exception; path_of: the path at ADD of an attachment's
-    namespace by its owner, as plugins noted it, "" for nothing; is_there: whether that of an owner
-    is at a path still; now, started: the time, and when the machine was started, in seconds since
-    the epoch.
-    """
-
-    in_use: Mapping[IPAddress, str]
-    living: frozenset[tuple[str, str]] | None
-    complete: bool
-    path_of: Callable[[Owner], str]
-    is_there: Callable[[Owner, str], bool]
-    now: float
-    started: float
-
-    def judge(
-        self, network: str, leases: Iterable[Lease], cached: Iterable[CachedAttachment]
-    ) -> list[Verdict]:
-        """A verdict on each lease of a network. cached: its attachments in the cache."""
-        known = {(entry.container_id, entry.ifname): entry for entry in cached}
-        pods = {entry.container_id: pod_of(entry.cni_args) for entry in known.values()}
-        return [
-            Verdict(
-                network,
-                lease,
-                *self._judge(network, lease, known),
-                pods.get(lease.container_id, ""),
-            )
-            for lease in leases
-        ]
-
-    def _judge(
-        self, network: str, lease: Lease, known: Mapping[tuple[str, str], CachedAttachment]
-    ) -> tuple[str, str]:
-        if not is_name(lease.container_id):
-            return KEEP, "names no container: written by hand"
-        living = self.living
-        if living is not None and _is_among(lease, living):
-            return KEEP, "is among the living"
-        where = self.in_use.get(lease.address)
-        if where is not None:
-            return KEEP, f"its address is set in {where}"
-        old = lease.since < self.started
-        if living is not None:
-            if old:
-                return FREE, _OLD
-            if not self.complete and lease.since > self.now - FRESH:
-                return KEEP, "reserved a moment ago: its ADD may be under way"
-            return FREE, "is not among the living"
-        entries = [entry for key, entry in known.items() if _is_among(lease, {key})]
-        paths = {entry.owner: entry.netns or self.path_of(entry.owner) for entry in entries}
-        owner = Owner(network, lease.container_id, lease.ifname)
-        if not paths and (noted := self.path_of(owner)):
-            paths[owner] = noted
-        for owner, path in paths.items():
-            if path and self.is_there(owner, path):
-                return KEEP, f"its namespace {path} is there"
-        if old:
-            return FREE, _OLD
-        if not paths:
-            return UNKNOWN, "the cache does not know its container"
-        if not all(paths.values()):
-            return UNKNOWN, "the cache does not say what namespace it went to"
-        return FREE, f"its namespace {next(iter(paths.values()))} has gone"
-
-
-class Outcome(Record):
-    """What became of a network's leases: freed, or kept for want of evidence or after a failure."""
+class Reclaimed(Record):
+    """What became of leases: freed, or kept for want of evidence or after a failure."""
 
     freed: tuple[Verdict, ...] = ()
     unknown: tuple[Verdict, ...] = ()
     failed: tuple[Verdict, ...] = ()
 
+    def with_more(self, other: Reclaimed) -> Reclaimed:
+        """The leases of both."""
+        return Reclaimed(
+            self.freed + other.freed, self.unknown + other.unknown, self.failed + other.failed
+        )
+
+
+def _ignore(_: str) -> None:
+    pass
+
 
 def reclaim(
+    networks: Collection[str] = (),
+    *,
+    living: Iterable[tuple[str, str]] | None = None,
+    complete: bool = False,
+    data_dirs: Sequence[str] = (),
+    conf_dir: Path | Sequence[Path] = find.DEFAULT_DIRECTORY,
+    cache_dirs: Sequence[str] = (),
+    plugin_dirs: Path | Sequence[Path] = (),
+    dry_run: bool = False,
+    note: Note = _ignore,
+) -> Reclaimed:
+    """Free the addresses of containers that are not there any more, as `pycni ipam reclaim` does.
+
+    networks: their names, by default all that have leases. living: attachments that are alive, as
+    (container id, interface), if the caller knows; complete: and there are no others, not even such
+    as are being attached. data_dirs: where leases are, by default host-local's directory and those
+    of networks that are configured in `conf_dir`, or were at an ADD. cache_dirs, plugin_dirs: by
+    default those of well-known runtimes, and pycni's own plugins. note: called with what is amiss
+    and no obstacle. Raises CNIError, and for who is not root: others do not see which addresses are
+    in use.
+    """
+    if os.geteuid() != 0:
+        raise CNIError(
+            INVALID_ENVIRONMENT,
+            "only root sees which addresses are in use",
+            "run it as root; nothing has been freed",
+        )
+    alive = None if living is None else frozenset(living)
+
+    def evidence(cached: Sequence[CachedAttachment]) -> Evidence:
+        return Evidence(
+            in_use=addresses_in_use([entry.netns for entry in cached if entry.netns]),
+            living=alive,
+            complete=complete,
+            path_of=attached.noted_path,
+            is_there=_is_there,
+            now=time.time(),
+            started=machine_started(),
+        )
+
+    caches = roots(cache_dirs)
+    places = data_dirs or _data_dirs(conf_dir, caches, note)
+    for missing in sorted(set(networks).difference(*map(networks_in, places))):
+        note(f"there are no leases of a network {missing} in {', '.join(places)}")
+
+    def reclaim_one(network: str, place: str) -> Reclaimed:
+        return operation.run(
+            lambda _: reclaim_network(
+                network,
+                place,
+                evidence,
+                cache_dirs=caches,
+                plugin_dirs=find.directories(plugin_dirs),
+                note=note,
+                dry_run=dry_run,
+            ),
+            {},
+        )
+
+    found = Reclaimed()
+    for place in places:
+        for network in networks or networks_in(place):
+            found = found.with_more(reclaim_one(network, place))
+    return found
+
+
+def reclaim_network(
     network: str,
     data_dir: str,
     evidence: Callable[[Sequence[CachedAttachment]], Evidence],
     *,
     cache_dirs: Sequence[str] = (ROOT,),
     plugin_dirs: Sequence[str] = (),
-    note: Callable[[str], None],
+    note: Note = _ignore,
     dry_run: bool = False,
-) -> Outcome:
-    """Free the leases of a network on which nobody lives any more. Raises CNIError.
+) -> Reclaimed:
+    """Free the leases of one network in one directory. Raises CNIError.
 
     evidence: gives what is known, for the network's attachments in the caches.
     """
-    return operation.run(
-        lambda _: _reclaim(
-            network, data_dir, evidence, cache_dirs, plugin_dirs, note, dry_run=dry_run
-        ),
-        {},
-    )
-
-
-def _reclaim(
-    network: str,
-    data_dir: str,
-    evidence: Callable[[Sequence[CachedAttachment]], Evidence],
-    cache_dirs: Sequence[str],
-    plugin_dirs: Sequence[str],
-    note: Callable[[str], None],
-    *,
-    dry_run: bool,
-) -> Outcome:
     caches = [ResultCache(root) for root in cache_dirs]
     began = now()
     with LeaseStore(data_dir, network, note=note) as store:
@@ -181,7 +152,7 @@ def _reclaim(
     unknown = tuple(one for one in verdicts if one.fate == UNKNOWN)
     stale = [one for one in verdicts if one.fate == FREE]
     if dry_run:
-        return Outcome(tuple(stale), unknown)
+        return Reclaimed(tuple(stale), unknown)
     engine = Engine(tuple(plugin_dirs))
     by_attachment: dict[Attachment, list[Verdict]] = {}
     for one in stale:
@@ -209,7 +180,7 @@ def _reclaim(
         for one in freed:
             if store.holder(one.lease.address) == one.lease:
                 store.release(one.lease.attachment, [one.lease.address])
-    return Outcome(tuple(freed), unknown, tuple(failed))
+    return Reclaimed(tuple(freed), unknown, tuple(failed))
 
 
 def _delete(
@@ -252,14 +223,29 @@ def _delete(
     return True
 
 
-def machine_started() -> float:
-    """When the machine was started, in seconds since the epoch, by today's clock."""
-    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+def _is_there(owner: Owner, path: str) -> bool:
+    return has_namespace(path) and attached.own_path(owner, path) == path
 
 
-def _is_among(lease: Lease, attachments: Iterable[tuple[str, str]]) -> bool:
-    """Whether it is one's of these; the oldest leases do not name an interface."""
-    return any(
-        container_id == lease.container_id and lease.ifname in ("", ifname)
-        for container_id, ifname in attachments
-    )
+def _data_dirs(conf_dir: Path | Sequence[Path], caches: Sequence[str], note: Note) -> Sequence[str]:
+    """The usual directory, and those of networks that are configured, or were at an ADD."""
+    found = [DATA_DIR]
+    configured = find.all_networks(find.directories(conf_dir))[0]
+    for network in (*configured, *_cached_networks(caches)):
+        for plugin in network.plugins:
+            section = plugin.document.get("ipam")
+            if isinstance(section, dict) and isinstance(section.get("dataDir"), str):
+                try:
+                    found.append(checked_data_dir(section["dataDir"]))
+                except CNIError as error:
+                    note(f"{network.name}: {error}")
+    return list(dict.fromkeys(found))
+
+
+def _cached_networks(caches: Sequence[str]) -> Iterator[NetworkConfig]:
+    for entry in (entry for root in caches for entry in ResultCache(root).attachments()):
+        try:
+            if entry.config:
+                yield configs.parse_network(entry.config)
+        except CNIError:
+            continue  # a damaged entry, which others report

@@ -1,4 +1,4 @@
-"""Whether an attachment lives in the kernel, whatever files say. Called by the runtime's GC."""
+"""Whether an attachment lives in the kernel, whatever files say: for GC and reclaim."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pycni.plan.steps import HOST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from pycni.spec.identity import Identity
     from pycni.spec.ip import IPAddress
@@ -34,6 +34,14 @@ def noted_interfaces(identity: Identity) -> list[int | str]:
     return inside or [identity.owner.ifname]
 
 
-def addresses_in_use() -> dict[IPAddress, str]:
-    """Every address that is set in a namespace of this machine, with a path of that."""
-    return all_addresses.addresses()
+def addresses_in_use(paths: Iterable[str] = ()) -> dict[IPAddress, str]:
+    """Every address that is set in a namespace of this machine, with a path of that.
+
+    paths: of namespaces that may not be found otherwise.
+    """
+    return all_addresses.addresses(paths)
+
+
+def has_namespace(path: str) -> bool:
+    """Whether there is a namespace at a path, as this process or the machine's first sees it."""
+    return all_addresses.exists(path)

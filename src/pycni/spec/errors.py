@@ -33,6 +33,26 @@ ALREADY_EXISTS = 101
 CHECK_FAILED = 102
 ADDRESS_UNAVAILABLE = 103
 
+# What the codes mean, in words for people.
+MEANINGS = {
+    INCOMPATIBLE_VERSION: "incompatible version",
+    UNSUPPORTED_FIELD: "unsupported field",
+    UNKNOWN_CONTAINER: "unknown container",
+    INVALID_ENVIRONMENT: "invalid parameters",
+    IO_FAILURE: "input or output failed",
+    DECODING_FAILURE: "cannot be decoded",
+    INVALID_CONFIG: "invalid network configuration",
+    INVALID_NETNS: "invalid network namespace",
+    TRY_AGAIN_LATER: "try again later",
+    UNAVAILABLE: "not available",
+    UNAVAILABLE_LIMITED: "not available, running containers may suffer",
+    KERNEL_REFUSED: "refused by the kernel",
+    ALREADY_EXISTS: "exists already",
+    CHECK_FAILED: "not as it was left",
+    ADDRESS_UNAVAILABLE: "no address available",
+    INTERNAL: "internal error",
+}
+
 # What the kernel says where a process or the machine has no more of what is asked for: it says
 # nothing of the thing itself.
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN)

@@ -118,12 +118,12 @@ class Integer(Kind):
             self.expected = f"a whole number from {minimum} to {maximum}"
 
     def decode(self, value: Any, path: str, faults: list[Fault]) -> int:
-        if not isinstance(value, int) or isinstance(value, bool):
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if not is_number or not self.minimum <= value <= self.maximum:
             self.wrong(value, path, faults)
             return 0
-        if not self.minimum <= value <= self.maximum:
-            self.wrong(value, path, faults)
-        return value
+        number: int = value
+        return number
 
     def schema(self) -> dict[str, Any]:
         return {"type": "integer", "minimum": self.minimum, "maximum": self.maximum}

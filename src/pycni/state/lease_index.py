@@ -14,7 +14,7 @@ hashing), so no single change pays for all.
 
 When it may be believed. A directory's modification time changes with every name made or removed in
 it. After our last change the store *sets* that time to a value in the past (the stamp) and notes it
-here: any later writer, whoever it is, overwrites the stamp with the time of its own change, and two
+here: any later writer overwrites the stamp with the time of its own change, and two
 changes within one tick of the kernel's clock cannot look the same. Hence: same boot, same directory
 (device and inode), modification time equal to the noted stamp: nothing has been made or removed
 since. While changes are under way the header holds no stamp, so a crash leaves an index that is not
@@ -117,7 +117,7 @@ class LeaseIndex:
 
     @classmethod
     def build(cls, descriptor: int, holders: list[tuple[bytes, IPAddress]]) -> LeaseIndex:
-        """Write the index anew: one (holder's key, address) for each lease; no key, no holder."""
+        """Write the whole index: one (holder's key, address) for each lease; no key, no holder."""
         records = [(key, _pack(address)) for key, address in holders if key]
         records += _bitmaps([address for _, address in holders])
         buckets = max(1, len(records) // _LOAD)
@@ -151,7 +151,7 @@ class LeaseIndex:
         return [_unpack(value) for value in self._values(holder)]
 
     def add(self, holder: bytes, address: IPAddress) -> None:
-        """Note that an address is taken, and by whom; an empty key stands for nobody known."""
+        """Note that an address is taken, and by whom; an empty key for no known holder."""
         self._unsettle()
         if holder:
             self._insert(holder, _pack(address))
@@ -238,9 +238,12 @@ class LeaseIndex:
             self._delete(key, old.to_bytes(16, "big"))
         else:
             bucket = _bucket(key, self._buckets)
-            before = key + old.to_bytes(16, "big")
-            records = self._read(bucket).replace(before, key + new.to_bytes(16, "big"), 1)
-            self._write(bucket, records)
+            records = self._read(bucket)
+            for offset in _matches(records, key + old.to_bytes(16, "big")):
+                end = offset + _RECORD
+                changed = key + new.to_bytes(16, "big")
+                self._write(bucket, records[:offset] + changed + records[end:])
+                return
 
     def _node(self, key: bytes) -> int:
         for value in self._values(key):
@@ -343,7 +346,7 @@ class MemoryIndex:
 
 
 def holder_key(content: bytes) -> bytes:
-    """The key of the holder that a lease file with this content tells of."""
+    """The key of the holder that a lease file with this content names."""
     return _digest(b"holder " + content)
 
 

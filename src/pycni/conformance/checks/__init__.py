@@ -1,4 +1,4 @@
-"""The checks, one module a section of the specification; importing this declares all."""
+"""The checks, one module a section of the specification."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ from pycni.conformance.checks import (
     status,
     version,
 )
+from pycni.conformance.requirement import REQUIREMENTS, Requirement
 
-# In the order of reports.
-MODULES = (protocol, add, result, delete, check, status, version, gc, lifecycle, delegation)
+_MODULES = (protocol, add, result, delete, check, status, version, gc, lifecycle, delegation)
+
+
+def requirements() -> list[Requirement]:
+    """All that these modules have declared, in the order of reports."""
+    names = [module.__name__ for module in _MODULES]
+    return sorted(REQUIREMENTS.values(), key=lambda one: names.index(one.check.__module__))

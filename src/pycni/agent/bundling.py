@@ -24,7 +24,7 @@ _FOLDERS = ("spec", "plan", "kernel", "steps", "state", "sdk", "plugins")
 
 
 def write() -> None:
-    """Write the bundle anew, in the place of the one before. Raises OSError."""
+    """Write the bundle, in the place of the one before. Raises OSError."""
     files = {_name(file): file for file in _sources()}
     index: dict[str, Entry] = {}
     parts: list[bytes] = []
@@ -48,7 +48,7 @@ def write() -> None:
 
 
 def _imported(tree: ast.Module) -> list[str]:
-    """What a module imports first thing, without condition; packages before their parts."""
+    """What a module imports at module level, without condition; packages before their parts."""
     imported: list[str] = []
     for node in tree.body:
         if isinstance(node, ast.Import):
@@ -61,7 +61,7 @@ def _imported(tree: ast.Module) -> list[str]:
 
 
 def _without_imports(tree: ast.Module, files: Container[str]) -> Imports:
-    """Take from a module what it imports first thing from others of the bundle, and return it."""
+    """Take from a module its imports at module level of others in the bundle, and return them."""
     found = [
         node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module in files
     ]
@@ -113,7 +113,10 @@ def _sources() -> list[str]:
     """The modules of the plugin path as files below the package's folder."""
     found = []
     for folder in _FOLDERS:
-        for parent, _, names in os.walk(os.path.join(ROOT, folder)):
+        for parent, folders, names in os.walk(os.path.join(ROOT, folder)):
+            if PACKAGE not in names:  # such as the template of a plugin
+                folders.clear()
+                continue
             below = os.path.relpath(parent, ROOT)
             found += [os.path.join(below, name) for name in names if name.endswith(".py")]
     return sorted(found)
