@@ -145,7 +145,7 @@ def planned(command: str = "ADD", **keys: Any) -> tuple[Any, ...]:
 
 
 def test_portmap_plans_for_the_first_address_of_a_family() -> None:
-    route, mapped = planned(**ports(port(), port(), port(443, 81, protocol="UDP", hostIP="::2")))
+    mapped, route = planned(**ports(port(), port(), port(443, 81, protocol="UDP", hostIP="::2")))
     assert isinstance(route, RouteLocalnet)
     assert str(route.address) == "10.1.0.2"
     assert isinstance(mapped, PortMap)
