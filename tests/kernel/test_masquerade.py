@@ -21,7 +21,7 @@ import pytest
 from harness import Host, Namespace, nft_list, run_in, run_plugin
 from pycni.kernel import namespace
 from pycni.kernel.netfilter import nfnetlink, nftables
-from pycni.kernel.netlink import Request
+from pycni.kernel.netlink import NetlinkRequest
 from pycni.kernel.netlink import socket as netlink_socket
 from pycni.plan.steps import Masquerade
 from pycni.spec.config import Attachment
@@ -409,7 +409,7 @@ def interfere(
     """Have another act just before a request that begins so is sent. Returns what is sent."""
     sent: list[str] = []
 
-    def watch(request: Request) -> None:
+    def watch(request: NetlinkRequest) -> None:
         sent.append(request.what)
         if request.what.startswith(before):
             monkeypatch.setattr(netlink_socket, "before_send", None)

@@ -12,7 +12,7 @@ import pytest
 
 from harness import Host, ip_json
 from pycni.kernel import address, link, namespace
-from pycni.kernel.netlink import EventsLost, NetlinkError, NetlinkSocket, Request
+from pycni.kernel.netlink import EventsLost, NetlinkError, NetlinkRequest, NetlinkSocket
 from pycni.kernel.netlink import socket as netlink_socket
 from pycni.spec.ip import IPAddress, IPNetwork, parse_network
 
@@ -27,7 +27,7 @@ def names() -> set[str]:
     return {entry["ifname"] for entry in ip_json("link")}
 
 
-def loopback(number: int) -> Request:
+def loopback(number: int) -> NetlinkRequest:
     """Put the numbered address on lo."""
     return address.add(1, IPNetwork(IPAddress.from_int(0x0A000000 + number, 2), 32))
 
@@ -89,7 +89,7 @@ def test_a_failure_can_be_forced_before_each_request(
 ) -> None:
     seen = []
 
-    def refuse_second(request: Request) -> None:
+    def refuse_second(request: NetlinkRequest) -> None:
         seen.append(request.what)
         if len(seen) == 2:
             raise NetlinkError(errno.ENOMEM, "forced", request.what)
@@ -158,7 +158,7 @@ def test_dump_that_is_disturbed_is_repeated_until_consistent(
                 mine.batch((address.add(1, come_and_go), address.delete(1, come_and_go)))
                 time.sleep(0.002)
 
-    attempts: list[Request] = []
+    attempts: list[NetlinkRequest] = []
     monkeypatch.setattr(netlink_socket, "before_send", attempts.append)
     # Sends of the disturbing thread go through the hook as well.
     thread = threading.Thread(target=disturb)
@@ -210,7 +210,7 @@ def test_dump_disturbed_every_time_is_an_error(
 
 def test_refused_dump(netlink: NetlinkSocket) -> None:
     with pytest.raises(NetlinkError) as caught:
-        netlink.dump(Request(link.c.RTM_GETLINK, 0, bytes(4), "list with half a header"))
+        netlink.dump(NetlinkRequest(link.c.RTM_GETLINK, 0, bytes(4), "list with half a header"))
     assert caught.value.errno == errno.EINVAL
     assert len(link.dump(netlink)) == 1
 

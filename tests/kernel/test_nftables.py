@@ -15,7 +15,7 @@ from pycni.kernel import namespace
 from pycni.kernel.netfilter import constant_rules, nfnetlink, nftables
 from pycni.kernel.netfilter.constant_rules import ConstantChain
 from pycni.kernel.netfilter.nfnetlink import NFPROTO_INET, NFPROTO_IPV4, Element, NetfilterSocket
-from pycni.kernel.netlink import NetlinkError, Request
+from pycni.kernel.netlink import NetlinkError, NetlinkRequest
 
 Sandbox = Callable[[], Namespace]
 
@@ -350,7 +350,7 @@ def test_what_was_declared_and_deleted_is_declared_again(
     monkeypatch.setattr(nftables, "run", count)
     number = 0
 
-    def build() -> list[Request]:
+    def build() -> list[NetlinkRequest]:
         constant_rules.set_up(netfilter, declarations, [chain])
         jump = nfnetlink.add_rule(NFPROTO_INET, constant_rules.TABLE, "three", [("counter", b"")])
         return [

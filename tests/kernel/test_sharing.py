@@ -16,7 +16,7 @@ import pytest
 from harness import ask, ipset_elements, nft_list, run_in, service
 from harness.lan import Lan, port, received, tracked, udp
 from harness.machines import FAR, HOST, SECOND, Machines
-from pycni.kernel.netlink import Request
+from pycni.kernel.netlink import NetlinkRequest
 from pycni.kernel.netlink import socket as netlink_socket
 from pycni.plan.steps import Firewall, Masquerade, PortMap, PortMapping
 from pycni.runtime import PluginError
@@ -423,7 +423,7 @@ def test_what_somebody_else_has_removed_meanwhile_was_not_replaced(
         port_map.apply(left, kernel)
         asked: list[str] = []
 
-        def come_before(request: Request) -> None:
+        def come_before(request: NetlinkRequest) -> None:
             if request.what.startswith("delete ") and asked.count(request.what) == 0:
                 run_in(None, ["nft", "flush map inet pycni port-map4"])
             asked.append(request.what)
