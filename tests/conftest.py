@@ -10,18 +10,24 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
-from harness import Host, Namespace, enter_new_netns, private_mounts
+from harness import Host, Namespace, Sandbox, enter_new_netns, private_mounts
+from harness.agent import AgentProcess
 from harness.allowed import allow_paths
 from harness.host import forget_attachments
 from harness.machines import Machines, set_up
+from harness.ways import WAYS, Way, way_of
+from pycni.cli.install import LAUNCHER
+from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
+from pycni.kernel.netlink import NetlinkSocket
 
 TESTS = Path(__file__).parent
 FOLDERS = ("unit", "kernel", "interop", "clients", "sequences", "adversary", "lab")
@@ -111,7 +117,7 @@ def host() -> Iterator[Host]:
 
 
 @pytest.fixture
-def sandbox(host: Host) -> Iterator[Callable[[], Namespace]]:
+def sandbox(host: Host) -> Iterator[Sandbox]:
     """A function that makes a named network namespace, as a runtime does for a container.
 
     What it made is removed after the test, unless the test did so itself.
@@ -130,9 +136,7 @@ def sandbox(host: Host) -> Iterator[Callable[[], Namespace]]:
 
 
 @pytest.fixture
-def machines(
-    sandbox: Callable[[], Namespace], plugin_dir: Path, tmp_path: Path
-) -> Iterator[Machines]:
+def machines(sandbox: Sandbox, plugin_dir: Path, tmp_path: Path) -> Iterator[Machines]:
     """Machines around the host: see tests/harness/machines.py."""
     with set_up(sandbox, plugin_dir, tmp_path) as machines:
         yield machines
@@ -146,6 +150,44 @@ def bridge_calls(host: Host, request: pytest.FixtureRequest) -> None:
         if not path.exists():
             pytest.skip("no br_netfilter")
         path.write_text(str(request.param))
+
+
+@pytest.fixture
+def netlink(host: Host) -> Iterator[NetlinkSocket]:
+    """A socket for links, addresses and routes of the host."""
+    with NetlinkSocket() as netlink:
+        yield netlink
+
+
+@pytest.fixture
+def netfilter(host: Host) -> Iterator[NetfilterSocket]:
+    """A socket for nftables and conntrack of the host."""
+    with NetfilterSocket() as netfilter:
+        yield netfilter
+
+
+@pytest.fixture(params=WAYS)
+def way(
+    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
+) -> Iterator[Way]:
+    """Each way of calling plugins, with a folder of the test's own.
+
+    A file that prepares the host in addition has a fixture of the same name which takes this one.
+    """
+    with way_of(request.param, tmp_path / "way", plugin_dir) as found:
+        yield found
+
+
+@pytest.fixture
+def agent(host: Host, tmp_path: Path) -> Iterator[AgentProcess]:
+    """An agent's launchers; the agent itself is for the test to start."""
+    if not LAUNCHER.is_file():
+        pytest.skip("the launcher was not compiled")
+    process = AgentProcess(tmp_path)
+    yield process
+    if process.process is not None and process.process.poll() is None:
+        process.process.send_signal(signal.SIGCONT)  # a test may have stopped it
+        process.kill()
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.kernel_state import link
 from harness.namespaces import Namespace
 from harness.plugin import PluginRun, call_plugin
+
+Attach = Callable[..., "Attachment"]  # what makes one, not yet added
 
 
 @dataclass
@@ -70,6 +73,10 @@ class Attachment:
         """DEL, with the last result if there is one."""
         run = self.run("DEL", **self._previous())
         assert (run.code, run.stdout) == (0, ""), run.stdout + run.stderr
+
+    def link(self) -> dict[str, Any]:
+        """What `ip -d` shows of its interface."""
+        return link(self.ifname, self.sandbox)
 
     def refused(self, command: str = "ADD") -> Any:
         """A call that must fail; returns the error object."""

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in, run_plugin
+from harness import Attachment, Host, Namespace, Sandbox, ip_json, run_in, run_plugin
 from harness.reference import VERSIONS, WITH_CHECK, comparable
 
 MAC = "0a:58:0a:08:00:99"
@@ -87,7 +86,7 @@ def test_results_are_equal(
     keys: dict[str, Any],
     version: str,
     host: Host,
-    sandbox: Callable[[], Namespace],
+    sandbox: Sandbox,
     directories: dict[str, Path],
     tmp_path: Path,
 ) -> None:
@@ -116,7 +115,7 @@ def test_mixed_with_the_others_address_plugin(
     ipam: str,
     version: str,
     host: Host,
-    sandbox: Callable[[], Namespace],
+    sandbox: Sandbox,
     directories: dict[str, Path],
     tmp_path: Path,
 ) -> None:
@@ -145,7 +144,7 @@ def test_add_by_one_check_and_del_by_the_other(
     second: str,
     masquerade: bool,
     host: Host,
-    sandbox: Callable[[], Namespace],
+    sandbox: Sandbox,
     directories: dict[str, Path],
     tmp_path: Path,
 ) -> None:
@@ -162,7 +161,7 @@ def test_add_by_one_check_and_del_by_the_other(
 
 
 def test_masquerade_by_nftables_is_harmless_after_their_del(
-    host: Host, sandbox: Callable[[], Namespace], directories: dict[str, Path], tmp_path: Path
+    host: Host, sandbox: Sandbox, directories: dict[str, Path], tmp_path: Path
 ) -> None:
     """Their release knows no nftables. What stays of ours is taken by the next ADD or by GC."""
     space = sandbox()
@@ -193,7 +192,7 @@ def test_mac_spoof_check_removed_by_the_other(
     first: str,
     second: str,
     host: Host,
-    sandbox: Callable[[], Namespace],
+    sandbox: Sandbox,
     directories: dict[str, Path],
     tmp_path: Path,
 ) -> None:
@@ -213,7 +212,7 @@ def test_mac_spoof_check_removed_by_the_other(
 
 
 def test_concurrent_attachments(
-    host: Host, sandbox: Callable[[], Namespace], directories: dict[str, Path], tmp_path: Path
+    host: Host, sandbox: Sandbox, directories: dict[str, Path], tmp_path: Path
 ) -> None:
     """32 at once on one bridge and one lease directory, by all four pairs of plugins."""
     pairs = [(main, ipam) for main in directories.values() for ipam in directories.values()]
@@ -236,7 +235,7 @@ def test_concurrent_attachments(
 
 
 def test_container_mac_is_equal(
-    host: Host, sandbox: Callable[[], Namespace], directories: dict[str, Path], tmp_path: Path
+    host: Host, sandbox: Sandbox, directories: dict[str, Path], tmp_path: Path
 ) -> None:
     for name, directory in directories.items():
         conf = config(tmp_path / name, runtimeConfig={"mac": MAC})

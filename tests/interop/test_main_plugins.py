@@ -12,12 +12,19 @@ from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in, run_plugin, snapshot
+from harness import (
+    Attach,
+    Attachment,
+    Host,
+    Namespace,
+    Sandbox,
+    ip_json,
+    run_in,
+    run_plugin,
+    snapshot,
+)
 from harness.frames import ARP, Wire
 from harness.reference import VERSIONS, comparable, exchange
-
-Sandbox = Callable[[], Namespace]
-Attach = Callable[..., Attachment]
 
 V4 = {"address": "192.0.2.5/24", "gateway": "192.0.2.1"}
 V6 = {"address": "2001:db8::5/64", "gateway": "2001:db8::1"}

@@ -62,11 +62,8 @@ def attached(
 
 @pytest.fixture
 def daemon(host: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Firewalld]:
-    if not real.installed():
-        pytest.skip("no firewalld")
-    with real.running(tmp_path / "firewalld", "nftables") as firewalld:
-        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", firewalld.address)
-        yield firewalld
+    with real.on_the_system_bus(tmp_path / "firewalld", "nftables", monkeypatch) as daemon:
+        yield daemon
 
 
 def must_work(machines: Machines, box: Namespace) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json, run_in, run_plugin
+from harness import Host, Sandbox, ip_json, run_in, run_plugin
 from harness.reference import comparable
 from pycni.runtime import Network
 from pycni.spec.result import encode_result
@@ -88,7 +88,7 @@ def leases(tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize("ours", MIXTURES.values(), ids=MIXTURES)
 def test_mixed_lists(
     host: Host,
-    sandbox: Callable[[], Namespace],
+    sandbox: Sandbox,
     tmp_path: Path,
     mixture: Callable[[Sequence[str]], Path],
     ours: Sequence[str],
@@ -116,7 +116,7 @@ def test_mixed_lists(
 
 def test_one_mixture_follows_another(
     host: Host,
-    sandbox: Callable[[], Namespace],
+    sandbox: Sandbox,
     tmp_path: Path,
     mixture: Callable[[Sequence[str]], Path],
 ) -> None:
@@ -140,7 +140,7 @@ def test_one_mixture_follows_another(
 
 def test_what_a_runtime_on_libcni_attached(
     host: Host,
-    sandbox: Callable[[], Namespace],
+    sandbox: Sandbox,
     tmp_path: Path,
     mixture: Callable[[Sequence[str]], Path],
 ) -> None:
@@ -186,7 +186,7 @@ def test_what_a_runtime_on_libcni_attached(
 
 def test_our_cache_is_libcnis(
     host: Host,
-    sandbox: Callable[[], Namespace],
+    sandbox: Sandbox,
     tmp_path: Path,
     mixture: Callable[[Sequence[str]], Path],
 ) -> None:

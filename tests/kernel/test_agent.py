@@ -12,29 +12,18 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, PluginRun, ip_json, nft_list, run_in, run_plugin
+from harness import Host, PluginRun, Sandbox, ip_json, nft_list, run_in, run_plugin
 from harness.agent import PYCNI, AgentProcess
 from pycni.agent import protocol
 from pycni.agent.listener import listen
 from pycni.cli.install import LAUNCHER, install
 from pycni.spec.errors import TRY_AGAIN_LATER, CNIError
-
-
-@pytest.fixture
-def agent(host: Host, tmp_path: Path) -> Iterator[AgentProcess]:
-    if not LAUNCHER.is_file():
-        pytest.skip("the launcher was not compiled")
-    process = AgentProcess(tmp_path)
-    yield process
-    if process.process is not None and process.process.poll() is None:
-        process.kill()
 
 
 def config(tmp_path: Path, **keys: Any) -> dict[str, Any]:
@@ -63,9 +52,7 @@ def leases(tmp_path: Path) -> list[str]:
     return [name for name in os.listdir(folder) if name[0].isdigit()] if folder.exists() else []
 
 
-def test_serves_add_check_del(
-    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
-) -> None:
+def test_serves_add_check_del(agent: AgentProcess, sandbox: Sandbox, tmp_path: Path) -> None:
     agent.start()
     space = sandbox()
     conf = config(tmp_path)
@@ -81,9 +68,7 @@ def test_serves_add_check_del(
     assert agent.calls() == {("bridge", "ADD"): 1, ("bridge", "CHECK"): 1, ("bridge", "DEL"): 1}
 
 
-def test_what_it_tells_of_its_calls(
-    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
-) -> None:
+def test_what_it_tells_of_its_calls(agent: AgentProcess, sandbox: Sandbox, tmp_path: Path) -> None:
     """Counts, latencies and errors: for people, and as Prometheus reads them."""
 
     def told(command: str) -> str:
@@ -129,7 +114,7 @@ def test_calls_in_turn_share_a_thread(agent: AgentProcess) -> None:
 
 
 def test_same_answers_with_and_without(
-    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
+    agent: AgentProcess, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     """Each call once without and once with the agent: stdout, stderr and exit code are equal."""
     space = sandbox()
@@ -156,7 +141,7 @@ def test_same_answers_with_and_without(
 
 
 def test_runs_the_plugin_itself_after_the_agent_was_killed(
-    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
+    agent: AgentProcess, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     agent.start()
     space = sandbox()
@@ -167,7 +152,7 @@ def test_runs_the_plugin_itself_after_the_agent_was_killed(
     assert (deleted.code, leases(tmp_path)) == (0, [])
 
 
-def test_another_version_is_refused(agent: AgentProcess, sandbox: Callable[[], Namespace]) -> None:
+def test_another_version_is_refused(agent: AgentProcess, sandbox: Sandbox) -> None:
     agent.start()
     launcher = agent.plugins / "loopback"
     program, trailer = launcher.read_bytes().rsplit(b"\nversion=", 1)
@@ -177,9 +162,7 @@ def test_another_version_is_refused(agent: AgentProcess, sandbox: Callable[[], N
     assert (agent.calls(), agent.refused()) == ({}, {"another version": 1})
 
 
-def test_another_network_namespace_is_refused(
-    agent: AgentProcess, sandbox: Callable[[], Namespace]
-) -> None:
+def test_another_network_namespace_is_refused(agent: AgentProcess, sandbox: Sandbox) -> None:
     """To a caller elsewhere, "the host" is another one."""
     agent.start()
     elsewhere, space = sandbox(), sandbox()
@@ -247,9 +230,7 @@ def test_idle_agent_leaves(agent: AgentProcess) -> None:
     assert not agent.socket.exists()
 
 
-def test_term_lets_calls_finish(
-    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
-) -> None:
+def test_term_lets_calls_finish(agent: AgentProcess, sandbox: Sandbox, tmp_path: Path) -> None:
     agent.start()
     spaces = [sandbox() for _ in range(12)]
     conf = config(tmp_path)
@@ -310,7 +291,7 @@ for action in (
 
 
 def test_launcher_does_not_believe_another_users_agent(
-    tmp_path: Path, host: Host, sandbox: Callable[[], Namespace]
+    tmp_path: Path, host: Host, sandbox: Sandbox
 ) -> None:
     """A socket that another user listens on is passed over; the plugin runs in its own process."""
     if not LAUNCHER.is_file():
@@ -359,7 +340,7 @@ def test_second_agent_is_refused(agent: AgentProcess) -> None:
 
 
 def test_socket_activation_and_notices(
-    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
+    agent: AgentProcess, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     """It serves on the descriptor it is given, says READY=1, and shows signs of life."""
     agent.socket.parent.mkdir(mode=0o700)
@@ -396,9 +377,7 @@ def test_socket_activation_and_notices(
 # --- killed under load ---------------------------------------------------------------------------
 
 
-def test_agent_killed_under_load(
-    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
-) -> None:
+def test_agent_killed_under_load(agent: AgentProcess, sandbox: Sandbox, tmp_path: Path) -> None:
     """Callers see correct results or clear errors; after every DEL nothing is left."""
     kills = int(os.environ.get("PYCNI_AGENT_KILLS", "12"))
     spaces = [sandbox() for _ in range(8)]

@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, PluginRun, ip_json, run_in, run_plugin
+from harness import Host, Namespace, PluginRun, Sandbox, ip_json, run_in, run_plugin
 from harness.agent import PYCNI, AgentProcess
 from harness.dhcp import Daemon
 from pycni.agent import protocol, server
@@ -34,17 +34,6 @@ from pycni.cli.install import LAUNCHER, install
 
 LOOPBACK = {"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}
 STUCK = 40
-
-
-@pytest.fixture
-def agent(host: Host, tmp_path: Path) -> Iterator[AgentProcess]:
-    if not LAUNCHER.is_file():
-        pytest.skip("the launcher was not compiled")
-    process = AgentProcess(tmp_path)
-    yield process
-    if process.process is not None and process.process.poll() is None:
-        process.process.send_signal(signal.SIGCONT)
-        process.kill()
 
 
 def leases(tmp_path: Path, network: str) -> list[str]:
@@ -185,7 +174,7 @@ def test_a_full_agent_is_passed_by(agent: AgentProcess, tmp_path: Path) -> None:
 
 
 def test_a_stdin_that_stays_open_is_its_launcher_s_business(
-    agent: AgentProcess, sandbox: Callable[[], Namespace]
+    agent: AgentProcess, sandbox: Sandbox
 ) -> None:
     agent.start()
     environ = {
@@ -260,7 +249,7 @@ def test_the_del_of_a_dead_caller_runs_to_its_end(agent: AgentProcess, tmp_path:
 
 
 def test_the_attachment_s_lock_is_waited_for_as_long_as_somebody_wants_it(
-    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
+    agent: AgentProcess, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     """Another operation on the attachment is under way: the second one's caller gives up."""
     agent.start()
@@ -294,7 +283,7 @@ def test_the_attachment_s_lock_is_waited_for_as_long_as_somebody_wants_it(
 
 @pytest.mark.parametrize("plugin", ["bridge", "dhcp"])
 def test_the_wait_for_a_dhcp_server_ends_with_its_caller(
-    plugin: str, agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
+    plugin: str, agent: AgentProcess, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     """Nobody answers, and the daemon would ask for longer than the test waits for anything."""
     agent.start()
@@ -325,7 +314,7 @@ def test_the_wait_for_a_dhcp_server_ends_with_its_caller(
 
 
 def test_a_stopped_agent_is_passed_by_and_does_nothing_later(
-    sandbox: Callable[[], Namespace], tmp_path: Path
+    sandbox: Sandbox, tmp_path: Path
 ) -> None:
     """Its caller gets the ends of its pipes, too: a stopped agent holds none of them."""
     agent = AgentProcess(tmp_path, BEGIN_MS)
@@ -487,7 +476,7 @@ def test_closed_descriptors(
     closed: str,
     running_agent: bool,
     agent: AgentProcess,
-    sandbox: Callable[[], Namespace],
+    sandbox: Sandbox,
     tmp_path: Path,
 ) -> None:
     if running_agent:
@@ -512,9 +501,7 @@ def test_closed_descriptors(
 
 
 @pytest.mark.parametrize("running_agent", [True, False], ids=["agent", "cold"])
-def test_nobody_reads_stdout(
-    running_agent: bool, agent: AgentProcess, sandbox: Callable[[], Namespace]
-) -> None:
+def test_nobody_reads_stdout(running_agent: bool, agent: AgentProcess, sandbox: Sandbox) -> None:
     """An exit code, not a death by a signal."""
     if running_agent:
         agent.start()
@@ -593,7 +580,7 @@ def test_a_socket_that_was_removed_is_the_next_agent_s(agent: AgentProcess) -> N
 
 @pytest.mark.parametrize("limit", ["-n 64", "-v 200000"])
 def test_what_it_has_no_room_for_is_left_to_launchers(
-    limit: str, agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
+    limit: str, agent: AgentProcess, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     agent.start(limit=limit)
     document = {
@@ -638,7 +625,7 @@ def test_what_it_has_no_room_for_is_left_to_launchers(
 
 
 def test_a_caller_with_another_root_directory_is_refused(
-    agent: AgentProcess, sandbox: Callable[[], Namespace]
+    agent: AgentProcess, sandbox: Sandbox
 ) -> None:
     """Its paths lead elsewhere, though it shares the mount namespace."""
     agent.start()
@@ -674,7 +661,7 @@ def copied(agent: AgentProcess, tmp_path: Path) -> Path:
 
 
 def test_an_upgrade_in_place_mixes_nothing(
-    copied: Path, agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
+    copied: Path, agent: AgentProcess, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     """Whatever a call needs was loaded before: the files may be anything by now."""
     for path in copied.rglob("*.py"):

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in
+from harness import Attach, Attachment, Host, Namespace, Sandbox, ip_json, run_in
 from harness.chained import VERSIONS, make_veth, previous_result
 from harness.faults import each_request_failing
 from harness.transfer import transfer
 from harness.ways import WAYS, way_of
 from pycni.runtime import Network, PluginError
-
-Sandbox = Callable[[], Namespace]
-Attach = Callable[..., Attachment]
 
 RATE = 20_000_000
 BURST = 800_000

@@ -12,15 +12,23 @@ from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, nft_list, run_in, run_plugin
+from harness import (
+    Attach,
+    Attachment,
+    Host,
+    Namespace,
+    Sandbox,
+    ip_json,
+    nft_list,
+    run_in,
+    run_plugin,
+)
 from harness.frames import ARP, IPV4, IPV6, Wire
+from harness.kernel_state import addresses, global_addresses, link, link_names, pings, veths
 from harness.machines import fill_bridge
 from harness.ways import WAYS, way_of
 from pycni.kernel import sysctl
 from pycni.runtime import PluginError
-
-Sandbox = Callable[[], Namespace]
-Attach = Callable[..., Attachment]
 
 V4 = [{"subnet": "10.1.2.0/24"}]
 V6 = [{"subnet": "2001:db8:1::/64"}]
@@ -80,25 +88,6 @@ def leases(tmp_path: Path) -> Callable[[], set[str]]:
     return taken
 
 
-def link(name: str, netns: Namespace | None = None) -> Any:
-    (found,) = ip_json("-d", "link", "show", "dev", name, netns=netns)
-    return found
-
-
-def names(netns: Namespace | None = None) -> set[str]:
-    return {entry["ifname"] for entry in ip_json("link", "show", netns=netns)}
-
-
-def addresses(name: str, netns: Namespace | None = None) -> dict[str, Any]:
-    """The addresses of a link, with all that `ip` says of each; link-local ones too."""
-    (found,) = ip_json("address", "show", "dev", name, netns=netns)
-    return {f"{item['local']}/{item['prefixlen']}": item for item in found["addr_info"]}
-
-
-def global_addresses(name: str, netns: Namespace | None = None) -> set[str]:
-    return {key for key, item in addresses(name, netns).items() if item["scope"] == "global"}
-
-
 def routes(netns: Namespace | None = None) -> list[dict[str, Any]]:
     return [
         *ip_json("-4", "route", "show", netns=netns),
@@ -110,17 +99,8 @@ def setting(name: str, netns: Namespace | None = None) -> str:
     return run_in(netns, ["cat", f"/proc/sys/{name}"]).stdout.strip()
 
 
-def veths() -> list[str]:
-    return sorted(name for name in names() if name.startswith("veth"))
-
-
 def port_flags(name: str) -> Any:
     return link(name)["linkinfo"]["info_slave_data"]
-
-
-def pings(netns: Namespace | None, target: str) -> bool:
-    done = run_in(netns, ["ping", "-n", "-c", "1", "-W", "1", target], check=False)
-    return done.returncode == 0
 
 
 def owned() -> list[str]:
@@ -196,7 +176,7 @@ def test_add_check_del(
 
     eth0 = link("eth0", one.sandbox)
     (outer,) = veths()
-    assert names() == {"lo", "bridge0", outer}
+    assert link_names() == {"lo", "bridge0", outer}
     assert eth0["linkinfo"]["info_kind"] == "veth"
     assert eth0["operstate"] == "UP"
     assert link(outer)["master"] == "bridge0"
@@ -242,8 +222,8 @@ def test_add_check_del(
         error = one.refused("CHECK")
         assert (error["code"], error["msg"]) == (1, "config version does not allow CHECK")
     one.delete()
-    assert names(one.sandbox) == {"lo"}
-    assert names() == {"lo", "bridge0"}
+    assert link_names(one.sandbox) == {"lo"}
+    assert link_names() == {"lo", "bridge0"}
     assert leases() == set()
     one.delete()
     # What the bridge is stays, for others.
@@ -269,7 +249,7 @@ def test_without_addresses(attach: Attach, host: Host, version: str) -> None:
     if version >= "0.4.0":
         one.check()
     one.delete()
-    assert names() == {"lo", "bridge0"}
+    assert link_names() == {"lo", "bridge0"}
 
 
 def test_two_containers_reach_each_other_without_addresses_of_ours(attach: Attach) -> None:
@@ -351,7 +331,7 @@ def test_two_interfaces_of_one_container(attach: Attach, leases: Callable[[], se
     two.add()
     assert leases() == {"10.1.2.2", "10.1.2.3"}
     two.delete()
-    assert names(one.sandbox) == {"lo", "eth0"}
+    assert link_names(one.sandbox) == {"lo", "eth0"}
     assert leases() == {"10.1.2.2"}
     assert len(owned()) == 1
     one.check()
@@ -370,7 +350,7 @@ def test_as_processes(attach: Attach, leases: Callable[[], set[str]]) -> None:
     one.delete()
     one.delete()
     assert leases() == set()
-    assert names() == {"lo", "bridge0"}
+    assert link_names() == {"lo", "bridge0"}
     version = run_plugin(one.plugin, "VERSION", "")
     assert version.result["supportedVersions"] == list(VERSIONS)
 
@@ -491,7 +471,7 @@ def test_name_that_is_no_bridges(attach: Attach, leases: Callable[[], set[str]])
     error = one.refused()
     assert (error["code"], error["msg"]) == (7, '"bridge0" already exists but is not a bridge')
     assert leases() == set()
-    assert names(one.sandbox) == {"lo"}
+    assert link_names(one.sandbox) == {"lo"}
     assert one.refused("STATUS")["code"] == 50
 
 
@@ -505,7 +485,7 @@ def test_bridge_that_is_full(attach: Attach, leases: Callable[[], set[str]]) -> 
     assert "bridge bridge0 is full" in error["msg"]
     assert "1,023 ports" in error["details"]
     assert len(leases()) == 1
-    assert names(two.sandbox) == {"lo"}
+    assert link_names(two.sandbox) == {"lo"}
     one.delete()
     two.add()
 
@@ -763,7 +743,7 @@ def test_duplicate_address_detection(
     error = two.refused()
     assert error["code"] == 103
     assert "2001:db8:1::7" in error["msg"]
-    assert names(two.sandbox) == {"lo"}
+    assert link_names(two.sandbox) == {"lo"}
     assert {path.name for path in (tmp_path / "else/other").glob("2*")} == set()
     assert len(leases()) == 1
 
@@ -868,7 +848,7 @@ def test_del_without_a_namespace_while_the_interface_lives(attach: Attach) -> No
     one.result = None
     one.delete()
     assert veths() == []
-    assert names(sandbox) == {"lo"}
+    assert link_names(sandbox) == {"lo"}
 
 
 def test_del_leaves_the_interface_of_another_alone(attach: Attach) -> None:
@@ -904,7 +884,7 @@ def test_del_leaves_an_interface_that_cannot_be_a_plugin_s(
     one.plugin = plugin_dir / plugin
     one.config["type"] = plugin
     one.delete()
-    assert names(one.sandbox) == {"lo"}
+    assert link_names(one.sandbox) == {"lo"}
 
 
 def test_del_tells_all_failures_and_removes_the_rest(
@@ -948,7 +928,7 @@ def test_interface_that_is_there_already(
     assert error["code"] == 101
     assert "eth0" in error["msg"]
     assert leases() == set()
-    assert names(one.sandbox) == {"lo", "eth0", "x"}
+    assert link_names(one.sandbox) == {"lo", "eth0", "x"}
     assert host.snapshot()["links"] == before["links"]
 
 
@@ -972,7 +952,7 @@ def test_host_end_of_an_attachment_that_was_cut_short(attach: Attach) -> None:
     run_in(None, ["ip", "link", "add", outer, "type", "veth", "peer", "name", "stale"])
     one.result = None
     one.add()
-    assert names() == {"lo", "bridge0", outer}
+    assert link_names() == {"lo", "bridge0", outer}
     one.check()
 
 
@@ -982,7 +962,7 @@ def test_released_when_the_rest_fails(attach: Attach, leases: Callable[[], set[s
     other = attach(([{"subnet": "10.1.3.0/24"}],), isGateway=True)
     assert other.refused()["code"] == 101
     assert leases() == {"10.1.2.2"}
-    assert names(other.sandbox) == {"lo"}
+    assert link_names(other.sandbox) == {"lo"}
 
 
 def test_sandbox_that_is_the_hosts_own(attach: Attach, host: Host) -> None:
@@ -1117,7 +1097,7 @@ def test_gc(attach: Attach, leases: Callable[[], set[str]], backend: str) -> Non
     kept.check()
     other.check()
     assert leases() == {"10.1.2.2", "2001:db8:1::2"}
-    assert names(gone.sandbox) == {"lo"}
+    assert link_names(gone.sandbox) == {"lo"}
     assert len(veths()) == 2
     rules = run_in(None, ["iptables-save"]).stdout + run_in(None, ["nft", "list", "ruleset"]).stdout
     assert kept.container in rules
@@ -1127,7 +1107,7 @@ def test_gc(attach: Attach, leases: Callable[[], set[str]], backend: str) -> Non
     run = kept.run("GC", **{"cni.dev/valid-attachments": []})
     assert run.code == 0
     assert leases() == set()
-    assert names(kept.sandbox) == {"lo"}
+    assert link_names(kept.sandbox) == {"lo"}
     other.check()
     assert kept.run("GC").result["code"] == 7
 
@@ -1181,7 +1161,7 @@ def test_status_of_an_exhausted_range(attach: Attach) -> None:
     two = attach((tight,))
     run = two.run("ADD")
     assert run.code == 1
-    assert names(two.sandbox) == {"lo"}
+    assert link_names(two.sandbox) == {"lo"}
 
 
 def test_calls_in_one_process_leave_no_descriptors(

@@ -12,15 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from harness import Host, Namespace, ip_json, nft_list
+from harness import Host, Namespace, Sandbox
+from harness.kernel_state import filled_sets, veths
 from harness.ways import notes
-
-Sandbox = Callable[[], Namespace]
 
 PROGRAM = Path(sys.executable).parent / "pycni"
 TRIES = int(os.environ.get("PYCNI_INTERRUPTS", "25"))
@@ -63,9 +61,7 @@ class Lab:
         leases = [str(path) for path in (self.folder / "leases/n").glob("10.*")]
         cached = [str(path) for path in (self.folder / "cni").glob("results/*")]
         new = [str(path) for path in self.folder.rglob("*.new*")]
-        elements = [e for e in nft_list() for kind in ("set", "map") if "elem" in e.get(kind, {})]
-        veths = [link["ifname"] for link in ip_json("link", "show", "type", "veth")]
-        return [*leases, *cached, *new, *elements, *veths, *notes()]
+        return [*leases, *cached, *new, *filled_sets(), *veths(), *notes()]
 
 
 @pytest.fixture(params=["in process", "cold"])

@@ -7,13 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, run_in
+from harness import Host, Sandbox, run_in
 from harness.namespaces import covered
 
 PROGRAM = Path(sys.executable).parent / "pycni"
@@ -23,7 +23,7 @@ NOBODY = 65534
 class Node:
     """Networks in a folder, and the command."""
 
-    def __init__(self, folder: Path, sandbox: Callable[[], Namespace]) -> None:
+    def __init__(self, folder: Path, sandbox: Sandbox) -> None:
         self.folder = folder
         self.sandbox = sandbox
         self.conf_dir = folder / "net.d"
@@ -47,7 +47,7 @@ class Node:
 
 
 @pytest.fixture
-def node(host: Host, sandbox: Callable[[], Namespace], tmp_path: Path) -> Iterator[Node]:
+def node(host: Host, sandbox: Sandbox, tmp_path: Path) -> Iterator[Node]:
     yield Node(tmp_path, sandbox)
     for name in ("results", "networks"):
         shutil.rmtree(f"/var/lib/cni/{name}", ignore_errors=True)

@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, PluginRun, call_plugin, ip_json, run_plugin
+from harness import (
+    Attachment,
+    Host,
+    PluginRun,
+    Sandbox,
+    call_plugin,
+    ip_json,
+    run_plugin,
+)
 from harness.ways import WAYS, way_of
 from pycni.runtime import Network
 from pycni.spec.errors import ADDRESS_UNAVAILABLE, IO_FAILURE, CNIError
 
-Sandbox = Callable[[], Namespace]
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 

@@ -7,14 +7,14 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Namespace, ip_json, run_in, run_plugin
+from harness import Attach, Attachment, ip_json, run_in, run_plugin
 from harness.dhcp import (
     SERVER,
     SUBNET,
@@ -33,11 +33,9 @@ from pycni.dhcp.lease import LeaseRecord, Store
 from pycni.dhcp.wire import Sandbox
 from pycni.spec.errors import CNIError
 
-Attach = Callable[..., Attachment]
-
 
 @pytest.fixture
-def lan(sandbox: Callable[[], Namespace]) -> Network:
+def lan(sandbox: Sandbox) -> Network:
     """A network with nobody on it, bridged to the host as br-lan."""
     return Network(sandbox(), "br-lan")
 
@@ -50,9 +48,7 @@ def daemon(host: object, tmp_path: Path) -> Iterator[Daemon]:
 
 
 @pytest.fixture
-def attach(
-    plugin_dir: Path, sandbox: Callable[[], Namespace], daemon: Daemon
-) -> Callable[..., Attachment]:
+def attach(plugin_dir: Path, sandbox: Sandbox, daemon: Daemon) -> Attach:
     """Makes attachments to br-lan: keys of `ipam`, then fields of Attachment."""
 
     def make(ipam: dict[str, Any] | None = None, **fields: Any) -> Attachment:
@@ -435,7 +431,7 @@ def test_what_is_left_of_a_crash_is_replaced(host: object, tmp_path: Path) -> No
 
 
 def test_pidfile_and_host_prefix(
-    plugin_dir: Path, sandbox: Callable[[], Namespace], lan: Network, tmp_path: Path
+    plugin_dir: Path, sandbox: Sandbox, lan: Network, tmp_path: Path
 ) -> None:
     prefix = tmp_path / "root"
     for folder in ("run/netns", "tmp"):

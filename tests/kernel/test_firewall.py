@@ -16,6 +16,7 @@ from harness import Attachment, Host, Namespace, ask, ipset_elements, nft_list, 
 from harness import firewalld as real
 from harness.faults import each_change_failing
 from harness.firewalld import Firewalld
+from harness.kernel_state import all_rules, iptables_saved
 from harness.machines import CLIENT, FAR, HOST, Machines, addresses, commands
 from pycni.kernel import process
 from pycni.kernel.netfilter import firewalld as client_of_firewalld
@@ -30,17 +31,8 @@ each_backend = pytest.mark.parametrize(
 both_families = pytest.mark.parametrize("version", [4, 6])
 
 
-def rules() -> str:
-    """All rules, and the elements of sets."""
-    listing = run_in(None, ["nft", "--stateless", "list", "ruleset"]).stdout
-    return "\n".join((listing, *ipset_elements()))
-
-
-def saved(table: str = "filter") -> list[str]:
-    lines: list[str] = []
-    for program in ("iptables-save", "ip6tables-save"):
-        lines += run_in(None, [program, "-t", table]).stdout.splitlines()
-    return [line for line in lines if line.startswith("-A")]
+def saved() -> list[str]:
+    return [line for line in iptables_saved("filter") if line.startswith("-A")]
 
 
 def in_sets(*containers: Attachment) -> list[str]:
@@ -218,7 +210,7 @@ def test_isolated_from_a_network_without_a_policy(
         assert ask(None, own, 80)
         assert ask(machines.client, own, 80) == f"one {CLIENT[version]}"
     firewall.delete()
-    assert "one" not in rules()
+    assert "one" not in all_rules()
 
 
 @each_backend
@@ -298,13 +290,13 @@ def test_a_policy_needs_a_bridge(
         firewall = machines.chained(
             "firewall", two, prevResult=result, backend=backend, ingressPolicy=policy
         )
-        before = rules()
+        before = all_rules()
         error = firewall.refused()
         assert error["code"] == 7
         assert error["msg"] == f'"{first["name"]}" is no bridge for ingress policy "{policy}"'
         assert reason in error["details"]
         assert "first interface of prevResult" in error["details"]
-        assert rules() == before
+        assert all_rules() == before
         assert ask(one.sandbox, CLIENT[4], 80).startswith("client ")
         # One that was attached by an earlier release, which made the policy.
         firewall.result = result
@@ -329,7 +321,7 @@ def test_a_bridge_that_iptables_takes_for_others(machines: Machines, backend: st
             error = firewall.refused()
             assert error["code"] == 7
             assert '"ou+"' in error["msg"]
-            assert "ou+" not in rules()
+            assert "ou+" not in all_rules()
         else:
             firewall.add()
         assert ask(one.sandbox, CLIENT[4], 80).startswith("client ")
@@ -359,7 +351,7 @@ def test_gc_drops_policies_of_what_is_no_bridge(machines: Machines, backend: str
         }  # fmt: skip
         assert first.call(first.plugin, "GC", config).code == 0
         assert ask(one.sandbox, CLIENT[4], 80).startswith("client ")
-        assert "lanbr" not in rules()
+        assert "lanbr" not in all_rules()
         first.check()
 
 
@@ -378,7 +370,7 @@ def test_a_bridge_by_its_alternative_name(machines: Machines, backend: str, poli
     assert not ask(far.sandbox, addresses(one)[4], 80, patience=0.4)
     assert not ask(one.sandbox, addresses(far)[4], 80, patience=0.4)
     assert bool(ask(one.sandbox, addresses(two)[4], 80, patience=0.4)) == (policy != "isolated")
-    assert "lanbr" not in rules()
+    assert "lanbr" not in all_rules()
 
 
 def test_policy_is_judged_before_containers_are_accepted(machines: Machines) -> None:
@@ -484,7 +476,7 @@ def test_what_the_reference_form_let_through_before(machines: Machines) -> None:
     follows.add()
     follows.check()
     follows.delete()
-    assert not any(address in rules() for address in addresses(one).values())
+    assert not any(address in all_rules() for address in addresses(one).values())
 
 
 @pytest.mark.parametrize("lacks", ["ipset", "iptables-nft"])
@@ -499,23 +491,23 @@ def test_without_sets_each_container_has_rules(
     assert f"-A CNI-FORWARD -s {addresses(one)[4]}/32 -j ACCEPT" in saved()
     assert ipset_elements() == []
     firewall.delete()
-    assert addresses(one)[4] not in rules()
+    assert addresses(one)[4] not in all_rules()
 
 
 @each_backend
 @pytest.mark.parametrize("known", ["all", "no prevResult"])
 def test_del_leaves_what_is_shared(machines: Machines, backend: str, known: str) -> None:
     attached(machines, "two", backend=backend, ingressPolicy="same-bridge")
-    before = rules()
+    before = all_rules()
     _, firewall = attached(machines, "one", backend=backend, ingressPolicy="same-bridge")
-    assert rules() != before
+    assert all_rules() != before
     if known == "no prevResult":
         firewall.result = None
         del firewall.config["prevResult"]
     firewall.delete()
-    assert rules() == before
+    assert all_rules() == before
     firewall.delete()
-    assert rules() == before
+    assert all_rules() == before
 
 
 @each_backend
@@ -534,7 +526,7 @@ def test_late_del_spares_the_next_owner_of_the_address(machines: Machines, backe
     late.delete()
     firewall.check()
     firewall.delete()
-    assert addresses(one)[4] not in rules()
+    assert addresses(one)[4] not in all_rules()
 
 
 @each_backend
@@ -544,8 +536,8 @@ def test_del_removes_what_another_backend_made(machines: Machines, backend: str)
         "firewall", one, backend=next(each for each in BACKENDS if each != backend)
     )
     other.delete()
-    assert addresses(one)[4] not in rules()
-    assert addresses(one)[6] not in rules()
+    assert addresses(one)[4] not in all_rules()
+    assert addresses(one)[6] not in all_rules()
 
 
 def test_one_family_needs_one_program(
@@ -569,7 +561,10 @@ def test_one_family_needs_one_program(
 @pytest.mark.parametrize("policy", ["open", "isolated"])
 def test_a_failed_add_leaves_nothing(machines: Machines, backend: str, policy: str) -> None:
     attached(machines, "two", backend=backend, ingressPolicy=policy)
-    before = rules(), run_in(None, ["bridge", "-d", "link"]).stdout.count("isolated on")
+    before = (
+        all_rules(),
+        run_in(None, ["bridge", "-d", "link"]).stdout.count("isolated on"),
+    )
     one = machines.container("one")
     firewall = machines.chained("firewall", one, backend=backend, ingressPolicy=policy)
     refused = 0
@@ -577,7 +572,7 @@ def test_a_failed_add_leaves_nothing(machines: Machines, backend: str, policy: s
         assert run.code == 1, what
         refused += 1
         isolated = run_in(None, ["bridge", "-d", "link"]).stdout.count("isolated on")
-        assert (rules(), isolated) == before, what
+        assert (all_rules(), isolated) == before, what
     assert refused > 2
 
 
@@ -586,12 +581,12 @@ def test_a_failed_change_of_policy_leaves_the_earlier_one(machines: Machines, ba
     attached(machines, "one", backend=backend, ingressPolicy="isolated")
     two = machines.container("two")
     firewall = machines.chained("firewall", two, backend=backend, ingressPolicy="same-bridge")
-    before = sorted(rules().splitlines())
+    before = sorted(all_rules().splitlines())
     refused = 0
     for what, run in each_change_failing(lambda: firewall.run("ADD")):
         assert run.code == 1, what
         refused += 1
-        assert sorted(rules().splitlines()) == before, what
+        assert sorted(all_rules().splitlines()) == before, what
     assert refused > 2
 
 
@@ -683,7 +678,7 @@ def test_a_set_that_somebody_deleted(machines: Machines, backend: str, lost: str
         assert addresses(one)[version] in listed if version else "br0" in listed
     first.delete()
     second.delete()
-    assert addresses(one)[4] not in rules()
+    assert addresses(one)[4] not in all_rules()
 
 
 @each_backend
@@ -704,17 +699,17 @@ def test_gc(machines: Machines, backend: str) -> None:
     collect("one", "two")
     first.check()
     collect("two")
-    assert addresses(one)[4] not in rules()
-    assert addresses(one)[6] not in rules()
+    assert addresses(one)[4] not in all_rules()
+    assert addresses(one)[6] not in all_rules()
     second.check()
     other.check()
     collect()
-    assert addresses(two)[4] not in rules()
+    assert addresses(two)[4] not in all_rules()
     other.check()
     # The bridge is gone, and so are the rules for it.
     run_in(None, ["ip", "link", "delete", "br0"])
     collect()
-    assert "br0" not in rules()
+    assert "br0" not in all_rules()
     other.check()
 
 
@@ -727,9 +722,9 @@ def test_without_nftables(machines: Machines, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(nftables, "_library", None)
     monkeypatch.setattr(nftables, "_usable", {})
     one, firewall = attached(machines, "one", backend="iptables", ingressPolicy="same-bridge")
-    assert "inet pycni" not in rules()
+    assert "inet pycni" not in all_rules()
     firewall.delete()
-    assert addresses(one)[4] not in rules()
+    assert addresses(one)[4] not in all_rules()
     firewall = machines.chained("firewall", one, backend="nftables")
     assert "libnftables-not-there.so.1 cannot be loaded" in firewall.refused()["msg"]
 
@@ -748,8 +743,8 @@ def test_the_automatic_choice(
         firewall.add()
         firewall.check()
         firewall.delete()
-    assert "chain firewall-forward" in rules()
-    assert "CNI-FORWARD" not in rules()
+    assert "chain firewall-forward" in all_rules()
+    assert "CNI-FORWARD" not in all_rules()
 
 
 # --- firewalld -----------------------------------------------------------------------------------
@@ -760,11 +755,8 @@ def daemon(
     host: object, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Firewalld]:
     """firewalld, with each of its own backends."""
-    if not real.installed():
-        pytest.skip("no firewalld")
-    with real.running(tmp_path / "firewalld", request.param) as firewalld:
-        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", firewalld.address)
-        yield firewalld
+    with real.on_the_system_bus(tmp_path / "firewalld", request.param, monkeypatch) as daemon:
+        yield daemon
 
 
 @pytest.mark.parametrize("backend", ["firewalld", ""])

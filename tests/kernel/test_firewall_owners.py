@@ -15,6 +15,7 @@ import pytest
 from harness import Attachment, Namespace, ask, ip_json, ipset_elements, run_in, run_plugin, service
 from harness import firewalld as real
 from harness.firewalld import Firewalld
+from harness.kernel_state import iptables_saved, ruleset
 from harness.machines import FAR, Machines
 from pycni.kernel import all_addresses
 from pycni.plan.steps import Firewall
@@ -117,8 +118,8 @@ class Node:
 
 def rules() -> list[str]:
     """All that lets the address through, wherever it is."""
-    lines = run_in(None, ["nft", "--stateless", "list", "ruleset"]).stdout.splitlines()
-    lines += run_in(None, ["iptables-save", "-t", "filter"]).stdout.splitlines()
+    lines = ruleset().splitlines()
+    lines += iptables_saved("filter", "iptables-save")
     return [line.strip() for line in (*lines, *ipset_elements()) if f"{ADDRESS}/" in f"{line}/"]
 
 
@@ -432,11 +433,8 @@ def test_repair_enters_who_has_the_address(node: Node) -> None:
 
 @pytest.fixture
 def daemon(host: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Firewalld]:
-    if not real.installed():
-        pytest.skip("no firewalld")
-    with real.running(tmp_path / "firewalld", "nftables") as firewalld:
-        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", firewalld.address)
-        yield firewalld
+    with real.on_the_system_bus(tmp_path / "firewalld", "nftables", monkeypatch) as daemon:
+        yield daemon
 
 
 @pytest.mark.parametrize("how", ["late DEL", "GC", "the new one's DEL", "nobody has it"])

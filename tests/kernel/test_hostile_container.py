@@ -11,20 +11,18 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, PluginRun, ip_json, run_in
+from harness import Attachment, Host, Namespace, PluginRun, Sandbox, ip_json, run_in
 from pycni.runtime import Network
 from pycni.spec.errors import INTERNAL, CNIError
 
 ROUNDS = int(os.environ.get("PYCNI_HOSTILE_ROUNDS", "2"))
-
-Sandbox = Callable[[], Namespace]
 
 # What the program inside does over and over, as lines for `ip -batch`.
 ACTIONS = {

@@ -14,6 +14,7 @@ import pytest
 
 from harness import Attachment, ask, run_in, run_plugin
 from harness.host import forget_attachments
+from harness.kernel_state import iptables_saved
 from harness.machines import BRIDGE, CLIENT, FAR, HOST, Machines, addresses
 from harness.services import service
 from pycni.kernel.netfilter import iptables
@@ -42,10 +43,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
 def saved(version: int = 4) -> list[str]:
     """The rules and chains of table nat that are not empty or of the kernel, sorted."""
     program = {4: "iptables-save", 6: "ip6tables-save"}[version]
-    lines = run_in(None, [program, "-t", "nat"]).stdout.splitlines()
-    # The counters of a chain stand in brackets behind its policy.
-    plain = [line.split(" [")[0] if line.startswith(":") else line for line in lines]
-    return sorted(line for line in plain if "CNI-" in line)
+    return sorted(line for line in iptables_saved("nat", program) if "CNI-" in line)
 
 
 def own_lines(version: int = 4) -> list[str]:

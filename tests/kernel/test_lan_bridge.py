@@ -6,29 +6,18 @@ By all three ways of calling plugins.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json, run_in
+from harness import Host, Namespace, Sandbox, ip_json, run_in
 from harness.frames import ALL_NODES, IPV6, Wire, router_advertisement
-from harness.ways import WAYS, Way, way_of
+from harness.ways import Way
 from pycni.kernel.netlink import socket as netlink_socket
 from pycni.runtime import Network, PluginError
 
-Sandbox = Callable[[], Namespace]
-
 UNREACHABLE = [{"dst": "0.0.0.0/0", "gw": "9.9.9.9"}]
-
-
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
-    with way_of(request.param, tmp_path, plugin_dir) as found:
-        yield found
 
 
 @pytest.fixture

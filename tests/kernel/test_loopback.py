@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, call_plugin, ip_json, run_in, run_plugin
+from harness import Attachment, Host, Namespace, Sandbox, call_plugin, ip_json, run_in, run_plugin
 from harness.changes import refused
 
-Sandbox = Callable[[], Namespace]
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
 

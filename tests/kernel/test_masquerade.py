@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import Host, Namespace, nft_list, run_in, run_plugin
+from harness import Host, Namespace, Sandbox, nft_list, run_in, run_plugin
+from harness.kernel_state import iptables_saved, ruleset
 from pycni.kernel import namespace
 from pycni.kernel.netfilter import nfnetlink, nftables
 from pycni.kernel.netlink import NetlinkRequest
@@ -29,8 +30,6 @@ from pycni.spec.ip import parse_address, parse_network
 from pycni.spec.owner import Owner, Owners
 from pycni.steps import masquerade
 from pycni.steps.namespaces import HostAndSandbox
-
-Sandbox = Callable[[], Namespace]
 
 HOST_OUTSIDE = {4: "192.0.2.1", 6: "2001:db8::1"}
 OUTSIDE = {4: "192.0.2.2", 6: "2001:db8::2"}
@@ -50,10 +49,6 @@ def step(
     return Masquerade(owner, tuple(map(parse_network, addresses)), backend)
 
 
-def ruleset() -> str:
-    return run_in(None, ["nft", "--stateless", "list", "ruleset"]).stdout
-
-
 def rule_lines(listing: str) -> list[str]:
     return [line for line in listing.splitlines() if " masquerade comment " in line]
 
@@ -66,10 +61,7 @@ def members(subnet: str) -> list[str]:
 
 
 def saved() -> list[str]:
-    lines = []
-    for program in ("iptables-save", "ip6tables-save"):
-        lines += run_in(None, [program, "-t", "nat"]).stdout.splitlines()
-    return [line for line in lines if "CNI" in line]
+    return [line for line in iptables_saved("nat") if "CNI" in line]
 
 
 def commands(batch: str) -> None:
@@ -581,11 +573,11 @@ def test_iptables_rules_are_the_reference_s(kernel: HostAndSandbox) -> None:
     comment = '-m comment --comment "name: \\"test\\" id: \\"1234\\""'
     chain = "CNI-2bbe0c48b91a7d1b8a6753a8"
     assert saved() == [
-        f":{chain} - [0:0]",
+        f":{chain} -",
         f"-A POSTROUTING -s 10.1.2.3/32 {comment} -j {chain}",
         f"-A {chain} -d 10.1.2.0/24 {comment} -j ACCEPT",
         f"-A {chain} ! -d 224.0.0.0/4 {comment} -j MASQUERADE",
-        f":{chain} - [0:0]",
+        f":{chain} -",
         f"-A POSTROUTING -s fd00::3/128 {comment} -j {chain}",
         f"-A {chain} -d fd00::/64 {comment} -j ACCEPT",
         f"-A {chain} ! -d ff00::/8 {comment} -j MASQUERADE",
@@ -737,7 +729,7 @@ def test_what_iptables_legacy_keeps(kernel: HostAndSandbox) -> None:
     for container, number in (("one", 2), ("two", 3)):
         chain, text = Owner("net", container, "").chain(), comment.format(container)
         lines = (
-            f"*nat\n:{chain} - [0:0]\n"
+            f"*nat\n:{chain} -\n"
             f"-A {chain} -d 10.15.20.0/24 {text} -j ACCEPT\n"
             f"-A {chain} ! -d 224.0.0.0/4 {text} -j MASQUERADE\n"
             f"-A POSTROUTING -s 10.15.20.{number}/32 {text} -j {chain}\nCOMMIT\n"

@@ -6,18 +6,15 @@ import errno
 import os
 import resource
 import threading
-from collections.abc import Callable, Iterator
 
 import pytest
 
-from harness import Host, Namespace, nft_list, run_in
+from harness import Host, Namespace, Sandbox, nft_list, run_in
 from pycni.kernel import namespace
 from pycni.kernel.netfilter import constant_rules, nfnetlink, nftables
 from pycni.kernel.netfilter.constant_rules import ConstantChain
 from pycni.kernel.netfilter.nfnetlink import NFPROTO_INET, NFPROTO_IPV4, Element, NetfilterSocket
 from pycni.kernel.netlink import NetlinkError, NetlinkRequest
-
-Sandbox = Callable[[], Namespace]
 
 TABLE = """
 add table inet t
@@ -28,12 +25,6 @@ add set inet t s { type ifname; }
 add rule inet t target accept comment "first"
 add rule inet t target ip saddr @m drop
 """
-
-
-@pytest.fixture
-def netfilter(host: Host) -> Iterator[NetfilterSocket]:
-    with NetfilterSocket() as netfilter:
-        yield netfilter
 
 
 @pytest.fixture

@@ -10,19 +10,16 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ask, ip_json, nft_list, run_in, service
+from harness import Sandbox, ask, ip_json, nft_list, run_in, service
 from harness.machines import CLIENT, HOST, Machines
-from harness.ways import WAYS, Way, notes, ports_of, way_of
+from harness.ways import Way, notes, ports_of, way_of
 from pycni.runtime import PluginError
 from pycni.spec.errors import CNIError
-
-Sandbox = Callable[[], Namespace]
 
 PYCNI = Path(sys.executable).parent / "pycni"
 PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}}
@@ -57,15 +54,12 @@ if os.environ["CNI_COMMAND"] == "ADD":
 as_executables = pytest.mark.parametrize("way", ["cold", "agent"], indirect=True)
 
 
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
-    # A directory of the test's own, from which it can take plugins away.
+@pytest.fixture
+def plugin_dir(plugin_dir: Path, tmp_path: Path) -> Path:
+    """A directory of the test's own, from which it can take plugins away."""
     own = tmp_path / "bin"
     shutil.copytree(plugin_dir, own, symlinks=True)
-    with way_of(request.param, tmp_path / "way", own) as found:
-        yield found
+    return own
 
 
 @pytest.fixture

@@ -8,35 +8,28 @@ nothing of it leads to the host, its address is free, and what it made itself is
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json, run_in
+from harness import Namespace, Sandbox, ip_json, run_in
 from harness.host import forget_attachments
 from harness.tricks import ANOTHER, AWAY, TRICKS, do, kind_of, links, own_of_container, play
-from harness.ways import WAYS, Way, notes, way_of
+from harness.ways import Way, notes
 from pycni.runtime import Network, PluginError
-
-Sandbox = Callable[[], Namespace]
 
 PLUGINS = ("bridge", "ptp", "macvlan", "tap", "host-device")
 DEVICE_MAC = "02:00:00:00:00:55"
 
 
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
+@pytest.fixture
+def way(way: Way) -> Way:
     for line in (
         "link add up0 index 77 type veth peer up1", "link set up0 up", "link set up1 up",
         f"link add dev0 address {DEVICE_MAC} type veth peer dev1",
     ):  # fmt: skip
         run_in(None, ["ip", *line.split()])
-    with way_of(request.param, tmp_path, plugin_dir) as found:
-        yield found
+    return way
 
 
 def maker(way: Way, kind: str, **keys: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pytest
 
 from harness import Attachment, ask, run_in, run_plugin, service
 from harness.host import forget_attachments
+from harness.kernel_state import ruleset
 from harness.lan import Lan, port, received, udp
 from harness.machines import CLIENT, FAR, HOST, SECOND, Machines, addresses
 from pycni.kernel import process
@@ -64,7 +65,7 @@ table {ip} cni_hostport {{
 
 def rules() -> list[str]:
     """All there is, in nftables and in both kinds of iptables."""
-    lines = run_in(None, ["nft", "--stateless", "list", "ruleset"]).stdout.splitlines()
+    lines = ruleset().splitlines()
     for program in ("iptables-legacy-save", "ip6tables-legacy-save"):
         lines += run_in(None, [program]).stdout.splitlines()
     return [line.split(" [")[0] for line in lines if not line.startswith("#")]

@@ -23,6 +23,7 @@ from harness import (
 )
 from harness.faults import each_change_failing
 from harness.frames import sctp_init
+from harness.kernel_state import ruleset
 from harness.machines import BRIDGE, CLIENT, FAR, HOST, LOCAL, SECOND, Machines, addresses, commands
 from harness.ways import WAYS, way_of
 from pycni.kernel.netfilter import nfnetlink, nftables
@@ -156,7 +157,7 @@ def test_localhost_of_ipv6_is_the_host_s(
             assert ask(None, HOST[6], 8080) == ask(None, HOST[6], 8081) == f"one {HOST[6]}"
             assert ask(machines.client, HOST[6], 8080, "udp") == f"one {CLIENT[6]}"
         portmap.delete()
-    assert not [line for line in rules().splitlines() if "8080" in line or "8081" in line]
+    assert not [line for line in ruleset().splitlines() if "8080" in line or "8081" in line]
 
 
 @both_families
@@ -342,15 +343,10 @@ def test_conditions(machines: Machines, backend: str) -> None:
     second.add()
     second.check()
     second.delete()
-    assert "two" not in rules()
+    assert "two" not in ruleset()
 
 
 # --- what is there -------------------------------------------------------------------------------
-
-
-def rules() -> str:
-    """All rules of the host, nftables' and iptables'."""
-    return run_in(None, ["nft", "--stateless", "list", "ruleset"]).stdout
 
 
 @both_backends
@@ -359,7 +355,7 @@ def test_del_leaves_what_is_shared(machines: Machines, backend: str, known: str)
     one, two = machines.container("one"), machines.container("two")
     other = portmap_for(machines, two, mapping(8081, 80), mapping(5301, 81, "udp"), backend=backend)
     other.add()
-    before = rules()
+    before = ruleset()
     portmap = portmap_for(
         machines,
         one,
@@ -370,7 +366,7 @@ def test_del_leaves_what_is_shared(machines: Machines, backend: str, known: str)
         backend=backend,
     )
     portmap.add()
-    assert rules() != before
+    assert ruleset() != before
     portmap.check()
     if known in ("no prevResult", "nothing"):
         portmap.result = None
@@ -378,9 +374,9 @@ def test_del_leaves_what_is_shared(machines: Machines, backend: str, known: str)
     if known in ("no mappings", "nothing"):
         del portmap.config["runtimeConfig"]
     portmap.delete()
-    assert rules() == before
+    assert ruleset() == before
     portmap.delete()
-    assert rules() == before
+    assert ruleset() == before
     other.check()
 
 
@@ -392,8 +388,8 @@ def test_del_without_a_backend_removes_what_either_made(machines: Machines) -> N
         ).add()
     portmap_for(machines, one, mapping(8080, 80)).delete()
     assert not ask(machines.client, HOST[4], 8080)
-    assert "10.15.20.2" not in rules()
-    assert "CNI-DN-" not in rules()
+    assert "10.15.20.2" not in ruleset()
+    assert "CNI-DN-" not in ruleset()
 
 
 def test_del_with_a_faulty_configuration(machines: Machines) -> None:
@@ -405,14 +401,14 @@ def test_del_with_a_faulty_configuration(machines: Machines) -> None:
     ]  # fmt: skip
     portmap.config["backend"] = "abacus"
     portmap.delete()
-    assert "10.15.20.2" not in rules()
+    assert "10.15.20.2" not in ruleset()
 
 
 def test_without_mappings_nothing_is_done(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = machines.container("one")
-    before = rules()
+    before = ruleset()
     with monkeypatch.context() as patch:
         no_programs(patch)
         patch.setattr(nftables, "run", lambda _: pytest.fail("libnftables was used"))
@@ -420,7 +416,7 @@ def test_without_mappings_nothing_is_done(
         assert portmap.add() == one.result
         portmap.check()
         portmap.delete()
-    assert rules() == before
+    assert ruleset() == before
 
 
 def test_iptables_rules_are_the_reference_s(machines: Machines) -> None:
@@ -489,9 +485,9 @@ def test_a_chain_of_others_sets_the_mark(machines: Machines) -> None:
     portmap = portmap_for(machines, one, mapping(8080, 80), externalSetMarkChain="KUBE-MARK-MASQ")
     portmap.add()
     portmap.check()
-    assert rules().count("jump KUBE-MARK-MASQ") == 3
-    assert "CNI-HOSTPORT-MASQ" not in rules()
-    assert "CNI-HOSTPORT-SETMARK" not in rules()
+    assert ruleset().count("jump KUBE-MARK-MASQ") == 3
+    assert "CNI-HOSTPORT-MASQ" not in ruleset()
+    assert "CNI-HOSTPORT-SETMARK" not in ruleset()
     portmap.config["externalSetMarkChain"] = "NOWHERE"
     assert "NOWHERE" in portmap.refused()["msg"]
 
@@ -501,7 +497,7 @@ def test_a_failed_add_leaves_nothing(machines: Machines, backend: str) -> None:
     """Whatever is refused; what is left is what containers share."""
     one, two = machines.container("one"), machines.container("two")
     portmap_for(machines, two, mapping(8081, 80), backend=backend).add()
-    before = rules()
+    before = ruleset()
     portmap = portmap_for(
         machines, one, mapping(8080, 80), mapping(5300, 80, "udp", hostIP=HOST[4]), backend=backend
     )
@@ -512,7 +508,7 @@ def test_a_failed_add_leaves_nothing(machines: Machines, backend: str) -> None:
             portmap.check()
             portmap.delete()
         refused += 1
-        assert rules() == before, what
+        assert ruleset() == before, what
     assert refused > 3
 
 
@@ -525,13 +521,13 @@ def test_undo_follows_a_later_failure(machines: Machines) -> None:
         mapping(8081, 80),
         conditionsV4=["ip", "saddr", "1.2.3.4"],
     ).add()
-    before = rules()
+    before = ruleset()
     portmap = portmap_for(machines, one, mapping(8080, 80), conditionsV4=["bogus", "match"])
     error = portmap.refused()
     assert error["code"] == 7
     assert "conditions" in error["msg"]
     assert "conditionsV4" in error["details"]
-    assert rules() == before
+    assert ruleset() == before
 
 
 # --- whose a port is -----------------------------------------------------------------------------
@@ -541,7 +537,7 @@ def test_a_taken_port_is_refused(machines: Machines) -> None:
     one, two = machines.container("one"), machines.container("two")
     first = portmap_for(machines, one, mapping(8080, 80), mapping(443, 80, "udp", hostIP=HOST[6]))
     first.add()
-    before = rules()
+    before = ruleset()
     second = portmap_for(machines, two, mapping(8079, 80), mapping(8080, 81))
     error = second.refused()
     assert error["code"] == 101
@@ -550,7 +546,7 @@ def test_a_taken_port_is_refused(machines: Machines) -> None:
         " (network first, interface eth0, 10.15.20.2 port 80)"
     )
     assert "hostPort" in error["details"]
-    assert rules() == before
+    assert ruleset() == before
     third = portmap_for(machines, two, mapping(443, 81, "udp", hostIP=HOST[6]))
     assert "host port 443/udp of 2001:db8::1 is taken by container one" in third.refused()["msg"]
     # Another protocol, or another address, is another port.
@@ -580,7 +576,7 @@ def test_two_at_once_never_get_the_same_port(machines: Machines) -> None:
     for thread in threads:
         thread.join()
     assert sorted(codes) == [0] + [1] * 5
-    assert rules().count("tcp . 8080 comment") == 2  # a family each
+    assert ruleset().count("tcp . 8080 comment") == 2  # a family each
 
 
 @both_backends
@@ -634,7 +630,7 @@ def test_address_used_again(machines: Machines) -> None:
     # The late DEL of the one spares what is the other's now.
     portmap_for(machines, one, mapping(8080, 80), mapping(8081, 80)).delete()
     new.check()
-    assert "id: one" not in rules()
+    assert "id: one" not in ruleset()
 
 
 def test_two_networks_of_one_container(machines: Machines) -> None:
@@ -752,15 +748,15 @@ def test_gc(machines: Machines, backend: str) -> None:
     first.check()
     collect("first", "one", "two")
     first.check()
-    assert "8082" not in rules()
+    assert "8082" not in ruleset()
     collect("first", "two")
     second.check()
     assert first.drift()
-    assert "10.15.20.2:80" not in rules()
+    assert "10.15.20.2:80" not in ruleset()
     assert not ask(machines.client, HOST[4], 8080)
     assert ask(machines.client, HOST[4], 8081).startswith("two ")
     collect("first")
-    assert "10.15.20" not in rules()
+    assert "10.15.20" not in ruleset()
 
 
 # --- many ----------------------------------------------------------------------------------------

@@ -5,16 +5,14 @@ Their result is the chain's (SPEC 1.1.0, section 2, "ADD"); what they check and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in, snapshot
-
-Sandbox = Callable[[], Namespace]
+from harness import Attachment, Host, Namespace, Sandbox, ip_json, run_in, snapshot
 
 KEYS: dict[str, dict[str, Any]] = {
     "bridge": {"bridge": "br1", "isDefaultGateway": True, "ipMasq": True},

@@ -11,13 +11,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, run_in
+from harness import Host, Namespace, Sandbox, run_in
 from harness.host import forget_attachments
 from pycni.runtime import Network
 from pycni.runtime import reclaim as reclaiming
@@ -31,7 +30,7 @@ SUBNET = f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}"
 class Node:
     """A network, its state below a folder, and containers attached to it."""
 
-    def __init__(self, folder: Path, sandbox: Callable[[], Namespace]) -> None:
+    def __init__(self, folder: Path, sandbox: Sandbox) -> None:
         self.folder = folder
         self.sandbox = sandbox
         self.cache_dir = folder / "cni"
@@ -98,7 +97,7 @@ class Node:
 
 
 @pytest.fixture
-def node(host: Host, sandbox: Callable[[], Namespace], tmp_path: Path) -> Node:
+def node(host: Host, sandbox: Sandbox, tmp_path: Path) -> Node:
     return Node(tmp_path, sandbox)
 
 

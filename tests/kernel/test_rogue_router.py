@@ -9,16 +9,13 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in
+from harness import Attachment, Host, Namespace, Sandbox, ip_json, run_in
 from harness.frames import ALL_NODES, ARP, BROADCAST, IPV4, IPV6, Wire, router_advertisement
-
-Sandbox = Callable[[], Namespace]
 
 ROGUE = "fe80::bad"
 PREFIX = "2001:db8:bad::"

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from harness import ask, ipset_elements, nft_list, run_in, service
+from harness.kernel_state import ruleset
 from harness.lan import Lan, port, received, tracked, udp
 from harness.machines import FAR, HOST, SECOND, Machines
 from pycni.kernel.netlink import NetlinkRequest
@@ -577,7 +578,7 @@ def let_through(name: str, version: int, backend: str, container: str = "") -> F
 
 def naming(address: object) -> list[str]:
     """All that speaks of an address: rules, and elements of sets."""
-    lines = run_in(None, ["nft", "--stateless", "list", "ruleset"]).stdout.splitlines()
+    lines = ruleset().splitlines()
     return [line.strip() for line in (*lines, *ipset_elements()) if str(address) in line]
 
 

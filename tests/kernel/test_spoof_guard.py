@@ -5,20 +5,19 @@ from __future__ import annotations
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from harness import Host, Namespace, ip_json, nft_list, run_in, run_plugin
+from harness import Host, Namespace, Sandbox, ip_json, nft_list, run_in, run_plugin
+from harness.kernel_state import ruleset
 from pycni.kernel import namespace
 from pycni.plan.steps import SpoofGuard
 from pycni.spec.config import Attachment
 from pycni.spec.owner import Owner, Owners
 from pycni.steps import spoof_guard
 from pycni.steps.namespaces import HostAndSandbox
-
-Sandbox = Callable[[], Namespace]
 
 ETHERTYPE = 0x88B5  # for local experiments
 MAC = "0a:58:0a:0f:14:02"
@@ -35,10 +34,6 @@ def step(
     container: str = "one", link: str = "veth2", mac: str = MAC, net: str = "net"
 ) -> SpoofGuard:
     return SpoofGuard(Owner(net, container, "eth0"), link, mac)
-
-
-def ruleset() -> str:
-    return run_in(None, ["nft", "--stateless", "list", "ruleset"]).stdout
 
 
 @pytest.fixture

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, nft_list, run_in
+from harness import Attachment, Host, Sandbox, ip_json, nft_list, run_in
 from harness.ways import notes
 from pycni.kernel import namespace
 from pycni.kernel.netfilter import iptables
@@ -89,7 +88,7 @@ def test_the_first_error_is_the_one_that_is_told(
 @pytest.mark.parametrize("failing", ["masquerade", "a later step"])
 def test_what_is_left_is_noted_for_del(
     host: Host,
-    sandbox: Callable[[], Namespace],
+    sandbox: Sandbox,
     tmp_path: Path,
     plugin_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -137,7 +136,7 @@ def test_what_is_left_is_noted_for_del(
 
 @pytest.mark.parametrize("another", [False, True])
 def test_a_macvlan_that_its_container_hides_meanwhile(
-    host: Host, sandbox: Callable[[], Namespace], another: bool
+    host: Host, sandbox: Sandbox, another: bool
 ) -> None:
     """Before anything of it was noted, and with another MAC address."""
     run_in(None, ["ip", "link", "add", "up0", "type", "veth", "peer", "up1"])

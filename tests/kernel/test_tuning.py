@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in, run_plugin
+from harness import Attach, Attachment, Host, Namespace, Sandbox, run_in, run_plugin
 from harness.chained import VERSIONS, make_veth, previous_result
 from harness.faults import each_request_failing
 from harness.ways import WAYS, way_of
@@ -21,9 +21,6 @@ from pycni.plugins import tuning
 from pycni.runtime import PluginError
 from pycni.sdk.request import Request
 from pycni.spec.errors import CNIError
-
-Sandbox = Callable[[], Namespace]
-Attach = Callable[..., Attachment]
 
 ALLOWLIST = Path("/etc/cni/tuning/allowlist.conf")
 MAC = "0a:58:0a:01:02:03"
@@ -69,8 +66,8 @@ def allowlist() -> Iterator[Callable[[str], None]]:
     ALLOWLIST.unlink(missing_ok=True)
 
 
-def link(one: Attachment) -> dict[str, Any]:
-    (found,) = ip_json("-d", "link", "show", "dev", one.ifname, netns=one.sandbox)
+def attributes(one: Attachment) -> dict[str, Any]:
+    found = one.link()
     return {
         "mac": found["address"],
         "mtu": found["mtu"],
@@ -94,9 +91,9 @@ def backup(tmp_path: Path, name: str = "pycni-test_eth0.json") -> Path:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_link_attributes_are_set_and_put_back(attach: Attach, version: str, tmp_path: Path) -> None:
     one = attach(version=version, **ALL)
-    before = link(one)
+    before = attributes(one)
     result = one.add()
-    assert link(one) == ALL
+    assert attributes(one) == ALL
     expected = one.config["prevResult"]
     for interface in expected.get("interfaces", ()):
         if interface["name"] == "eth0":
@@ -105,7 +102,7 @@ def test_link_attributes_are_set_and_put_back(attach: Attach, version: str, tmp_
     if version >= "0.4.0":
         one.check()
     one.delete()
-    assert link(one) == before
+    assert attributes(one) == before
     assert not backup(tmp_path).exists()
     one.delete()
 
@@ -113,12 +110,12 @@ def test_link_attributes_are_set_and_put_back(attach: Attach, version: str, tmp_
 @pytest.mark.parametrize("key", ALL)
 def test_each_attribute_alone(attach: Attach, key: str) -> None:
     one = attach(**{key: ALL[key]})
-    before = link(one)
+    before = attributes(one)
     one.add()
-    assert link(one) == {**before, key: ALL[key]}
+    assert attributes(one) == {**before, key: ALL[key]}
     one.check()
     one.delete()
-    assert link(one) == before
+    assert attributes(one) == before
 
 
 @pytest.mark.parametrize("key", ALL)
@@ -232,9 +229,9 @@ def test_sysctl_of_an_interface_with_a_dot_in_its_name(attach: Attach) -> None:
 def test_false_and_zero_leave_things_alone(attach: Attach) -> None:
     one = attach(promisc=False, mtu=0)
     run_in(one.sandbox, ["ip", "link", "set", "eth0", "promisc", "on", "mtu", "1300"])
-    before = link(one)
+    before = attributes(one)
     one.add()
-    assert link(one) == before
+    assert attributes(one) == before
     # The reference takes a running packet capture for a difference.
     one.check()
 
@@ -243,9 +240,9 @@ def test_allmulti_false_switches_it_off(attach: Attach) -> None:
     one = attach(allmulti=False)
     run_in(one.sandbox, ["ip", "link", "set", "eth0", "allmulticast", "on"])
     one.add()
-    assert not link(one)["allmulti"]
+    assert not attributes(one)["allmulti"]
     one.delete()
-    assert link(one)["allmulti"]
+    assert attributes(one)["allmulti"]
 
 
 # --- where settings come from --------------------------------------------------------------------
@@ -266,7 +263,11 @@ def test_args_go_before_the_configuration(attach: Attach) -> None:
         },
     )
     one.add()
-    assert (link(one)["mtu"], link(one)["promisc"], link(one)["txQLen"]) == (1450, False, 0)
+    assert (attributes(one)["mtu"], attributes(one)["promisc"], attributes(one)["txQLen"]) == (
+        1450,
+        False,
+        0,
+    )
     assert sysctl(one, "net/core/somaxconn") == "600"
     assert sysctl(one, "net/ipv4/conf/eth0/arp_filter") == "1"
     one.check()
@@ -291,7 +292,7 @@ def test_mac_by_every_way(attach: Attach) -> None:
         elif number == 3:
             one.config["args"] = {"cni": {"mac": macs[3]}}
         result = one.add()
-        assert link(one)["mac"] == macs[number]
+        assert attributes(one)["mac"] == macs[number]
         assert result["interfaces"][1]["mac"] == macs[number]
         one.check()
 
@@ -316,7 +317,7 @@ def test_only_the_sandbox_s_interface_gets_the_mac_in_the_result(attach: Attach)
 
 def test_backup_has_the_reference_s_name_and_keys(attach: Attach, tmp_path: Path) -> None:
     one = attach(**ALL)
-    before = link(one)
+    before = attributes(one)
     one.add()
     file = backup(tmp_path)
     assert file.stat().st_mode & 0o777 == 0o600
@@ -334,11 +335,11 @@ def test_backup_has_the_reference_s_name_and_keys(attach: Attach, tmp_path: Path
 
 def test_second_add_keeps_what_there_was_before_the_first(attach: Attach, tmp_path: Path) -> None:
     one = attach(**ALL, sysctl={"net.core.somaxconn": "500"})
-    before, queue = link(one), sysctl(one, "net/core/somaxconn")
+    before, queue = attributes(one), sysctl(one, "net/core/somaxconn")
     one.add()
     one.add()
     one.delete()
-    assert (link(one), sysctl(one, "net/core/somaxconn")) == (before, queue)
+    assert (attributes(one), sysctl(one, "net/core/somaxconn")) == (before, queue)
 
 
 def test_delete_that_cannot_put_something_back(attach: Attach, tmp_path: Path) -> None:
@@ -358,13 +359,13 @@ def test_delete_that_cannot_put_something_back(attach: Attach, tmp_path: Path) -
 
 def test_two_tunings_in_one_list(attach: Attach, tmp_path: Path) -> None:
     one = attach(mtu=1400)
-    before = link(one)
+    before = attributes(one)
     one.add()
     two = Attachment(one.plugin, {**one.config, "mtu": 0, "txQLen": 7}, one.sandbox)
     two.add()
     two.delete()
     one.delete()
-    assert link(one) == before
+    assert attributes(one) == before
 
 
 FIRST = {"mtu": 1300, "mac": "02:00:00:00:00:05", "sysctl": {"net.core.somaxconn": "500"}}
@@ -375,7 +376,7 @@ def test_two_tunings_of_which_one_cannot_put_something_back(attach: Attach, tmp_
     """The DEL of the list, in which both fail, is tried again, and no more."""
     one = attach(mtu=1400)
     two = replace(one, config={**one.config, "mtu": None, "txQLen": 500})
-    before = link(one)
+    before = attributes(one)
     one.add()
     two.add()
     path = tmp_path / "tuning/pycni-test_eth0.json"
@@ -386,7 +387,7 @@ def test_two_tunings_of_which_one_cannot_put_something_back(attach: Attach, tmp_
     path.write_text(json.dumps({**json.loads(path.read_text()), "mtu": sound["mtu"]}))
     two.delete()
     one.delete()
-    assert link(one) == before
+    assert attributes(one) == before
     assert not path.exists()
     one.add()
     two.add()
@@ -420,32 +421,32 @@ def test_delete_where_the_namespace_cannot_be_opened(
 def test_two_tunings_of_the_same_settings(attach: Attach, tmp_path: Path) -> None:
     """The last one's count while the container is attached, and those before the first after."""
     one = attach(**FIRST)
-    before = link(one), sysctl(one, "net/core/somaxconn")
+    before = attributes(one), sysctl(one, "net/core/somaxconn")
     one.add()
     two = Attachment(one.plugin, {**one.config, **SECOND}, one.sandbox)
     two.config["prevResult"] = one.result
     two.add()
     one.result = two.result
-    assert (link(one)["mtu"], sysctl(one, "net/core/somaxconn")) == (1200, "600")
+    assert (attributes(one)["mtu"], sysctl(one, "net/core/somaxconn")) == (1200, "600")
     one.check()
     two.check()
     two.delete()
     one.delete()
-    assert (link(one), sysctl(one, "net/core/somaxconn")) == before
+    assert (attributes(one), sysctl(one, "net/core/somaxconn")) == before
     assert not backup(tmp_path).exists()
 
 
 def test_two_tunings_of_which_the_second_fails(attach: Attach, tmp_path: Path) -> None:
     one = attach(**FIRST)
-    before = link(one), sysctl(one, "net/core/somaxconn")
+    before = attributes(one), sysctl(one, "net/core/somaxconn")
     one.add()
-    within = link(one), sysctl(one, "net/core/somaxconn")
+    within = attributes(one), sysctl(one, "net/core/somaxconn")
     two = Attachment(one.plugin, {**one.config, **SECOND, "mtu": 70000}, one.sandbox)
     two.refused()
-    assert (link(one), sysctl(one, "net/core/somaxconn")) == within
+    assert (attributes(one), sysctl(one, "net/core/somaxconn")) == within
     one.check()
     one.delete()
-    assert (link(one), sysctl(one, "net/core/somaxconn")) == before
+    assert (attributes(one), sysctl(one, "net/core/somaxconn")) == before
     assert not backup(tmp_path).exists()
 
 
@@ -468,13 +469,13 @@ def test_containers_whose_ids_begin_alike(attach: Attach, order: tuple[int, int]
 def test_attachments_with_one_file_name(attach: Attach, tmp_path: Path) -> None:
     first, second = attach(mtu=1300), attach(mtu=1400, ifname="1_eth0")
     first.container, second.container = "web_1", "web"
-    before = link(first), link(second)
+    before = attributes(first), attributes(second)
     first.add()
     second.add()
     assert len(list((tmp_path / "tuning").iterdir())) == 2
     first.delete()
     second.delete()
-    assert (link(first), link(second)) == before
+    assert (attributes(first), attributes(second)) == before
     assert list((tmp_path / "tuning").iterdir()) == []
 
 
@@ -540,11 +541,11 @@ def test_gc_removes_files_of_its_network_that_are_not_kept(attach: Attach, tmp_p
 
 def test_failing_half_way_leaves_everything_as_it_was(attach: Attach, tmp_path: Path) -> None:
     one = attach(**ALL, sysctl={"net.core.somaxconn": "500"})
-    before, queue = link(one), sysctl(one, "net/core/somaxconn")
+    before, queue = attributes(one), sysctl(one, "net/core/somaxconn")
     refused = []
     for what in each_request_failing(lambda: one.run("ADD")):
         refused.append(what)
-        assert link(one) == before
+        assert attributes(one) == before
         assert sysctl(one, "net/core/somaxconn") == queue
         assert not backup(tmp_path).exists()
     assert any(what.startswith("set link") for what in refused)
@@ -552,11 +553,11 @@ def test_failing_half_way_leaves_everything_as_it_was(attach: Attach, tmp_path: 
 
 def test_attribute_refused_by_the_kernel(attach: Attach, tmp_path: Path) -> None:
     one = attach(mac=MAC, mtu=70000, sysctl={"net.core.somaxconn": "500"})
-    before, queue = link(one), sysctl(one, "net/core/somaxconn")
+    before, queue = attributes(one), sysctl(one, "net/core/somaxconn")
     error = one.refused()
     assert error["code"] == 100
     assert "mtu 70000" in error["msg"]
-    assert (link(one), sysctl(one, "net/core/somaxconn")) == (before, queue)
+    assert (attributes(one), sysctl(one, "net/core/somaxconn")) == (before, queue)
     assert not backup(tmp_path).exists()
 
 

@@ -5,19 +5,17 @@ In short: tests/kernel/test_own_links.py has the plugins that any kernel has the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, run_in
+from harness import Host, Namespace, Sandbox, run_in
 from harness.tricks import AWAY, TRICKS, do, kind_of, links, own_of_container, play
 from harness.ways import Way, notes, way_of
 from pycni.runtime import PluginError
 from pycni.spec.errors import CNIError
-
-Sandbox = Callable[[], Namespace]
 
 PLUGINS: dict[str, dict[str, Any]] = {
     "vlan": {"master": "up0", "vlanId": 7},

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import Host, Namespace, ip_json, run_in
+from harness import Host, Sandbox, ip_json, run_in
 from pycni.runtime import Network
-
-Sandbox = Callable[[], Namespace]
 
 
 def network_of(folder: Path, plugins: Path, *chain: dict[str, Any]) -> Network:
