@@ -174,7 +174,9 @@ def way(
 
     A file that prepares the host in addition has a fixture of the same name which takes this one.
     """
-    with way_of(request.param, tmp_path / "way", plugin_dir) as found:
+    folder = tmp_path / "way"
+    folder.mkdir()
+    with way_of(request.param, folder, plugin_dir) as found:
         yield found
 
 

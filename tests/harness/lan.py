@@ -102,14 +102,14 @@ class Lan:
 
 
 def udp(
-    where: Namespace | None, version: int, port: int = 0, address: str = "", patience: float = 1.0
+    where: Namespace | None, version: int, port: int = 0, address: str = "", timeout: float = 1.0
 ) -> socket.socket:
     """A UDP socket in a namespace (None: the thread's), bound to a port."""
     family = {4: socket.AF_INET, 6: socket.AF_INET6}[version]
     with inside(where):
         found = socket.socket(family, socket.SOCK_DGRAM)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    found.settimeout(patience)
+    found.settimeout(timeout)
     found.bind((address, port))
     return found
 
@@ -131,12 +131,12 @@ def connection(
     return near, far
 
 
-def received(where: socket.socket, patience: float | None = None) -> tuple[str, str, int] | None:
+def received(where: socket.socket, timeout: float | None = None) -> tuple[str, str, int] | None:
     """The next datagram, its sender's address and port; None if none comes in time."""
     before = where.gettimeout()
     try:
-        if patience is not None:
-            where.settimeout(patience)
+        if timeout is not None:
+            where.settimeout(timeout)
         data, sender = where.recvfrom(200)
     except (TimeoutError, ConnectionRefusedError):
         return None

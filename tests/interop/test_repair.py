@@ -67,8 +67,8 @@ def daemon(host: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def must_work(machines: Machines, box: Namespace) -> None:
-    assert ask(box, FAR[4], 80, patience=3.0) == "far 198.51.100.1"
-    assert ask(machines.client, HOST[4], 8080, patience=3.0) == f"one {CLIENT[4]}"
+    assert ask(box, FAR[4], 80, timeout=3.0) == "far 198.51.100.1"
+    assert ask(machines.client, HOST[4], 8080, timeout=3.0) == f"one {CLIENT[4]}"
 
 
 def test_firewalld_reloads(
@@ -84,7 +84,7 @@ def test_firewalld_reloads(
         ) as told:
             network.check("one")
         assert "pycni repair lab puts it back" in told.value.details
-        assert not ask(box, FAR[4], 80, patience=0.3)
+        assert not ask(box, FAR[4], 80, timeout=0.3)
         (report,) = network.repair()
         assert report.ok
         assert [finding.plugin for finding in report.findings] == ["firewall"]
@@ -142,7 +142,7 @@ def test_iptables_legacy(
         before = saved()
         for table in ("nat", "filter"):
             run_in(None, ["iptables", "-t", table, "-F"])
-        assert not ask(machines.client, HOST[4], 8080, patience=0.3)
+        assert not ask(machines.client, HOST[4], 8080, timeout=0.3)
         (report,) = network.repair()
         assert report.ok, report
         assert {finding.plugin for finding in report.findings} == {"bridge", "portmap", "firewall"}

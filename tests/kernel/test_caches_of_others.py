@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from harness import Sandbox, ip_json, run_in
+from harness.agent import PYCNI
 from harness.host import forget_attachments
 from harness.ways import Way
 from pycni.agent.metrics import Metrics
@@ -22,7 +22,6 @@ from pycni.agent.watch import Watch
 from pycni.runtime import Network
 from pycni.runtime.repair import inspect_all, repair_all
 
-PROGRAM = Path(sys.executable).parent / "pycni"
 MULTUS = "/var/lib/cni/multus"
 POD = {"IgnoreUnknown": "1", "K8S_POD_NAMESPACE": "shop", "K8S_POD_NAME": "web"}
 
@@ -62,7 +61,7 @@ def masqueraded() -> bool:
 
 
 def pycni(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([PROGRAM, *words], capture_output=True, text=True, check=False)
+    done = subprocess.run([PYCNI, *words], capture_output=True, text=True, check=False)
     assert done.returncode == code, (words, done.stdout, done.stderr)
     return done
 

@@ -10,17 +10,16 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from harness import Host, Namespace, Sandbox
+from harness.agent import PYCNI
 from harness.kernel_state import filled_sets, veths
 from harness.ways import notes
 
-PROGRAM = Path(sys.executable).parent / "pycni"
 TRIES = int(os.environ.get("PYCNI_INTERRUPTS", "25"))
 STARTED = "running"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -48,7 +47,7 @@ class Lab:
         environ = {name: value for name, value in os.environ.items() if name != "CNI_PATH"}
         ports = '[{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]'
         return subprocess.Popen(
-            [PROGRAM, command, "n", *arguments, *self.options],
+            [PYCNI, command, "n", *arguments, *self.options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

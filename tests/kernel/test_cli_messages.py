@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from typing import Any
 import pytest
 
 from harness import Host, Sandbox, run_in
+from harness.agent import PYCNI
 from harness.namespaces import covered
 
-PROGRAM = Path(sys.executable).parent / "pycni"
 NOBODY = 65534
 
 
@@ -40,7 +39,7 @@ class Node:
     def pycni(self, *words: str, code: int = 1, user: int = 0) -> subprocess.CompletedProcess[str]:
         environ = {**os.environ, "NETCONFPATH": str(self.conf_dir)}
         done = subprocess.run(
-            [PROGRAM, *words], capture_output=True, text=True, check=False, env=environ, user=user
+            [PYCNI, *words], capture_output=True, text=True, check=False, env=environ, user=user
         )
         assert done.returncode == code, (words, done.stdout, done.stderr)
         return done
@@ -133,7 +132,7 @@ def test_status_of_any_version(node: Node, version: str, reference_dir: Path) ->
     node.pycni("add", "lab", node.sandbox().path, code=0)
     environ = {**os.environ, "NETCONFPATH": str(node.conf_dir)}
     done = subprocess.run(
-        [PROGRAM, "status", "lab"], capture_output=True, text=True, check=False, env=environ
+        [PYCNI, "status", "lab"], capture_output=True, text=True, check=False, env=environ
     )
     assert "no IP addresses available in range set: 10.77.0.1-10.77.0.2" in done.stderr
     node.write("lab", node.bridge("nosuch"), version=version)

@@ -13,15 +13,7 @@ from typing import Any
 
 import pytest
 
-from harness import (
-    Attachment,
-    Host,
-    PluginRun,
-    Sandbox,
-    call_plugin,
-    ip_json,
-    run_plugin,
-)
+from harness import Attachment, Host, PluginRun, Sandbox, call_plugin, ip_json, run_plugin
 from harness.ways import WAYS, way_of
 from pycni.runtime import Network
 from pycni.spec.errors import ADDRESS_UNAVAILABLE, IO_FAILURE, CNIError

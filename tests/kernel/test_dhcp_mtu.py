@@ -10,23 +10,14 @@ import pytest
 
 from harness import Attach, Attachment, Namespace, Sandbox, call_plugin, ip_json, run_in, run_plugin
 from harness.dhcp import Daemon, Dnsmasq, Kea, Network
+from harness.topics import dhcp as kit
 from harness.ways import WAYS, way_of
 from pycni.spec.errors import CNIError
 
+daemon = kit.daemon
+lan = kit.lan
+
 ASKED = {"request": [{"option": "interface-mtu"}]}
-
-
-@pytest.fixture
-def lan(sandbox: Sandbox) -> Network:
-    """A network with nobody on it, bridged to the host as br-lan."""
-    return Network(sandbox(), "br-lan")
-
-
-@pytest.fixture
-def daemon(host: object, tmp_path: Path) -> Iterator[Daemon]:
-    quick = ("-timeout", "3s", "-resendmax", "2s", "-resendtimeout", "30s")
-    with Daemon(tmp_path / "daemon", *quick) as running:
-        yield running
 
 
 Serve = Callable[..., Dnsmasq]

@@ -70,7 +70,7 @@ class Pod:
     @property
     def passes(self) -> bool:
         """Whether the host lets it through."""
-        return ask(self.sandbox, FAR[4], 80, patience=0.5).startswith("far ")
+        return ask(self.sandbox, FAR[4], 80, timeout=0.5).startswith("far ")
 
 
 class Node:

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from harness import Sandbox, ask, ip_json, nft_list, run_in, service
+from harness.agent import PYCNI
 from harness.machines import CLIENT, HOST, Machines
 from harness.ways import Way, notes, ports_of, way_of
 from pycni.runtime import PluginError
 from pycni.spec.errors import CNIError
 
-PYCNI = Path(sys.executable).parent / "pycni"
 PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}}
 RATES = {"type": "bandwidth", "egressRate": 10**7, "egressBurst": 10**6}
 PORT = ports_of((8080, 80))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,12 @@ from typing import Any
 import pytest
 
 from harness import Host, Namespace, Sandbox, run_in
+from harness.agent import PYCNI
 from harness.host import forget_attachments
 from pycni.runtime import Network
 from pycni.runtime import reclaim as reclaiming
 from pycni.runtime.reclaim import Evidence, Outcome, machine_started
 
-PROGRAM = Path(sys.executable).parent / "pycni"
 # Nobody else on the machine has these: what is set in any namespace is in use.
 SUBNET = f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}"
 
@@ -87,7 +86,7 @@ class Node:
     def reclaim(self, *options: str, code: int = 0, stdin: str = "") -> tuple[Any, str]:
         """What it printed as freed, by container with the reason, and its words."""
         done = subprocess.run(
-            [PROGRAM, "ipam", "reclaim", "-o", "json", "--conf-dir", self.conf_dir,
+            [PYCNI, "ipam", "reclaim", "-o", "json", "--conf-dir", self.conf_dir,
              "--cache-dir", self.cache_dir, *options],
             capture_output=True, text=True, input=stdin, check=False,
         )  # fmt: skip
@@ -257,12 +256,12 @@ def test_what_names_no_container_stays(node: Node) -> None:
 def test_not_without_root(node: Node) -> None:
     node.attach("alive")
     prefix = ["setpriv", "--reuid", "1", "--regid", "1", "--clear-groups"]
-    for path in (node.folder, *node.folder.parents, PROGRAM.parent):
+    for path in (node.folder, *node.folder.parents, PYCNI.parent):
         if not os.stat(path).st_mode & 1:
             path.chmod(0o755)
     done = run_in(
         None,
-        [*prefix, str(PROGRAM), "ipam", "reclaim", "--data-dir", str(node.data_dir),
+        [*prefix, str(PYCNI), "ipam", "reclaim", "--data-dir", str(node.data_dir),
          "--conf-dir", str(node.conf_dir), "--cache-dir", str(node.folder / "none")],
         check=False,
     )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ from typing import Any
 import pytest
 
 from harness import Host, Namespace, Sandbox, ip_json, nft_list
+from harness.agent import PYCNI
 from harness.kernel_state import veths
 from harness.ways import Way, notes, way_of
 
-PYCNI = Path(sys.executable).parent / "pycni"
 STDOUT = pytest.mark.parametrize("stdout", ["full", "nobody reads"])
 
 

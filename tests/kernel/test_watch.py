@@ -19,7 +19,7 @@ from pycni.agent import server
 from pycni.cli.install import LAUNCHER
 from pycni.runtime import Network
 
-PATIENCE = 15.0
+TIMEOUT = 15.0
 QUIET = 1.5  # longer than a burst and the agent's rest after a repair that was quick
 
 
@@ -71,12 +71,12 @@ class Watched:
     def answer(self) -> bool:
         """Whether all containers' ports answer."""
         return all(
-            ask(self.machines.client, HOST[4], 8080 + number, patience=0.2) == f"{name} {CLIENT[4]}"
+            ask(self.machines.client, HOST[4], 8080 + number, timeout=0.2) == f"{name} {CLIENT[4]}"
             for number, name in enumerate(self.names)
         )
 
     def wait(self, ready: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not ready():
             assert time.monotonic() < deadline, self.repairs()
             time.sleep(0.05)
