@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.host import run_in
 from harness.kernel_state import link
 from harness.namespaces import Namespace
 from harness.plugin import PluginRun, call_plugin
@@ -68,6 +69,14 @@ class Attachment:
         assert run.code == 1, "CHECK found nothing"
         message: str = run.result["msg"]
         return message
+
+    def drifts_by(self, damage: str, words: str) -> None:
+        """ADD, and a change by `ip` in the sandbox, which CHECK must describe with these words."""
+        self.add()
+        self.check()
+        assert self.sandbox is not None
+        run_in(None, ["ip", "-n", self.sandbox.name, *damage.split()])
+        assert words in self.drift()
 
     def delete(self) -> None:
         """DEL, with the last result if there is one."""

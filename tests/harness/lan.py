@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.configs import host_local
 from harness.host import run_in
 from harness.machines import Machines
 from harness.namespaces import Namespace, inside
@@ -49,11 +50,7 @@ class Lan:
                     "isDefaultGateway": True,
                     "ipMasq": True,
                     "hairpinMode": True,
-                    "ipam": {
-                        "type": "host-local",
-                        "dataDir": str(self.folder / "leases"),
-                        "ranges": [[{"subnet": subnet}] for subnet in subnets],
-                    },
+                    "ipam": host_local(self.folder / "leases", *subnets),
                     **keys,
                 },
                 {
@@ -77,11 +74,7 @@ class Lan:
             {"subnet": "10.30.0.0/24", "rangeStart": "10.30.0.2", "rangeEnd": "10.30.0.2"},
             {"subnet": "fd00:30::/64", "rangeStart": "fd00:30::2", "rangeEnd": "fd00:30::2"},
         ]
-        ipam = {
-            "type": "host-local",
-            "dataDir": str(self.folder / "leases"),
-            "ranges": [[item] for item in single],
-        }
+        ipam = host_local(self.folder / "leases", ranges=[[item] for item in single])
         return self.network(ipam=ipam, **keys)
 
     def sandbox(self, container: str) -> Namespace:

@@ -23,6 +23,7 @@ from harness import (
     run_plugin,
     snapshot,
 )
+from harness.configs import host_local
 from harness.frames import ARP, Wire
 from harness.reference import VERSIONS, comparable, exchange
 
@@ -46,13 +47,9 @@ def attach(
     def make(plugin: str, version: str, *addresses: dict[str, str], **keys: Any) -> Attachment:
         ipam: dict[str, Any] = {"type": "static", "addresses": addresses, "routes": ROUTES}
         if not addresses:
-            ipam = {
-                "type": "host-local",
-                "dataDir": str(tmp_path / "leases"),
-                "ranges": [[{"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.7",
-                             "rangeEnd": "192.0.2.7", "gateway": "192.0.2.1"}]],
-                "routes": ROUTES[:2],
-            }  # fmt: skip
+            only = {"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.7", "rangeEnd": "192.0.2.7"}
+            ranges = [[{**only, "gateway": "192.0.2.1"}]]
+            ipam = host_local(tmp_path / "leases", ranges=ranges, routes=ROUTES[:2])
         config = {"cniVersion": version, "name": "net", "type": plugin, "ipam": ipam, **keys}
         return Attachment(plugin_dir / plugin, config, sandbox())
 

@@ -13,6 +13,7 @@ import pytest
 from harness import Namespace, ask, run_in, service
 from harness import firewalld as real
 from harness.agent import AgentProcess
+from harness.configs import host_local
 from harness.firewalld import Firewalld
 from harness.machines import CLIENT, FAR, HOST, Machines
 from pycni.cli.install import LAUNCHER
@@ -36,11 +37,7 @@ def network_of(folder: Path, plugins: Path, backend: str = "") -> Network:
                     "isDefaultGateway": True,
                     "ipMasq": True,
                     **masquerade,
-                    "ipam": {
-                        "type": "host-local",
-                        "dataDir": str(folder / "leases"),
-                        "ranges": [[{"subnet": "10.1.0.0/16"}]],
-                    },
+                    "ipam": host_local(folder / "leases", "10.1.0.0/16"),
                 },
                 {"type": "portmap", "capabilities": {"portMappings": True}, **named},
                 {"type": "firewall", **named},

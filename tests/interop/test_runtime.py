@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from harness import Host, Sandbox, ip_json, run_in, run_plugin
+from harness.configs import host_local
 from harness.reference import comparable
 from pycni.runtime import Network
 from pycni.spec.result import encode_result
@@ -57,11 +58,7 @@ def document(tmp_path: Path) -> dict[str, Any]:
                 "type": "bridge",
                 "bridge": "br0",
                 "isDefaultGateway": True,
-                "ipam": {
-                    "type": "host-local",
-                    "dataDir": str(tmp_path / "leases"),
-                    "ranges": [[{"subnet": "10.8.0.0/24"}], [{"subnet": "fd00:8::/64"}]],
-                },
+                "ipam": host_local(tmp_path / "leases", "10.8.0.0/24", "fd00:8::/64"),
             },
             {"type": "bandwidth", "capabilities": {"bandwidth": True}},
             {"type": "tuning", "sysctl": {"net.core.somaxconn": "500"}, "mtu": 1400},

@@ -20,6 +20,8 @@ import pytest
 
 from harness import Host, PluginRun, Sandbox, ip_json, nft_list, run_in, run_plugin
 from harness.agent import PYCNI, AgentProcess
+from harness.configs import host_local
+from harness.topics.callers import in_the_agents_place
 from pycni.agent import protocol
 from pycni.agent.listener import listen
 from pycni.cli.install import LAUNCHER, install
@@ -34,11 +36,7 @@ def config(tmp_path: Path, **keys: Any) -> dict[str, Any]:
         "bridge": "br0",
         "isGateway": True,
         "ipMasq": True,
-        "ipam": {
-            "type": "host-local",
-            "subnet": "10.9.0.0/16",
-            "dataDir": str(tmp_path / "leases"),
-        },
+        "ipam": host_local(tmp_path / "leases", subnet="10.9.0.0/16"),
         **keys,
     }
 
@@ -202,13 +200,7 @@ def test_garbage_is_refused(agent: AgentProcess, data: bytes) -> None:
 
 def test_lost_agent_is_an_error_after_it_began(tmp_path: Path, host: Host) -> None:
     """An agent that dies at work leaves the launcher with one error object, code 11."""
-    if not LAUNCHER.is_file():
-        pytest.skip("the launcher was not compiled")
-    path = tmp_path / "agent.sock"
-    install(tmp_path / "bin", socket=path)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
+    with in_the_agents_place(tmp_path) as listener:
 
         def begin_and_die() -> None:
             connection, _ = listener.accept()

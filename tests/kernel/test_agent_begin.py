@@ -17,11 +17,10 @@ import pytest
 
 from harness import Host, Sandbox, ip_json, run_in, run_plugin
 from harness.agent import AgentProcess
-from harness.topics.callers import LOOPBACK, wait_for
+from harness.topics.callers import LOOPBACK, ask_version, in_the_agents_place, wait_for
 from pycni.agent import protocol
 from pycni.agent.heartbeat import Heartbeat
 from pycni.agent.protocol import BEGIN_MS
-from pycni.cli.install import LAUNCHER, install
 
 # --- agents that do not begin --------------------------------------------------------------------
 
@@ -57,16 +56,10 @@ def test_a_stopped_agent_is_passed_by_and_does_nothing_later(
 
 @pytest.mark.parametrize("room", [True, False], ids=["listens", "its queue is full"])
 def test_a_socket_of_somebody_who_says_nothing(room: bool, host: Host, tmp_path: Path) -> None:
-    if not LAUNCHER.is_file():
-        pytest.skip("the launcher was not compiled")
-    path = tmp_path / "agent.sock"
-    install(tmp_path / "bin", socket=path)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen(10 if room else 0)
+    with in_the_agents_place(tmp_path, 10 if room else 0):
         if not room:
             filling = socket.socket(socket.AF_UNIX)
-            filling.connect(str(path))
+            filling.connect(str(tmp_path / "agent.sock"))
         run = run_plugin(tmp_path / "bin" / "loopback", "VERSION", LOOPBACK)
         assert run.code == 0, run
         if not room:
@@ -75,25 +68,13 @@ def test_a_socket_of_somebody_who_says_nothing(room: bool, host: Host, tmp_path:
 
 def test_an_agent_that_begins_at_the_last_moment_is_waited_for(host: Host, tmp_path: Path) -> None:
     """What it said before the launcher stopped listening counts, however late it is read."""
-    if not LAUNCHER.is_file():
-        pytest.skip("the launcher was not compiled")
-    path = tmp_path / "agent.sock"
-    install(tmp_path / "bin", socket=path)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
+    with in_the_agents_place(tmp_path) as listener:
         outcomes: set[bool] = set()
         chance = random.Random(1)
         # Until both kinds of ending came up; never is a call done by both, nor by none.
         while len(outcomes) < 2:
             delay = chance.uniform(0, 2 * BEGIN_MS / 1000)
-            launcher = subprocess.Popen(
-                [tmp_path / "bin" / "loopback"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                env={"CNI_COMMAND": "VERSION", "CNI_PATH": "/"},
-                text=True,
-            )
+            launcher = ask_version(tmp_path)
             connection, _ = listener.accept()
             with connection:
                 call = protocol.receive_call(connection, 5)
@@ -104,9 +85,8 @@ def test_an_agent_that_begins_at_the_last_moment_is_waited_for(host: Host, tmp_p
                     begun = False
                 else:
                     begun = True
-                    time.sleep(
-                        2 * BEGIN_MS / 1000
-                    )  # longer than the launcher waits for what it has
+                    # longer than the launcher waits for what it has
+                    time.sleep(2 * BEGIN_MS / 1000)
                     os.write(call.reply, protocol.encode_answer(0, "by the agent"))
                 call.close()
                 said = launcher.communicate()[0]
@@ -118,31 +98,19 @@ def test_an_agent_that_begins_at_the_last_moment_is_waited_for(host: Host, tmp_p
 
 def test_an_agent_that_gets_on_with_others_is_waited_for(host: Host, tmp_path: Path) -> None:
     """Many times as long as one that does nothing; here a test's thread says that it gets on."""
-    if not LAUNCHER.is_file():
-        pytest.skip("the launcher was not compiled")
-    path = tmp_path / "agent.sock"
-    install(tmp_path / "bin", socket=path)
-    heartbeat = Heartbeat(path)
-    over = threading.Event()
+    with in_the_agents_place(tmp_path) as listener:
+        heartbeat = Heartbeat(tmp_path / "agent.sock")
+        over = threading.Event()
 
-    def get_on() -> None:
-        while not over.wait(0.001):
-            heartbeat.beat()
+        def get_on() -> None:
+            while not over.wait(0.001):
+                heartbeat.beat()
 
-    others = threading.Thread(target=get_on)
-    others.start()
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
+        others = threading.Thread(target=get_on)
+        others.start()
         said = ""
         for _ in range(50):  # a busy machine may keep that thread from it
-            launcher = subprocess.Popen(
-                [tmp_path / "bin" / "loopback"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                env={"CNI_COMMAND": "VERSION", "CNI_PATH": "/"},
-                text=True,
-            )
+            launcher = ask_version(tmp_path)
             connection, _ = listener.accept()
             with connection:
                 call = protocol.receive_call(connection, 5)
@@ -160,20 +128,9 @@ def test_an_agent_that_gets_on_with_others_is_waited_for(host: Host, tmp_path: P
 
 
 def test_an_agent_that_hangs_up_or_says_something_else(host: Host, tmp_path: Path) -> None:
-    if not LAUNCHER.is_file():
-        pytest.skip("the launcher was not compiled")
-    path = tmp_path / "agent.sock"
-    install(tmp_path / "bin", socket=path)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
+    with in_the_agents_place(tmp_path) as listener:
         for said in (b"", b"x"):
-            launcher = subprocess.Popen(
-                [tmp_path / "bin" / "loopback"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                env={"CNI_COMMAND": "VERSION", "CNI_PATH": "/"},
-            )
+            launcher = ask_version(tmp_path)
             connection, _ = listener.accept()
             with connection:
                 connection.sendall(said)

@@ -10,6 +10,7 @@ import pytest
 
 from harness import Sandbox, run_plugin
 from harness.agent import AgentProcess
+from harness.configs import host_local
 from harness.topics.callers import LOOPBACK, Caller, held, lock_of, running, version, wait_for
 from pycni.agent import server
 
@@ -77,11 +78,7 @@ def test_an_upgrade_in_place_mixes_nothing(
         "bridge": "br0",
         "isDefaultGateway": True,
         "ipMasq": True,
-        "ipam": {
-            "type": "host-local",
-            "subnet": "10.9.0.0/16",
-            "dataDir": str(tmp_path / "leases"),
-        },
+        "ipam": host_local(tmp_path / "leases", subnet="10.9.0.0/16"),
     }
     portmap = {
         "cniVersion": "1.1.0",

@@ -16,6 +16,7 @@ import pytest
 
 from harness import Namespace, Sandbox, ip_json, run_in, run_plugin
 from harness.agent import PYCNI, AgentProcess
+from harness.configs import host_local
 from harness.dhcp import Daemon
 from harness.topics.callers import (
     LOOPBACK,
@@ -174,11 +175,7 @@ def test_the_attachment_s_lock_is_waited_for_as_long_as_somebody_wants_it(
         "name": "a",
         "type": "bridge",
         "bridge": "br0",
-        "ipam": {
-            "type": "host-local",
-            "subnet": "10.9.0.0/16",
-            "dataDir": str(tmp_path / "leases"),
-        },
+        "ipam": host_local(tmp_path / "leases", subnet="10.9.0.0/16"),
     }
     with held(lock_of(tmp_path, "a")):
         first = add(agent, document, space)
@@ -240,11 +237,7 @@ def test_what_it_has_no_room_for_is_left_to_launchers(
         "bridge": "br0",
         "isGateway": True,
         "ipMasq": True,
-        "ipam": {
-            "type": "host-local",
-            "subnet": "10.9.0.0/16",
-            "dataDir": str(tmp_path / "leases"),
-        },
+        "ipam": host_local(tmp_path / "leases", subnet="10.9.0.0/16"),
     }
     space = sandbox()
     environ = {"CNI_COMMAND": "ADD", "CNI_NETNS": space.path, "CNI_PATH": str(agent.plugins)}

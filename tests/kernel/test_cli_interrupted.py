@@ -17,6 +17,7 @@ import pytest
 
 from harness import Host, Namespace, Sandbox
 from harness.agent import PYCNI
+from harness.configs import host_local
 from harness.kernel_state import filled_sets, veths
 from harness.ways import notes
 
@@ -30,11 +31,7 @@ class Lab:
     def __init__(self, folder: Path, options: list[str]) -> None:
         self.folder = folder
         self.options = ["--conf-dir", str(folder), "--cache-dir", str(folder / "cni"), *options]
-        ipam = {
-            "type": "host-local",
-            "dataDir": str(folder / "leases"),
-            "ranges": [[{"subnet": "10.66.0.0/24"}]],
-        }
+        ipam = host_local(folder / "leases", "10.66.0.0/24")
         bridge = {"type": "bridge", "bridge": "br0", "isGateway": True, "ipMasq": True}
         ports = {"type": "portmap", "capabilities": {"portMappings": True}}
         (folder / "n.conflist").write_text(

@@ -9,12 +9,13 @@ import pytest
 from harness import Attach, Attachment, ip_json, run_in, run_plugin
 from harness.dhcp import SERVER, SUBNET, Daemon, Dhcpd, Dnsmasq, Kea, Network, Program, eventually
 from harness.topics import dhcp as kit
-from harness.topics.dhcp import address, assert_put_back, inner
+from harness.topics.dhcp import Leased, address, assert_put_back, inner
 from pycni.cli.install import install
 
 attach = kit.attach
 daemon = kit.daemon
 lan = kit.lan
+leased = kit.leased
 
 
 @pytest.mark.parametrize("server", [Kea, Dnsmasq, Dhcpd])
@@ -101,10 +102,8 @@ def test_an_add_that_fails_gives_the_lease_back(
 # --- the length of a lease -----------------------------------------------------------------------
 
 
-def test_a_lease_is_renewed(attach: Attach, lan: Network, tmp_path: Path, daemon: Daemon) -> None:
-    with Kea(lan, tmp_path / "kea", lifetime=(1, 20, 30)) as kea:
-        one = attach()
-        one.add()
+def test_a_lease_is_renewed(leased: Leased, daemon: Daemon) -> None:
+    with leased(lifetime=(1, 20, 30)) as (kea, one):
         granted = kea.count("DHCP4_LEASE_ALLOC")
         eventually(lambda: kea.count("DHCP4_LEASE_ALLOC") >= granted + 2, "not renewed twice")
         assert daemon.state_of() in ("bound", "renewing")
@@ -114,11 +113,9 @@ def test_a_lease_is_renewed(attach: Attach, lan: Network, tmp_path: Path, daemon
 
 
 def test_rebinding_goes_where_renewing_does_not(
-    attach: Attach, lan: Network, tmp_path: Path, daemon: Daemon
+    leased: Leased, lan: Network, daemon: Daemon
 ) -> None:
-    with Kea(lan, tmp_path / "kea", lifetime=(1, 3, 30)) as kea:
-        one = attach()
-        one.add()
+    with leased(lifetime=(1, 3, 30)) as (kea, _):
         mac = ip_json("link", "show", "lan", netns=lan.netns)[0]["address"]
         rules = (
             "table bridge test { chain forward { type filter hook forward priority 0; "
@@ -178,12 +175,8 @@ def test_routes_come_back_into_the_tables_that_they_were_in(
         run_in(one.sandbox, ["ping", "-c1", "-W5", "-I", address(one), SERVER])
 
 
-def test_a_short_absence_of_the_server_is_not_felt(
-    attach: Attach, lan: Network, tmp_path: Path, daemon: Daemon
-) -> None:
-    with Kea(lan, tmp_path / "kea", lifetime=(1, 3, 60)) as kea:
-        one = attach()
-        one.add()
+def test_a_short_absence_of_the_server_is_not_felt(leased: Leased, daemon: Daemon) -> None:
+    with leased(lifetime=(1, 3, 60)) as (kea, one):
         kea.stop()
         eventually(lambda: daemon.state_of() == "rebinding", "not rebinding")
         assert inner(one) == [f"{address(one)}/24"]
@@ -296,12 +289,8 @@ def test_what_is_provided_and_requested(attach: Attach, lan: Network, tmp_path: 
         eventually(lambda: kea.released(address(one)), "not released under that identifier")
 
 
-def test_the_client_identifier_is_the_references(
-    attach: Attach, lan: Network, tmp_path: Path
-) -> None:
-    with Kea(lan, tmp_path / "kea") as kea:
-        one = attach()
-        one.add()
+def test_the_client_identifier_is_the_references(leased: Leased) -> None:
+    with leased() as (kea, _):
         identifier = b"\0pycni-test/lan/eth0"
         assert f"cid=[{identifier.hex(':')}]" in kea.log.read_text()
 

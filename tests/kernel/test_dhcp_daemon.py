@@ -16,7 +16,7 @@ import pytest
 from harness import Attach, Attachment, ip_json, run_in, run_plugin
 from harness.dhcp import SUBNET, Daemon, Kea, Network, Program, eventually
 from harness.topics import dhcp as kit
-from harness.topics.dhcp import address, assert_put_back, inner
+from harness.topics.dhcp import Leased, address, assert_put_back, inner
 from pycni.dhcp.exchange import Client
 from pycni.dhcp.keeper import Keeper
 from pycni.dhcp.lease import LeaseRecord, Store
@@ -26,17 +26,14 @@ from pycni.spec.errors import CNIError
 attach = kit.attach
 daemon = kit.daemon
 lan = kit.lan
+leased = kit.leased
 
 
 # --- the daemon's own life -----------------------------------------------------------------------
 
 
-def test_leases_outlive_a_killed_daemon(
-    attach: Attach, lan: Network, tmp_path: Path, daemon: Daemon
-) -> None:
-    with Kea(lan, tmp_path / "kea", lifetime=(3, 20, 60)) as kea:
-        one = attach()
-        one.add()
+def test_leases_outlive_a_killed_daemon(leased: Leased, daemon: Daemon) -> None:
+    with leased(lifetime=(3, 20, 60)) as (kea, one):
         held = daemon.leases()[0]["address"]
         daemon.stop(9)
         granted = kea.count("DHCP4_LEASE_ALLOC")
@@ -52,11 +49,9 @@ def test_leases_outlive_a_killed_daemon(
 
 
 def test_a_lost_lease_is_regained_by_the_next_daemon(
-    attach: Attach, lan: Network, tmp_path: Path, daemon: Daemon
+    leased: Leased, lan: Network, tmp_path: Path, daemon: Daemon
 ) -> None:
-    with Kea(lan, tmp_path / "kea", lifetime=(1, 2, 3)) as kea:
-        one = attach()
-        one.add()
+    with leased(lifetime=(1, 2, 3)) as (kea, one):
         before = ip_json("-4", "route", netns=one.sandbox)
         kea.stop()
         eventually(lambda: inner(one) == [], "the address stays on the interface")
@@ -68,12 +63,10 @@ def test_a_lost_lease_is_regained_by_the_next_daemon(
 
 
 def test_a_daemon_killed_while_it_takes_an_address_off(
-    attach: Attach, lan: Network, tmp_path: Path, daemon: Daemon
+    leased: Leased, lan: Network, tmp_path: Path, daemon: Daemon
 ) -> None:
     """Whichever of the file and the interface it came to, the next one puts both right."""
-    with Kea(lan, tmp_path / "kea", lifetime=(1, 2, 3)):
-        one = attach()
-        one.add()
+    with leased(lifetime=(1, 2, 3)) as (_, one):
         before = ip_json("-4", "route", netns=one.sandbox)
         daemon.stop(9)
     store = Store(str(daemon.state))
@@ -107,12 +100,8 @@ class Killed(Exception):
     """Ends what a daemon does, at the point where it is raised."""
 
 
-def test_a_daemon_that_is_told_to_end_keeps_its_leases(
-    attach: Attach, lan: Network, tmp_path: Path, daemon: Daemon
-) -> None:
-    with Kea(lan, tmp_path / "kea") as kea:
-        one = attach()
-        one.add()
+def test_a_daemon_that_is_told_to_end_keeps_its_leases(leased: Leased, daemon: Daemon) -> None:
+    with leased() as (kea, one):
         daemon.stop()
         assert not daemon.socket.exists()
         assert not kea.released(address(one))
@@ -242,12 +231,8 @@ def test_the_namespace_vanishes(
         assert list(daemon.state.glob("*.json")) == []
 
 
-def test_another_interface_of_the_same_name_is_left_alone(
-    attach: Attach, lan: Network, tmp_path: Path, daemon: Daemon
-) -> None:
-    with Kea(lan, tmp_path / "kea", lifetime=(1, 20, 30)):
-        one = attach()
-        one.add()
+def test_another_interface_of_the_same_name_is_left_alone(leased: Leased, daemon: Daemon) -> None:
+    with leased(lifetime=(1, 20, 30)) as (_, one):
         run_in(one.sandbox, ["ip", "link", "delete", "eth0"])
         run_in(one.sandbox, ["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "x"])
         eventually(lambda: daemon.state_of() == "gone", "still renewed")
@@ -256,12 +241,10 @@ def test_another_interface_of_the_same_name_is_left_alone(
 
 @pytest.mark.parametrize("change", [("address", "02:00:00:00:00:77"), ("name", "mine")])
 def test_an_interface_that_was_changed_keeps_its_lease(
-    attach: Attach, lan: Network, tmp_path: Path, daemon: Daemon, change: tuple[str, str]
+    leased: Leased, daemon: Daemon, change: tuple[str, str]
 ) -> None:
     """Another plugin, or the container, may give it another MAC address or name."""
-    with Kea(lan, tmp_path / "kea", lifetime=(1, 3, 4)) as kea:
-        one = attach()
-        one.add()
+    with leased(lifetime=(1, 3, 4)) as (kea, one):
         for line in ("set eth0 down", f"set eth0 {' '.join(change)}"):
             run_in(one.sandbox, ["ip", "link", *line.split()])
         run_in(one.sandbox, ["ip", "link", "set", "mine" if "mine" in change else "eth0", "up"])

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from harness import Attachment, ask, run_in, run_plugin
+from harness.configs import host_local
 from harness.host import forget_attachments
 from harness.kernel_state import iptables_saved
 from harness.machines import BRIDGE, CLIENT, FAR, HOST, Machines, addresses
@@ -387,11 +388,7 @@ def test_repair_ends_where_it_finds_nothing(
                     "isGateway": True,
                     "ipMasq": True,
                     "ipMasqBackend": "iptables",
-                    "ipam": {
-                        "type": "host-local",
-                        "dataDir": str(tmp_path / "leases"),
-                        "ranges": [[{"subnet": "10.1.0.0/16"}]],
-                    },
+                    "ipam": host_local(tmp_path / "leases", "10.1.0.0/16"),
                 },
                 {
                     "type": "portmap",

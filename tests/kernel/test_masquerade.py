@@ -19,6 +19,7 @@ import pytest
 
 from harness import Host, Namespace, Sandbox, nft_list, run_in
 from harness.kernel_state import ruleset
+from harness.threads import at_once
 from harness.topics import masquerade as kit
 from harness.topics.masquerade import saved, step
 from pycni.kernel import namespace
@@ -353,23 +354,12 @@ def test_check_tells_what_is_missing_and_apply_repairs_it(
 
 def test_first_attachments_in_threads(kernel: HostAndSandbox) -> None:
     steps = [step(f"c{number}", f"10.15.{number % 4}.{number + 2}/24") for number in range(24)]
-    failures: list[Exception] = []
-    start = threading.Barrier(len(steps))
 
     def attach(wanted: Masquerade) -> None:
-        try:
-            start.wait()
-            with HostAndSandbox(None) as own:
-                masquerade.apply(wanted, own)
-        except Exception as error:  # noqa: BLE001 - told by the test
-            failures.append(error)
+        with HostAndSandbox(None) as own:
+            masquerade.apply(wanted, own)
 
-    threads = [threading.Thread(target=attach, args=(wanted,)) for wanted in steps]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    assert at_once(attach, steps) == []
     assert [masquerade.check(wanted, kernel) for wanted in steps] == [[]] * len(steps)
     assert sum("rule" in entry for entry in nft_list()) == 4
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness import Namespace, Sandbox, run_in, run_plugin
+from harness.configs import host_local
 from harness.kernel_state import ruleset
 from harness.topics import masquerade as kit
 from harness.topics.masquerade import saved, step
@@ -99,11 +100,7 @@ def reference(reference_dir: Path, tmp_path: Path) -> Callable[..., list[str]]:
     """Call the reference's bridge plugin; gives the addresses of its result."""
 
     def call(command: str, container: str, inside: Namespace) -> list[str]:
-        ipam = {
-            "type": "host-local",
-            "ranges": [[{"subnet": "10.15.20.0/24"}]],
-            "dataDir": str(tmp_path),
-        }
+        ipam = host_local(tmp_path, "10.15.20.0/24")
         done = run_plugin(
             reference_dir / "bridge",
             command,

@@ -99,6 +99,14 @@ def conf_file(way: Way, *plugins: dict[str, Any]) -> Path:
     return folder
 
 
+def install_strange(way: Way) -> Path:
+    """A plugin of others, which accepts everything."""
+    path = way.plugins / "strange"
+    path.write_text(ACCEPTS)
+    path.chmod(0o755)
+    return path
+
+
 def pycni(way: Way, *words: str, code: int = 0) -> str:
     directories = [] if way.name == "in process" else ["--plugin-dir", str(way.plugins)]
     done = subprocess.run(
@@ -131,9 +139,7 @@ def test_reclaim_of_a_container_with_a_published_port(
 def test_reclaim_that_cannot_delete_keeps_the_lease(
     way: Way, small: dict[str, Any], sandbox: Sandbox
 ) -> None:
-    strange = way.plugins / "strange"
-    strange.write_text(ACCEPTS)
-    strange.chmod(0o755)
+    strange = install_strange(way)
     network = way.network("n", small, {"type": "strange"})
     box = sandbox()
     network.add("gone", box.path)
@@ -173,9 +179,7 @@ def test_a_plugin_of_others_that_is_missing_at_del(
     way: Way, small: dict[str, Any], sandbox: Sandbox
 ) -> None:
     """What it made may name the address, which therefore stays reserved until it is there again."""
-    strange = way.plugins / "strange"
-    strange.write_text(ACCEPTS)
-    strange.chmod(0o755)
+    strange = install_strange(way)
     network = way.network("n", small, {"type": "strange"})
     box = sandbox()
     network.add("a", box.path)
@@ -185,8 +189,7 @@ def test_a_plugin_of_others_that_is_missing_at_del(
     assert "strange" in str(caught.value)
     assert "stay reserved" in caught.value.details
     assert list(way.leases("n")) == ["10.63.0.2"]
-    strange.write_text(ACCEPTS)
-    strange.chmod(0o755)
+    install_strange(way)
     network.delete("a")
     assert (way.leases("n"), way.cached(), notes()) == ({}, [], [])
 
@@ -196,9 +199,7 @@ def test_port_map_that_is_missing_beside_a_plugin_of_others(
     way: Way, small: dict[str, Any], sandbox: Sandbox
 ) -> None:
     """The runtime notes that one's part until all of the list is done."""
-    strange = way.plugins / "strange"
-    strange.write_text(ACCEPTS)
-    strange.chmod(0o755)
+    install_strange(way)
     network = way.network("n", small, PORTMAP, {"type": "strange"})
     network.add("a", sandbox().path, capabilities=PORT)
     (way.plugins / "portmap").unlink()
@@ -260,9 +261,7 @@ def test_refused_add_in_another_namespace_undoes_nothing(way: Way, sandbox: Sand
 def test_add_whose_result_cannot_be_cached_leaves_no_note(
     way: Way, small: dict[str, Any], sandbox: Sandbox
 ) -> None:
-    strange = way.plugins / "strange"
-    strange.write_text(ACCEPTS)
-    strange.chmod(0o755)
+    install_strange(way)
     network = way.network("n", small, {"type": "strange"})
     results = way.folder / "cni/results"
     results.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from itertools import product
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 
 from harness import Attachment, ask, run_in
 from harness.machines import CLIENT, HOST, SECOND, addresses
+from harness.threads import at_once
 from harness.topics import port_holders as kit
 from harness.topics.port_holders import (
     ALL,
@@ -266,20 +266,11 @@ def test_two_at_once_never_get_the_same_port(
         ports.portmap(how, ports.machines.container(f"c{number}"), **keys) for number in range(5)
     ]
     codes: list[int] = []
-    start = threading.Barrier(len(attachments))
 
     def attach(portmap: Attachment) -> None:
-        start.wait()
         codes.append(portmap.run("ADD").code)
 
-    def all_at_once() -> None:
-        threads = [threading.Thread(target=attach, args=(each,)) for each in attachments]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    ports.call(how, all_at_once)
+    ports.call(how, lambda: at_once(attach, attachments))
     assert sorted(codes) == [0] + [1] * 4
     led = [line for line in rules() if "dnat name" in line]
     assert len(led) == 2 if how == LEGACY else len(led) <= 2

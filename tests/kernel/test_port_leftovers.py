@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from harness import Attachment, ask, run_in, service
+from harness.configs import host_local
 from harness.host import forget_attachments
 from harness.lan import Lan, port, received, udp
 from harness.machines import CLIENT, HOST, SECOND, Machines, addresses
@@ -136,11 +137,7 @@ def test_two_networks_with_one_address_keep_their_ports(
                 "type": "bridge",
                 "bridge": f"br-{network}",
                 "isGateway": True,
-                "ipam": {
-                    "type": "host-local",
-                    "ranges": [[subnet] for subnet in SINGLE],
-                    "dataDir": str(machines.folder),
-                },
+                "ipam": host_local(machines.folder, ranges=[[subnet] for subnet in SINGLE]),
             },
             machines.sandbox(),
             container,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import struct
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from harness.frames import sctp_init
 from harness.kernel_state import ruleset
 from harness.lan import port as mapping
 from harness.machines import BRIDGE, CLIENT, FAR, HOST, LOCAL, SECOND, Machines, addresses, commands
+from harness.threads import at_once
 from harness.topics.portmap import both_backends, portmap_for
 from harness.ways import WAYS, way_of
 
@@ -347,17 +347,7 @@ def test_two_at_once_never_get_the_same_port(machines: Machines) -> None:
         for number in range(6)
     ]
     codes: list[int] = []
-    start = threading.Barrier(len(attachments))
-
-    def attach(portmap: Attachment) -> None:
-        start.wait()
-        codes.append(portmap.run("ADD").code)
-
-    threads = [threading.Thread(target=attach, args=(each,)) for each in attachments]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    assert at_once(lambda portmap: codes.append(portmap.run("ADD").code), attachments) == []
     assert sorted(codes) == [0] + [1] * 5
     assert ruleset().count("tcp . 8080 comment") == 2  # a family each
 

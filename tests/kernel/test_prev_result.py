@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from harness import Attachment, Host, Namespace, Sandbox, ip_json, run_in, snapshot
+from harness.configs import host_local
 
 KEYS: dict[str, dict[str, Any]] = {
     "bridge": {"bridge": "br1", "isDefaultGateway": True, "ipMasq": True},
@@ -44,13 +45,12 @@ def attachment(
     subnet: str,
     **keys: Any,
 ) -> Attachment:
-    ipam = {
-        "type": "host-local",
-        "dataDir": str(leases),
-        "ranges": [[{"subnet": subnet}]],
-        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "10.99.0.0/16"}],
-        "resolvConf": str(write_resolv_conf(leases)),
-    }
+    ipam = host_local(
+        leases,
+        subnet,
+        routes=[{"dst": "0.0.0.0/0"}, {"dst": "10.99.0.0/16"}],
+        resolvConf=str(write_resolv_conf(leases)),
+    )
     config = {"cniVersion": "1.1.0", "name": network, "type": plugin.name, "ipam": ipam, **keys}
     return Attachment(plugin, config, netns, "one", ifname)
 

@@ -17,6 +17,7 @@ import pytest
 
 from harness import Host, Namespace, Sandbox, run_in
 from harness.agent import PYCNI
+from harness.configs import host_local
 from harness.host import forget_attachments
 from pycni.runtime import Network
 from pycni.runtime import reclaim as reclaiming
@@ -46,11 +47,7 @@ class Node:
                             "type": "bridge",
                             "bridge": "br0",
                             "isDefaultGateway": True,
-                            "ipam": {
-                                "type": "host-local",
-                                "ranges": [[{"subnet": f"{SUBNET}.0/24"}]],
-                                "dataDir": str(self.data_dir),
-                            },
+                            "ipam": host_local(self.data_dir, f"{SUBNET}.0/24"),
                         }
                     ],
                 }

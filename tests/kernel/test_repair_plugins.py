@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from harness import ip_json, run_in
+from harness.configs import host_local
 from harness.topics import repair as kit
 from harness.topics.repair import (
     MASQUERADED,
@@ -86,12 +87,12 @@ def test_ptp_and_loopback(lab: Lab) -> None:
                 {
                     "type": "ptp",
                     "ipMasq": True,
-                    "ipam": {
-                        "type": "host-local",
-                        "dataDir": str(lab.folder / "leases"),
-                        "ranges": [[{"subnet": "10.1.0.0/16"}], [{"subnet": "fd00:1::/64"}]],
-                        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
-                    },
+                    "ipam": host_local(
+                        lab.folder / "leases",
+                        "10.1.0.0/16",
+                        "fd00:1::/64",
+                        routes=[{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+                    ),
                 },
             ],
         },
@@ -191,10 +192,6 @@ def test_what_the_reference_made(lab: Lab, reference_dir: Path) -> None:
 
 
 def network_config(lab: Lab) -> dict[str, Any]:
-    ipam = {
-        "type": "host-local",
-        "dataDir": str(lab.folder / "leases"),
-        "ranges": [[{"subnet": "10.1.0.0/16"}]],
-    }
+    ipam = host_local(lab.folder / "leases", "10.1.0.0/16")
     bridge = {"type": "bridge", "bridge": "cni0", "isDefaultGateway": True, "ipMasq": True}
     return {"cniVersion": "1.0.0", "name": "lab", "plugins": [{**bridge, "ipam": ipam}]}

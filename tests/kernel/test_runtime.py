@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from harness import Host, Namespace, Sandbox, ip_json, run_in
+from harness.configs import host_local
 from harness.reference import comparable
 from pycni.runtime import Canceled, Cancellation, Endpoint, Network, PluginError, namespaces
 from pycni.runtime.aio import AsyncNetwork
@@ -46,11 +47,7 @@ class Lab:
             "isDefaultGateway": True,
             "ipMasq": True,
             "capabilities": {"mac": True},
-            "ipam": {
-                "type": "host-local",
-                "dataDir": str(self.folder / "leases"),
-                "ranges": [[{"subnet": "10.1.0.0/16"}], [{"subnet": "fd00:1::/64"}]],
-            },
+            "ipam": host_local(self.folder / "leases", "10.1.0.0/16", "fd00:1::/64"),
         }
         return Network.from_dict(
             {"cniVersion": "1.1.0", "name": name, "plugins": [bridge, *more]},

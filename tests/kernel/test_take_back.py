@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from harness import Attachment, Host, Sandbox, ip_json, nft_list, run_in
+from harness.configs import host_local
 from harness.ways import notes
 from pycni.kernel import namespace
 from pycni.kernel.netfilter import iptables
@@ -103,11 +104,7 @@ def test_what_is_left_is_noted_for_del(
         "isGateway": True,
         "ipMasq": True,
         "ipMasqBackend": "iptables",
-        "ipam": {
-            "type": "host-local",
-            "ranges": [[{"subnet": "10.30.0.0/24"}], [{"subnet": "fd00:30::/64"}]],
-            "dataDir": str(tmp_path / "leases"),
-        },
+        "ipam": host_local(tmp_path / "leases", "10.30.0.0/24", "fd00:30::/64"),
     }
     one = Attachment(plugin_dir / "bridge", config, sandbox(), "one")
     restore = iptables.restore

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from harness import Attachment, Host, Namespace, Sandbox, Snapshot, ip_json, run_in
+from harness.configs import host_local
 from harness.faults import each_change_failing
 from harness.ways import notes
 from pycni.kernel import namespace
@@ -53,11 +54,7 @@ def config(tmp_path: Path, **keys: Any) -> dict[str, Any]:
         "ipMasq": True,
         "macspoofchk": True,
         "hairpinMode": True,
-        "ipam": {
-            "type": "host-local",
-            "ranges": [[{"subnet": "10.8.0.0/24"}], [{"subnet": "fd00:8::/64"}]],
-            "dataDir": str(tmp_path / "leases"),
-        },
+        "ipam": host_local(tmp_path / "leases", "10.8.0.0/24", "fd00:8::/64"),
         **keys,
     }
 

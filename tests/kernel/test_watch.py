@@ -13,6 +13,7 @@ import pytest
 
 from harness import ask, ip_json, run_in, run_plugin, service
 from harness.agent import AgentProcess
+from harness.configs import host_local
 from harness.locks import NOBODY, held
 from harness.machines import CLIENT, HOST, Machines
 from pycni.agent import server
@@ -37,11 +38,7 @@ class Watched:
             "bridge": "cni0",
             "isDefaultGateway": True,
             "ipMasq": True,
-            "ipam": {
-                "type": "host-local",
-                "dataDir": str(folder / "leases"),
-                "ranges": [[{"subnet": "10.1.0.0/16"}]],
-            },
+            "ipam": host_local(folder / "leases", "10.1.0.0/16"),
         }
         portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
         self.plugins: list[dict[str, Any]] = [bridge, portmap]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import Host, Sandbox, ip_json, run_in
+from harness.configs import host_local
 from pycni.runtime import Network
 
 
@@ -18,12 +19,7 @@ def network_of(folder: Path, plugins: Path, *chain: dict[str, Any]) -> Network:
 
 
 def ipam(folder: Path) -> dict[str, Any]:
-    return {
-        "type": "host-local",
-        "dataDir": str(folder / "leases"),
-        "ranges": [[{"subnet": "10.1.0.0/24"}]],
-        "routes": [{"dst": "0.0.0.0/0"}],
-    }
+    return host_local(folder / "leases", "10.1.0.0/24", routes=[{"dst": "0.0.0.0/0"}])
 
 
 def must_be_mended(network: Network, *commands: str) -> list[str]:

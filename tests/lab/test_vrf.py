@@ -22,6 +22,7 @@ from harness import (
     run_plugin,
 )
 from harness.chained import make_veth, previous_result
+from harness.configs import host_local
 from harness.dhcp import Program
 from harness.faults import each_request_failing
 from harness.kernel_state import addresses
@@ -232,12 +233,11 @@ def test_repair_stays_within_the_vrf(
         run_in(lan, ["ip", *words.split()])
     run_in(lan, ["ip", "address", "add", "2001:db8::9", "dev", "lo"])
     run_in(lan, ["ip", "link", "set", "lo", "up"])
-    ipam = {
-        "type": "host-local",
-        "dataDir": str(tmp_path / "leases"),
-        "ranges": [[{"subnet": "fd61::/64", "gateway": "fd61::1"}]],
-        "routes": [{"dst": "::/0"}],
-    }
+    ipam = host_local(
+        tmp_path / "leases",
+        ranges=[[{"subnet": "fd61::/64", "gateway": "fd61::1"}]],
+        routes=[{"dst": "::/0"}],
+    )
     plugins = [
         {"type": "macvlan", "master": "up0", "ipam": ipam},
         {"type": "vrf", "vrfname": "blue"},

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from harness import Attach, Attachment, Host, Namespace, Sandbox, nft_list, run_in
+from harness.configs import host_local
 from harness.kernel_state import addresses
 
 V4 = [{"subnet": "10.1.2.0/24"}]
@@ -43,12 +44,7 @@ def attach(host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path) -> At
         count += 1
         config = {"cniVersion": "1.1.0", "name": "net", "type": "bridge", "bridge": "bridge0"}
         if ranges:
-            keys["ipam"] = {
-                "type": "host-local",
-                "dataDir": str(tmp_path / "leases"),
-                "ranges": list(ranges),
-                **(ipam or {}),
-            }
+            keys["ipam"] = host_local(tmp_path / "leases", ranges=list(ranges), **ipam or {})
         return Attachment(
             plugin_dir / "bridge",
             {**config, **keys},

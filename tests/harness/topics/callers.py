@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from harness import PluginRun, run_plugin
 from harness.agent import AgentProcess
+from pycni.cli.install import LAUNCHER, install
 
 LOOPBACK = {"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}
 
@@ -96,3 +100,27 @@ def wait_for(ready: Callable[[], bool]) -> None:
 
 def version(agent: AgentProcess) -> PluginRun:
     return run_plugin(agent.plugins / "loopback", "VERSION", LOOPBACK)
+
+
+@contextmanager
+def in_the_agents_place(folder: Path, backlog: int = 10) -> Iterator[socket.socket]:
+    """A socket that listens where the launchers in `folder / "bin"` look for their agent."""
+    if not LAUNCHER.is_file():
+        pytest.skip("the launcher was not compiled")
+    path = folder / "agent.sock"
+    install(folder / "bin", socket=path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(backlog)
+        yield listener
+
+
+def ask_version(folder: Path) -> subprocess.Popen[str]:
+    """Start a launcher that asks for the versions of loopback."""
+    return subprocess.Popen(
+        [folder / "bin" / "loopback"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env={"CNI_COMMAND": "VERSION", "CNI_PATH": "/"},
+        text=True,
+    )

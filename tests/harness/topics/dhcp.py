@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness import Attach, Attachment, Sandbox, ip_json
-from harness.dhcp import Daemon, Network
+from harness.dhcp import Daemon, Kea, Network
+
+Leased = Callable[..., AbstractContextManager[tuple[Kea, Attachment]]]
 
 
 @pytest.fixture
@@ -60,3 +63,17 @@ def assert_put_back(attachment: Attachment, routes: list[dict[str, Any]]) -> Non
     """The interface has the address that ADD returned again, and these IPv4 routes."""
     assert inner(attachment) == [f"{address(attachment)}/24"]
     assert ip_json("-4", "route", netns=attachment.sandbox) == routes
+
+
+@pytest.fixture
+def leased(attach: Attach, lan: Network, tmp_path: Path) -> Leased:
+    """An attachment that has an address from Kea, which runs during the block."""
+
+    @contextmanager
+    def make(**options: Any) -> Iterator[tuple[Kea, Attachment]]:
+        with Kea(lan, tmp_path / "kea", **options) as kea:
+            one = attach()
+            one.add()
+            yield kea, one
+
+    return make

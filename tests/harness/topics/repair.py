@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from harness import Namespace, ask, ip_json, run_in, service
+from harness.configs import host_local
 from harness.kernel_state import link
 from harness.machines import FAR, Machines
 from pycni.runtime import Network, PluginError
@@ -40,11 +41,7 @@ class Lab:
                         "hairpinMode": True,
                         "ipMasq": True,
                         **masquerade,
-                        "ipam": {
-                            "type": "host-local",
-                            "dataDir": str(self.folder / "leases"),
-                            "ranges": [[{"subnet": "10.1.0.0/16"}], [{"subnet": "fd00:1::/64"}]],
-                        },
+                        "ipam": host_local(self.folder / "leases", "10.1.0.0/16", "fd00:1::/64"),
                         **bridge,
                     },
                     *more,
