@@ -1,6 +1,7 @@
 """Fixtures and rules of the whole test suite; tests/harness holds what they are made of.
 
-- Each test gets the marker of its folder. Tests in tests/lab run only in the kernel that
+- Each test gets the marker of its folder, and those of some folders are slow: `make test-quick`
+  leaves out what is. Tests in tests/lab run only in the kernel that
   tools/kernel-lab boots (PYCNI_LAB=1) and are deselected elsewhere.
 - As root, the process gets mounts of its own, so that /run and /var/lib/cni are private.
 - With CI=true a skip that tests/known-skips.txt does not name is a failure: a machine that lacks
@@ -31,6 +32,7 @@ from pycni.kernel.netlink import NetlinkSocket
 
 TESTS = Path(__file__).parent
 FOLDERS = ("unit", "kernel", "interop", "clients", "sequences", "adversary", "lab")
+SLOW_FOLDERS = ("clients", "sequences", "adversary", "lab")
 IN_LAB = os.environ.get("PYCNI_LAB") == "1"
 REFERENCE_DIR = Path("/usr/lib/cni")
 
@@ -49,6 +51,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         folder = item.path.relative_to(TESTS).parts[0]
         if folder in FOLDERS:
             item.add_marker(folder)
+        if folder in SLOW_FOLDERS:
+            item.add_marker("slow")
         if folder == "lab":
             # An emulator, in which Python is slow; the more on a busy machine.
             item.add_marker(pytest.mark.timeout(600))

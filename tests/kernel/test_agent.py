@@ -172,6 +172,7 @@ def test_another_network_namespace_is_refused(agent: AgentProcess, sandbox: Sand
     assert (agent.calls(), agent.refused()) == ({}, {"another namespace": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
     [
@@ -369,6 +370,7 @@ def test_socket_activation_and_notices(
 # --- killed under load ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_agent_killed_under_load(agent: AgentProcess, sandbox: Sandbox, tmp_path: Path) -> None:
     """Callers see correct results or clear errors; after every DEL nothing is left."""
     kills = int(os.environ.get("PYCNI_AGENT_KILLS", "12"))

@@ -25,6 +25,7 @@ from pycni.agent.protocol import BEGIN_MS
 # --- agents that do not begin --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_stopped_agent_is_passed_by_and_does_nothing_later(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:
@@ -54,6 +55,7 @@ def test_a_stopped_agent_is_passed_by_and_does_nothing_later(
     agent.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [True, False], ids=["listens", "its queue is full"])
 def test_a_socket_of_somebody_who_says_nothing(room: bool, host: Host, tmp_path: Path) -> None:
     with in_the_agents_place(tmp_path, 10 if room else 0):
@@ -140,6 +142,7 @@ def test_an_agent_that_hangs_up_or_says_something_else(host: Host, tmp_path: Pat
 # --- what it finds at its standard descriptors ---------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("running_agent", [True, False], ids=["agent", "cold"])
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_descriptors(
@@ -170,6 +173,7 @@ def test_closed_descriptors(
     assert len(agent.calls()) == 1 if running_agent else True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("running_agent", [True, False], ids=["agent", "cold"])
 def test_nobody_reads_stdout(running_agent: bool, agent: AgentProcess, sandbox: Sandbox) -> None:
     """An exit code, not a death by a signal."""
@@ -195,6 +199,7 @@ def test_nobody_reads_stdout(running_agent: bool, agent: AgentProcess, sandbox: 
     assert done.returncode == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("running_agent", [True, False], ids=["agent", "cold"])
 def test_a_long_stdin_and_one_that_is_too_long(running_agent: bool, agent: AgentProcess) -> None:
     if running_agent:

@@ -77,6 +77,7 @@ def on_host() -> list[str]:
 # --- plugins that make a link --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LINK_MAKERS)
 def test_add_where_another_interface_has_the_name(way: Way, sandbox: Sandbox, kind: str) -> None:
     network = way.network("n", maker(way, kind))
@@ -95,6 +96,7 @@ def test_add_where_another_interface_has_the_name(way: Way, sandbox: Sandbox, ki
     assert (shown(box), on_host(), way.leases("n"), notes()) == (before, host, {}, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", ["check", "repair", "delete", "gc"])
 @pytest.mark.parametrize("kind", LINK_MAKERS)
 def test_interface_whose_name_another_has_by_now(
@@ -126,6 +128,7 @@ def test_interface_whose_name_another_has_by_now(
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LINK_MAKERS)
 def test_del_without_notes(way: Way, sandbox: Sandbox, kind: str) -> None:
     """Nothing but the name is left to go by: before 0.4.0 it decides."""
@@ -163,6 +166,7 @@ def chained(way: Way) -> dict[str, dict[str, Any]]:
 CHAINED = ("tuning", "bandwidth", "sbr", "portmap", "firewall")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CHAINED)
 def test_chained_plugin_of_an_interface_whose_name_another_has(
     way: Way, sandbox: Sandbox, kind: str

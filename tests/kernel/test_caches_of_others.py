@@ -143,6 +143,7 @@ def where(way: Way) -> list[str]:
     return ["--cache-dir", str(way.folder / "cni"), "--plugin-dir", str(way.plugins)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "words"),
     [

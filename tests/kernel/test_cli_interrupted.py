@@ -87,6 +87,7 @@ def is_before_the_first_line(code: int, stderr: str, number: int) -> bool:
     return code == -number and ("KeyboardInterrupt" in stderr or not stderr)
 
 
+@pytest.mark.slow
 def test_add(lab: Lab, sandbox: Sandbox) -> None:
     box = sandbox()
     took = duration(lab, box)
@@ -108,6 +109,7 @@ def test_add(lab: Lab, sandbox: Sandbox) -> None:
     assert seen & {130, 143}
 
 
+@pytest.mark.slow
 def test_add_that_is_interrupted_twice(lab: Lab, sandbox: Sandbox) -> None:
     """The second Ctrl-C of who is impatient does not keep the rest from being taken back."""
     box = sandbox()
@@ -125,6 +127,7 @@ def test_add_that_is_interrupted_twice(lab: Lab, sandbox: Sandbox) -> None:
         assert lab.left() == [], stderr
 
 
+@pytest.mark.slow
 def test_a_namespace_that_was_made_goes_too(lab: Lab, host: Host) -> None:
     for attempt in range(TRIES // 4 + 1):
         process = lab.start("add", "made-for-it", "--create-netns")
@@ -136,6 +139,7 @@ def test_a_namespace_that_was_made_goes_too(lab: Lab, host: Host) -> None:
         assert lab.left() == [], stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["del", "check"])
 def test_other_commands(lab: Lab, sandbox: Sandbox, command: str) -> None:
     box = sandbox()
@@ -152,6 +156,7 @@ def test_other_commands(lab: Lab, sandbox: Sandbox, command: str) -> None:
         assert lab.left() == [], stderr
 
 
+@pytest.mark.slow
 def test_what_cannot_be_undone_is_said(host: Host, sandbox: Sandbox, tmp_path: Path) -> None:
     script = f"""#!/bin/sh
     [ $CNI_COMMAND = DEL ] && echo '{{"code": 5, "msg": "no way"}}' && exit 1

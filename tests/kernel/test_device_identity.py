@@ -131,6 +131,7 @@ def test_another_on_its_own(way: Way, sandbox: Sandbox) -> None:
 # --- names ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lines",
     [

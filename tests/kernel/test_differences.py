@@ -189,6 +189,7 @@ def test_a_word_too_many(tmp_path: Path, host: Host) -> None:
         assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_messages_to_dhcp_servers_are_repeated(
     host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ def left(tmp_path: Path) -> list[object]:
     return [*way.leases("n"), *way.cached(), *filled_sets(), *veths(), *notes()]
 
 
+@pytest.mark.slow
 def test_time_outs_at_many_moments(network: Network, sandbox: Sandbox, tmp_path: Path) -> None:
     box = sandbox()
     begin = time.monotonic()
@@ -86,6 +87,7 @@ def test_time_outs_at_many_moments(network: Network, sandbox: Sandbox, tmp_path:
     assert list(tmp_path.rglob("*.new*")) == []
 
 
+@pytest.mark.slow
 def test_failed_calls_leave_nothing_in_this_process(
     host: Host, sandbox: Sandbox, tmp_path: Path
 ) -> None:

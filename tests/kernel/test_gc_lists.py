@@ -29,6 +29,7 @@ def call(way: Way, command: str, config: dict[str, Any], **env: str) -> PluginRu
     return caller(way.plugins / "bridge", command, config, **env)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lists", "kept"),
     [

@@ -48,6 +48,7 @@ def used(folder: Path) -> Used:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["in process", "cold"])
 def test_nothing_grows(
     host: Host, sandbox: Sandbox, tmp_path: Path, plugin_dir: Path, name: str

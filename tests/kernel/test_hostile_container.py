@@ -127,6 +127,7 @@ def make_devices() -> None:
     run_in(None, ["ip", "link", "add", "dev0", "type", "veth", "peer", "name", "dev1"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("plugin", ["bridge", "ptp", "macvlan", "host-device"])
 def test_container_against_its_plugin(
@@ -170,6 +171,7 @@ def clear(space: Namespace, other: Namespace) -> None:
                 run_in(None, ["ip", "-n", place.name, "link", "delete", link["ifname"]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ACTIONS)
 def test_container_against_a_network(
     action: str, host: Host, sandbox: Sandbox, tmp_path: Path

@@ -192,6 +192,7 @@ def test_default_route_of_the_host_outlives_forwarding(
     advertise(lan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ipam", [False, True], ids=["layer 2", "with a gateway"])
 def test_bridge_of_others_keeps_its_router(
     way: Way, lan: Namespace, sandbox: Sandbox, ipam: bool

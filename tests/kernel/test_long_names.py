@@ -50,6 +50,7 @@ def files(way: Way) -> list[str]:
     return [*way.leases("n"), *(path.name for path in found), *map(str, notes())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])
 def test_attached_and_detached(way: Way, sandbox: Sandbox, backend: str, length: int) -> None:
@@ -75,6 +76,7 @@ def test_attached_and_detached(way: Way, sandbox: Sandbox, backend: str, length:
     assert run_in(None, ["ip", "-br", "link"]).stdout == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", LENGTHS[1::2])
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])
 @pytest.mark.parametrize("noted", [True, False])

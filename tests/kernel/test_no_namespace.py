@@ -78,6 +78,7 @@ KINDS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_del_where_there_is_no_namespace(way: Way, sandbox: Sandbox, kind: str) -> None:
     network = full(way)

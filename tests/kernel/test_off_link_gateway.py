@@ -47,6 +47,7 @@ def pings(netns: Namespace, target: str) -> bool:
     return run_in(netns, ["ping", "-qc1", "-W2", target], check=False).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize(
     "case",

@@ -76,6 +76,7 @@ def end(network: Network, way: Way, how: str, box: Namespace) -> None:
     network.delete("a", box.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["DEL", "DEL without prevResult", "GC"])
 @pytest.mark.parametrize("trick", TRICKS)
 @pytest.mark.parametrize("kind", PLUGINS)
@@ -95,6 +96,7 @@ def test_container(way: Way, sandbox: Sandbox, kind: str, trick: str, how: str) 
                           "peer", "dev1"])  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["0.3.1", "1.1.0"])
 @pytest.mark.parametrize("trick", ["renamed", "hidden"])
 @pytest.mark.parametrize("kind", ["bridge", "ptp"])
@@ -112,6 +114,7 @@ def test_container_where_the_note_is_lost(
     assert_clean(way, kind, trick, box, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trick", TRICKS)
 @pytest.mark.parametrize("kind", PLUGINS)
 def test_container_during_an_add_that_fails(
@@ -143,6 +146,7 @@ def test_container_during_an_add_that_fails(
                           "peer", "dev1"])  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["DEL", "DEL without prevResult", "GC"])
 @pytest.mark.parametrize("kind", ["bridge", "ptp", "macvlan", "tap"])
 def test_container_that_swaps_two_of_its_interfaces(
@@ -175,6 +179,7 @@ def test_container_that_swaps_two_of_its_interfaces(
 # --- repair --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("another", ["veth", "macvlan"])
 @pytest.mark.parametrize("trick", TRICKS)
 @pytest.mark.parametrize("kind", PLUGINS)
@@ -242,6 +247,7 @@ def test_repair_plugs_no_stranger_in(way: Way, sandbox: Sandbox, kind: str) -> N
     assert sorted(links(box)) == ["eth0", "x"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["DEL", "DEL without notes", "GC"])
 def test_bandwidth_of_a_stranger_stays(way: Way, sandbox: Sandbox, how: str) -> None:
     """The same, the pair's far end in another namespace of the container's."""

@@ -106,6 +106,7 @@ def lose(what: str) -> str:
     return "other" if what in ("cache", "both") else "cni"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", LOSSES)
 def test_the_interfaces_plugin_refuses(way: Way, sandbox: Sandbox, lost: str) -> None:
     """As loopback accepts it before."""
@@ -123,6 +124,7 @@ def test_the_interfaces_plugin_refuses(way: Way, sandbox: Sandbox, lost: str) ->
     assert (list(links(box)), way.leases("n"), way.cached(), notes()) == (["lo"], {}, [], [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", LOSSES)
 @pytest.mark.parametrize(
     "refuses", [RATES, {"type": "nonsense"}, {"type": "firewall", "backend": "nonsense"}],
@@ -216,6 +218,7 @@ CHAINED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chained", CHAINED, ids=lambda keys: "-".join(map(str, keys.values())))
 def test_a_plugin_is_called_twice(
     way: Way, sandbox: Sandbox, host: Host, chained: dict[str, Any]
