@@ -85,7 +85,7 @@ def test_a_daemon_killed_while_it_takes_an_address_off(
             await asyncio.sleep(0.05)
         await keeper.stop()
 
-    client = Client(b"test", record.wanted, record.options, False, within=0.5)
+    client = Client(b"test", record.wanted, record.options, False, timeout=0.5)
     place = Sandbox(record.netns, record.ifname, record.identity, record.mac)
     asyncio.run(lose())
     assert written == [[f"{address(one)}/24"]], "it is on the interface until that is on file"
