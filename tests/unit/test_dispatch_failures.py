@@ -176,7 +176,7 @@ def test_fault_of_the_plugin_is_an_error_object_too(command: str) -> None:
     assert answer["code"] == 999
     assert "banana" in answer["msg"]
     assert "fault of the plugin recorder at" in answer["details"]
-    assert "test_dispatch.py" in answer["details"]
+    assert "test_dispatch_failures.py" in answer["details"]
     assert "Traceback" not in outcome.stdout + outcome.stderr
 
 
