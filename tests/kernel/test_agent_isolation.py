@@ -197,7 +197,7 @@ def test_the_attachment_s_lock_is_waited_for_as_long_as_somebody_wants_it(
 def test_the_wait_for_a_dhcp_server_ends_with_its_caller(
     plugin: str, agent: AgentProcess, sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    """Nobody answers, and the daemon would ask for longer than the test waits for anything."""
+    """No one answers, and the daemon would ask for longer than the test waits for anything."""
     agent.start()
     space = sandbox()
     if plugin == "dhcp":  # for which the interface has to be there

@@ -265,7 +265,7 @@ def test_many_at_once_in_threads(attach: Attach, leases: Callable[[], set[str]])
         def guarded(one: Attachment) -> None:
             try:
                 action(one)
-            except BaseException as error:  # noqa: BLE001 - told by the test's own thread
+            except BaseException as error:  # noqa: BLE001 - reported by the test's own thread
                 failures.append(error)
 
         threads = [threading.Thread(target=guarded, args=(one,)) for one in every]
@@ -292,7 +292,7 @@ def test_calls_in_one_process_leave_no_descriptors(
     attach: Attach, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = attach((V4, V6), **FULL)
-    monkeypatch.setattr(sysctl, "_left", 1000)  # else its procfs is made anew now and then
+    monkeypatch.setattr(sysctl, "_left", 1000)  # else its procfs is made again now and then
 
     def serve() -> None:
         one.add()

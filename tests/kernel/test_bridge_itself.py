@@ -258,7 +258,7 @@ def test_mtu_that_is_too_small_for_ipv6(
 def test_first_container_of_a_bridge_is_reached_by_ipv6_at_once(
     kind: str, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
 ) -> None:
-    """The host asks for it by the bridge's own link-local address, which nobody else has."""
+    """The host asks for it by the bridge's own link-local address, which no one else has."""
     with way_of(kind, tmp_path, plugin_dir) as way:
         plugin = {"type": "bridge", "isGateway": True, "ipam": way.host_local("fd12::/64")}
         way.network("n", plugin).add("c", sandbox().path)

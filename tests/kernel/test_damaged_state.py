@@ -150,7 +150,7 @@ def test_full_disk_at_every_stage(node: Node, disk: Disk) -> None:
     assert refused
     assert len(node.attached) > 1
     disk.fill()
-    node.attached.pop().delete()  # a full disk keeps nobody from leaving
+    node.attached.pop().delete()  # a full disk keeps no one from leaving
     disk.empty()
     node.add()
     node.require_sound()

@@ -56,7 +56,7 @@ def host_links() -> dict[str, dict[str, Any]]:
 
 
 def assert_back(way: Way, *, altnames: list[str] | None = None) -> None:
-    """The device is on the host as it was, and nobody else has come along."""
+    """The device is on the host as it was, and no one else has come along."""
     found = host_links()
     assert sorted(found) == ["dev0", "dev0-p", "lo", "up0", "up0-p"]
     back = found["dev0"]

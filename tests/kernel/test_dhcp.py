@@ -188,7 +188,7 @@ def test_a_short_absence_of_the_server_is_not_felt(leased: Leased, daemon: Daemo
 def test_a_refusal_and_the_same_address_again(
     attach: Attach, lan: Network, tmp_path: Path, daemon: Daemon
 ) -> None:
-    """A server that lost its memory refuses to renew, and gives the address to who asks anew."""
+    """A server that lost its memory refuses to renew, and gives the address to who asks again."""
     with Dnsmasq(lan, tmp_path / "dnsmasq", "--dhcp-option=option:T1,3") as server:
         one = attach()
         one.add()
@@ -230,7 +230,7 @@ def test_a_server_that_gives_no_mask(attach: Attach, lan: Network, tmp_path: Pat
 
 
 def test_classless_routes_alone_count(attach: Attach, lan: Network, tmp_path: Path) -> None:
-    # Not by its name, which older releases of Kea do not know and newer ones let nobody define.
+    # Not by its name, which older releases of Kea do not know and newer ones let no one define.
     routes = {
         "code": 121,
         "csv-format": False,

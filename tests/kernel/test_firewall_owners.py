@@ -1,4 +1,4 @@
-"""Whose an address is by now, where the rules that let it through name nobody.
+"""Whose an address is by now, where the rules that let it through name no one.
 
 Both sets of plugins are on the node, ours and Debian's, and there is one address for all.
 """
@@ -106,7 +106,7 @@ class Node:
             assert (run.code, run.stdout) == (0, ""), run.stdout
 
     def lose(self, pod: Pod) -> None:
-        """The pod's namespace goes, and nobody calls DEL; its lease is freed all the same."""
+        """The pod's namespace goes, and no one calls DEL; its lease is freed all the same."""
         assert pod.sandbox is not None
         pod.sandbox.delete()
         pod.sandbox = None
@@ -124,7 +124,7 @@ def rules() -> list[str]:
 
 
 def owner() -> str:
-    """Whom the set of nftables says to have the address, "" for nobody."""
+    """Whom the set of nftables says to have the address, "" for no one."""
     listed = run_in(None, ["nft", "list", "table", "inet", "pycni"], check=False).stdout
     found = listed.partition("set firewall4 {")[2].partition("}\n")[0].partition("id: ")[2]
     return found.partition('"')[0]
@@ -226,7 +226,7 @@ def test_the_next_one_by_ours_takes_it_over(node: Node) -> None:
     assert rules() == []
 
 
-# --- an address that nobody has ------------------------------------------------------------------
+# --- an address that no one has ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["prevResult", "nothing known"])

@@ -197,7 +197,7 @@ def _ip(request: Request, *argv: str) -> None:
 
 
 def test_an_interface_of_its_own_is_undone(sandbox: Sandbox, tmp_path: Path) -> None:
-    """Nobody knows that it takes back what it did, as pycni's own do."""
+    """No one knows that it takes back what it did, as pycni's own do."""
     box = sandbox()
     network = network_of(tmp_path, Wire("ADD", returns({})), "mine")
     with pytest.raises(PluginError, match="a dict"):

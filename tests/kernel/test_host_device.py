@@ -249,7 +249,7 @@ def test_each_failure_leaves_everything_as_it_was(attach: Attach) -> None:
                 entry.pop(key, None)
         for entry in (*found["links"], *found["addresses"]):  # the carrier takes its time
             entry["flags"] = sorted({*entry["flags"]} - {"NO-CARRIER", "LOWER_UP"})
-        for entry in found["addresses"]:  # the kernel probes its own one anew
+        for entry in found["addresses"]:  # the kernel probes its own one again
             entry["addr_info"] = sorted(
                 (a["local"], a["prefixlen"]) for a in entry["addr_info"] if a["scope"] != "link"
             )

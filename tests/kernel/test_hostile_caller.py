@@ -291,7 +291,7 @@ def test_environment_too_long_for_a_request(agent: AgentProcess, sandbox: Sandbo
 
 
 def test_what_it_counts_is_bounded(agent: AgentProcess, sandbox: Sandbox) -> None:
-    """Commands that nobody knows are one series, and errors are kept in part, and few of them."""
+    """Commands that no one knows are one series, and errors are kept in part, and few of them."""
     space = sandbox()
     for number in range(30):
         given = [file_with(STDIN), os.open("/dev/null", os.O_WRONLY)]
@@ -306,7 +306,7 @@ def test_what_it_counts_is_bounded(agent: AgentProcess, sandbox: Sandbox) -> Non
 
 
 def test_socket_s_directory_behind_a_link(tmp_path: Path) -> None:
-    """Nobody leads root's agent to listen elsewhere."""
+    """No one leads root's agent to listen elsewhere."""
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with pytest.raises(CNIError):

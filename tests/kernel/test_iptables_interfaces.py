@@ -210,7 +210,7 @@ def test_del_takes_away_one_interface(container: Container, known: str, there: s
         leaves.sandbox = None
     leaves.delete()
     if (known, there) == ("nothing", "no sandbox"):
-        assert own_lines() == []  # nobody knows what was whose
+        assert own_lines() == []  # no one knows what was whose
         return
     portmaps["eth0"].check()
     assert container.answers(8080)

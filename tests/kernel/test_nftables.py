@@ -130,7 +130,7 @@ def test_run_in_threads_of_several_namespaces(host: Host, sandbox: Sandbox) -> N
             with namespace.open_path(space.path) as opened, opened.enter():
                 for turn in range(5):
                     nftables.run(f"add table inet {space.name.replace('-', '_')}_{number}_{turn}")
-        except Exception as error:  # noqa: BLE001 - told by the test
+        except Exception as error:  # noqa: BLE001 - reported by the test
             failures.append(error)
 
     threads = [

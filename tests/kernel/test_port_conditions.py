@@ -223,7 +223,7 @@ def test_check_and_repair_of_equal_conditions(ports: Ports) -> None:
     first.check()
     second.config["conditionsV4"] = conditions[0]
     assert "host port 8080/tcp (IPv4) is taken by container one (" in second.drift()
-    # Nobody loses by it what he has.
+    # No one loses by it what he has.
     for portmap in (first, second, first):
         portmap.add()
     first.check()

@@ -115,7 +115,7 @@ def test_localhost_of_ipv6_is_the_host_s(
         )  # fmt: skip
         portmap.add()
         portmap.check()
-        for port in (8080, 8081):  # nobody there: told at once, so that clients try 127.0.0.1
+        for port in (8080, 8081):  # no one there: told at once, so that clients try 127.0.0.1
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(("::1", port), timeout=2)
         with service(None, "host", 8080, 8081):

@@ -23,7 +23,7 @@ from pycni.runtime import Network
 from pycni.runtime import reclaim as reclaiming
 from pycni.runtime.reclaim import Evidence, Outcome, machine_started
 
-# Nobody else on the machine has these: what is set in any namespace is in use.
+# No one else on the machine has these: what is set in any namespace is in use.
 SUBNET = f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}"
 
 
@@ -98,7 +98,7 @@ def node(host: Host, sandbox: Sandbox, tmp_path: Path) -> Node:
 
 
 def test_lost_del(node: Node) -> None:
-    """One container's namespace is gone, and nobody has called DEL."""
+    """One container's namespace is gone, and no one has called DEL."""
     node.attach("alive")
     gone = node.attach("gone")
     gone.delete()

@@ -21,7 +21,7 @@ from harness.topics.repair import (
     firewall,
     flush_ruleset,
     host_end,
-    must_be_mended,
+    must_be_repaired,
     must_be_sound,
     portmap,
     ports,
@@ -97,7 +97,7 @@ def test_flushed_rules_come_back(
     assert words in told(dry)
     assert not ask(client, HOST[4], 8080, timeout=0.3)
 
-    reports = must_be_mended(network)
+    reports = must_be_repaired(network)
     assert {plugin for plugin, _ in findings(reports)} == {"bridge", "portmap", "firewall"}
     for number, name in enumerate(own):
         assert ask(client, HOST[4], 8080 + number) == f"{name} {CLIENT[4]}"
@@ -221,7 +221,7 @@ def test_a_missing_part_comes_back(lab: Lab, name: str) -> None:
     program = [] if words_of[0] in PROGRAMS else ["ip"]
     run_in(None, [*program, *words_of])
     assert words.format(**names) in str(drift(network, "one"))
-    reports = must_be_mended(network)
+    reports = must_be_repaired(network)
     assert {plugin for plugin, _ in findings(reports)} == set(plugins.split()), told(reports)
 
     assert ask(lab.machines.client, HOST[4], 8080) == f"one {CLIENT[4]}"
@@ -295,7 +295,7 @@ def test_what_is_sound_is_not_touched(lab: Lab, changes: list[str]) -> None:
 
     element = "tcp . 8080"
     run_in(None, ["nft", f"delete element inet pycni port-map4 {{ {element} }}"])
-    must_be_mended(network)
+    must_be_repaired(network)
     assert changes, "the recorder sees nothing"
     assert all("port-map4" in change for change in changes), changes
     assert ruleset(handles=True) == before
@@ -328,4 +328,4 @@ def test_flows_go_on(lab: Lab) -> None:
             mine.sendall(text)
             assert theirs.recv(20) == text
             flush_ruleset()
-            must_be_mended(network)
+            must_be_repaired(network)

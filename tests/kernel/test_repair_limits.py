@@ -25,7 +25,7 @@ from harness.topics.repair import (
     firewall,
     flush_ruleset,
     host_end,
-    must_be_mended,
+    must_be_repaired,
     portmap,
     ports,
     ruleset,
@@ -208,13 +208,13 @@ def test_bridge_that_is_full(lab: Lab) -> None:
     assert ("bridge", FAILED) in findings([report])
     assert "bridge cni0 is full" in told([report])
     run_in(None, ["ip", "link", "delete", "a0"])
-    must_be_mended(network)
+    must_be_repaired(network)
     assert lab.reaches("one") == MASQUERADED
 
 
 @pytest.mark.parametrize(("backend", "step"), [("nftables", 3), ("iptables", 8)])
 def test_each_change_refused(lab: Lab, backend: str, step: int) -> None:
-    """What fails is told, the rest is mended, and the next repair mends what was left."""
+    """What fails is told, the rest is repaired, and the next repair repairs what was left."""
     network = lab.network(
         portmap(backend), firewall(backend), bandwidth(), backend=backend, macspoofchk=True
     )

@@ -18,7 +18,7 @@ from harness.topics.repair import (
     firewall,
     flush_ruleset,
     host_end,
-    must_be_mended,
+    must_be_repaired,
     must_be_sound,
     told,
 )
@@ -51,7 +51,7 @@ def test_source_routing(lab: Lab, name: str) -> None:
     for command in SBR_BREAKAGES[name]:
         run_in(None, command.format(box=box, four=own[4], six=own[6]).split())
     drift(network, "one")
-    must_be_mended(network)
+    must_be_repaired(network)
     assert lab.reaches("one", own) == MASQUERADED
     assert routing(box) == before
     network.delete("one")
@@ -112,7 +112,7 @@ def test_ptp_and_loopback(lab: Lab) -> None:
         run_in(None, command.split())
         with pytest.raises(PluginError):
             network.check("one")
-        must_be_mended(network)
+        must_be_repaired(network)
         assert lab.reaches("one") == MASQUERADED, command
     assert host_end(lab) == veth
 
@@ -144,7 +144,7 @@ def test_flannel(lab: Lab) -> None:
     assert lab.reaches("one")[0] == MASQUERADED[0]
     flush_ruleset()
     drift(network, "one")
-    must_be_mended(network)
+    must_be_repaired(network)
     assert lab.reaches("one")[0] == MASQUERADED[0]
 
 
@@ -184,9 +184,9 @@ def test_what_the_reference_made(lab: Lab, reference_dir: Path) -> None:
     assert "bridge is not pycni's" in told([report])
     # Once pycni's are in their place, they repair what those left.
     moved = Network.from_dict(config, plugin_dirs=lab.plugins, cache_dir=lab.folder / "cache")
-    must_be_mended(moved)
+    must_be_repaired(moved)
     flush_ruleset()
-    must_be_mended(moved)
+    must_be_repaired(moved)
     assert lab.reaches("one")[0] == MASQUERADED[0]
     moved.delete("one")
 

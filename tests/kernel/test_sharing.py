@@ -221,7 +221,7 @@ def test_one_address_is_not_taken_from_who_has_all(lan: Lan, version: int) -> No
     assert ask(lan.machines.client, SECOND[version], 8080).startswith("a ")
     # The same container may: as docs/plugins/portmap.md has it, one address wins over all.
     lan.add("a", port(8080, 81, hostIP=SECOND[version]), network="m", ifname="eth1")
-    # The other way round nobody loses what he has.
+    # The other way round no one loses what he has.
     lan.add("b", port(9090, 80, hostIP=SECOND[version]))
     lan.add("c", port(9090, 80))
     serve(lan, "b", "c")

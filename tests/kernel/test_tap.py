@@ -163,7 +163,7 @@ def test_bridge_that_is_full(attach: Attach) -> None:
 
 
 def test_ipv6_is_there_at_once(attach: Attach) -> None:
-    """Nobody holds the other end, so the kernel could not probe for duplicates."""
+    """No one holds the other end, so the kernel could not probe for duplicates."""
     one = attach(V4, V6)
     one.add()
     (found,) = ip_json("-6", "address", "show", "dev", "eth0", "to", "2001:db8::/64",

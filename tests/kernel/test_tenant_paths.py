@@ -304,7 +304,7 @@ def test_subnet_file_elsewhere(way: Way, secret: Path) -> None:
 
 
 def test_daemon_socket_elsewhere(way: Way, tmp_path: Path) -> None:
-    """Nobody else's socket is connected to."""
+    """No one else's socket is connected to."""
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)

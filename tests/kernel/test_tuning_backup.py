@@ -108,7 +108,7 @@ def test_two_tunings_of_which_one_cannot_put_something_back(attach: Attach, tmp_
 def test_delete_where_the_namespace_cannot_be_opened(
     attach: Attach, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For want of descriptors, say; which holds nobody up for good."""
+    """For want of descriptors, say; which holds no one up for good."""
     one = attach(mtu=1400)
     one.add()
     assert one.sandbox is not None
@@ -237,7 +237,7 @@ def test_gc_removes_files_of_its_network_that_are_not_kept(attach: Attach, tmp_p
     for each in (kept, stale, other):
         each.add()
     foreign = backup(tmp_path, "container_9_eth0.json")
-    foreign.write_text('{"mtu": 1500}')  # the reference's: of what network, nobody knows
+    foreign.write_text('{"mtu": 1500}')  # the reference's: of what network, no one knows
     valid = [{"containerID": "container_0", "ifname": "eth0"}]
     run = kept.run("GC", **{"cni.dev/valid-attachments": valid})
     assert (run.code, run.stdout) == (0, "")

@@ -1,4 +1,4 @@
-"""ADD whose result cannot be written: nobody knows of the attachment, so there is none."""
+"""ADD whose result cannot be written: no one knows of the attachment, so there is none."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_container(way: Way, sandbox: Sandbox, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", PLUGINS)
 def test_others_on_the_same_master_stay(way: Way, sandbox: Sandbox, kind: str) -> None:
-    """Of attachments, and of nobody's: those have the master's MAC address too."""
+    """Of attachments, and of no one's: those have the master's MAC address too."""
     network = way.network("n", maker(way, kind))
     # A master has one VLAN of each number.
     second, third = (

@@ -111,7 +111,7 @@ def test_init_refuses_a_subnet_of_another_network(tmp_path: Path) -> None:
     assert f"10.7.3.0/24 overlaps with 10.7.0.0/16 of the network bridge in {path}" in words
     assert "--force" in words
     init(tmp_path, "ptp", "--subnet", "10.7.3.0/24", "--force")
-    # Its own subnet is nobody else's.
+    # Its own subnet is no one else's.
     init(tmp_path, "bridge", "--subnet", "10.7.0.0/17", "--force")
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -340,7 +340,7 @@ def test_delete_where_the_network_is_not_configured_any_more(lab: Lab) -> None:
     assert done.exit_code == 0
     assert "lab is not configured any more" in done.stderr
     assert lab.cached() == []
-    assert lab.run("del", "lab", NETNS).exit_code == 1  # nobody knows what it was
+    assert lab.run("del", "lab", NETNS).exit_code == 1  # no one knows what it was
 
 
 def test_delete_of_what_is_nowhere_says_so(lab: Lab) -> None:

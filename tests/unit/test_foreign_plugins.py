@@ -1,4 +1,4 @@
-"""Plugin objects of a program's own: their mistakes are told as theirs, and are nobody else's.
+"""Plugin objects of a program's own: their mistakes are told as theirs, and are no one else's.
 
 The plugins before them in the list, and after them, do their part whatever they do.
 """

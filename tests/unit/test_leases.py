@@ -21,7 +21,7 @@ net = kit.net
 
 @pytest.fixture
 def rebuilds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one each time a directory is read to make an index anew."""
+    """Grows by one each time a directory is read to make an index again."""
     counted: list[int] = []
     real = LeaseStore._rebuild
 
@@ -189,7 +189,7 @@ def test_an_empty_file_is_reclaimed_and_told(net: Network, content: bytes) -> No
 
 
 def test_what_is_no_crash_s_is_left(net: Network) -> None:
-    """An empty file that is in nobody's way, others' files, and names like those of ours."""
+    """An empty file that is in no one's way, others' files, and names like those of ours."""
     with net.open() as store:
         store.reserve(address(0), A, 0)
     for name in ("10.9.0.1", "backup.new", "10.0.0.9.new", "x.4711-0a1b2c3d.new"):

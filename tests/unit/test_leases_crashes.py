@@ -51,7 +51,7 @@ def test_threads_of_one_process_share_a_network(net: Network) -> None:
                     assert store.reserve(IPAddress.from_int(free, V4), attachment, 0)
                 with net.open(timeout=60) as store:
                     assert len(store.release(attachment)) == 1
-        except BaseException as error:  # noqa: BLE001 - told to the test's own thread
+        except BaseException as error:  # noqa: BLE001 - reported to the test's own thread
             failures.append(error)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]

@@ -17,7 +17,7 @@ Leased = Callable[..., AbstractContextManager[tuple[Kea, Attachment]]]
 
 @pytest.fixture
 def lan(sandbox: Sandbox) -> Network:
-    """A network with nobody on it, bridged to the host as br-lan."""
+    """A network with no one on it, bridged to the host as br-lan."""
     return Network(sandbox(), "br-lan")
 
 

@@ -144,8 +144,8 @@ def must_be_sound(network: Network) -> None:
     assert all(report.is_sound and not report.skipped for report in reports), told(reports)
 
 
-def must_be_mended(network: Network) -> list[AttachmentReport]:
-    """Repair finds something, and mends all of it; then CHECK finds nothing, nor does repair."""
+def must_be_repaired(network: Network) -> list[AttachmentReport]:
+    """Repair finds something, and repairs all of it; then CHECK finds nothing, nor does repair."""
     reports = network.repair()
     assert all(report.ok and not report.skipped for report in reports), told(reports)
     assert not all(report.is_sound for report in reports), "repair found nothing"
