@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-unit test-kernel test-interop test-clients test-lab test-debian13 \
-	fuzz soak sequences adversary interrupts \
+.PHONY: help setup demo test test-quick test-unit test-kernel test-interop test-clients test-lab \
+	test-debian13 fuzz soak sequences adversary interrupts \
 	lint format docs release-check bench bench-docs clean \
 	install-system-packages
 
@@ -20,6 +20,11 @@ demo: setup ## Walk through a CNI attachment on the real kernel, step by step
 test: setup lint test-lab ## Lint and run every test
 	@$(python) -m pytest tests
 	@$(MAKE) --no-print-directory fuzz SECONDS=1
+
+test-quick: setup ## Unit tests, and those on the kernel that are not slow, side by side (minutes, as root)
+	@$(python) -m pytest -q tests/unit & unit=$$!; \
+		$(python) -m pytest -q -m 'not slow' tests/kernel; kernel=$$?; \
+		wait $$unit && exit $$kernel
 
 test-unit: .venv/.complete ## Tests that need no privileges
 	@$(python) -m pytest tests/unit

@@ -1,6 +1,7 @@
 """Fixtures and rules of the whole test suite; tests/harness holds what they are made of.
 
-- Each test gets the marker of its folder. Tests in tests/lab run only in the kernel that
+- Each test gets the marker of its folder, and those of some folders are slow: `make test-quick`
+  leaves out what is. Tests in tests/lab run only in the kernel that
   tools/kernel-lab boots (PYCNI_LAB=1) and are deselected elsewhere.
 - As root, the process gets mounts of its own, so that /run and /var/lib/cni are private.
 - With CI=true a skip that tests/known-skips.txt does not name is a failure: a machine that lacks
@@ -10,21 +11,28 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
-from harness import Host, Namespace, enter_new_netns, private_mounts
+from harness import Host, Namespace, Sandbox, enter_new_netns, private_mounts
+from harness.agent import AgentProcess
 from harness.allowed import allow_paths
 from harness.host import forget_attachments
 from harness.machines import Machines, set_up
+from harness.ways import WAYS, Way, way_of
+from pycni.agent.executables import LAUNCHER
+from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
+from pycni.kernel.netlink import NetlinkSocket
 
 TESTS = Path(__file__).parent
 FOLDERS = ("unit", "kernel", "interop", "clients", "sequences", "adversary", "lab")
+SLOW_FOLDERS = ("clients", "sequences", "adversary", "lab")
 IN_LAB = os.environ.get("PYCNI_LAB") == "1"
 REFERENCE_DIR = Path("/usr/lib/cni")
 
@@ -43,6 +51,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         folder = item.path.relative_to(TESTS).parts[0]
         if folder in FOLDERS:
             item.add_marker(folder)
+        if folder in SLOW_FOLDERS:
+            item.add_marker("slow")
         if folder == "lab":
             # An emulator, in which Python is slow; the more on a busy machine.
             item.add_marker(pytest.mark.timeout(600))
@@ -111,7 +121,7 @@ def host() -> Iterator[Host]:
 
 
 @pytest.fixture
-def sandbox(host: Host) -> Iterator[Callable[[], Namespace]]:
+def sandbox(host: Host) -> Iterator[Sandbox]:
     """A function that makes a named network namespace, as a runtime does for a container.
 
     What it made is removed after the test, unless the test did so itself.
@@ -130,9 +140,7 @@ def sandbox(host: Host) -> Iterator[Callable[[], Namespace]]:
 
 
 @pytest.fixture
-def machines(
-    sandbox: Callable[[], Namespace], plugin_dir: Path, tmp_path: Path
-) -> Iterator[Machines]:
+def machines(sandbox: Sandbox, plugin_dir: Path, tmp_path: Path) -> Iterator[Machines]:
     """Machines around the host: see tests/harness/machines.py."""
     with set_up(sandbox, plugin_dir, tmp_path) as machines:
         yield machines
@@ -146,6 +154,46 @@ def bridge_calls(host: Host, request: pytest.FixtureRequest) -> None:
         if not path.exists():
             pytest.skip("no br_netfilter")
         path.write_text(str(request.param))
+
+
+@pytest.fixture
+def netlink(host: Host) -> Iterator[NetlinkSocket]:
+    """A socket for links, addresses and routes of the host."""
+    with NetlinkSocket() as netlink:
+        yield netlink
+
+
+@pytest.fixture
+def netfilter(host: Host) -> Iterator[NetfilterSocket]:
+    """A socket for nftables and conntrack of the host."""
+    with NetfilterSocket() as netfilter:
+        yield netfilter
+
+
+@pytest.fixture(params=WAYS)
+def way(
+    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
+) -> Iterator[Way]:
+    """Each way of calling plugins, with a folder of the test's own.
+
+    A file that prepares the host in addition has a fixture of the same name which takes this one.
+    """
+    folder = tmp_path / "way"
+    folder.mkdir()
+    with way_of(request.param, folder, plugin_dir) as found:
+        yield found
+
+
+@pytest.fixture
+def agent(host: Host, tmp_path: Path) -> Iterator[AgentProcess]:
+    """An agent's launchers; the agent itself is for the test to start."""
+    if not LAUNCHER.is_file():
+        pytest.skip("the launcher was not compiled")
+    process = AgentProcess(tmp_path)
+    yield process
+    if process.process is not None and process.process.poll() is None:
+        process.process.send_signal(signal.SIGCONT)  # a test may have stopped it
+        process.kill()
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ from pycni.spec.errors import INTERNAL
 
 # Of the host's network, or of a part of it, wherever they are.
 _LOWER = ("macvlan", "macvtap", "ipvlan", "ipvtap", "vlan")
-_PATIENCE = 5.0  # seconds for the kernel to take links apart
+_TIMEOUT = 5.0  # seconds for the kernel to take links apart
 
 
 # The table "Where a configuration may lead root" of SECURITY.md.
@@ -186,7 +186,7 @@ def rules_are_plain() -> Iterator[str]:
 
 def untouched(world: World, before: Snapshot, *, neighbour: Namespace | None) -> Iterator[str]:
     """2 and 3. before: `seen` of the time before the attack."""
-    until = time.monotonic() + _PATIENCE
+    until = time.monotonic() + _TIMEOUT
     while True:
         now = seen(world, neighbour)
         wrong = [

@@ -7,13 +7,13 @@ the launcher, and with the reference's. So what it asserts is the same for all o
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, run_in
+from harness import Host, Namespace, Sandbox, run_in
 from harness.agent import AgentProcess
 from harness.clients import Plugins, private_machine
 from harness.containerd import Containerd, Kubelet
@@ -106,7 +106,7 @@ def kubelet(containerd: Containerd, tmp_path: Path) -> Iterator[Kubelet]:
 
 
 @pytest.fixture
-def outside(machine: None, sandbox: Callable[[], Namespace]) -> Namespace:
+def outside(machine: None, sandbox: Sandbox) -> Namespace:
     """Another machine, 192.0.2.2, that reaches the host as 192.0.2.1."""
     outside = sandbox()
     run_in(None, ["ip", "link", "add", "uplink", "type", "veth", "peer", "name", "eth0",

@@ -81,7 +81,7 @@ def test_podman(podman: Podman, tmp_path: Path) -> None:
     assert reclaimed(podman.plugins) == []
     assert leases() == ["10.89.0.2"]
 
-    # Killed, with nobody to call DEL (conmon would), and its namespace removed.
+    # Killed, with no one to call DEL (conmon would), and its namespace removed.
     pid, conmon = (
         int(podman("inspect", "--format", f"{{{{.State.{key}}}}}", "web"))
         for key in ("Pid", "ConmonPid")

@@ -17,7 +17,7 @@ from harness.namespaces import bound
 def test_a_process_that_stays(host: Host, tmp_path: Path) -> None:
     with (
         pytest.raises(AssertionError, match="processes are left"),
-        private_machine(tmp_path, patience=0.1),
+        private_machine(tmp_path, timeout=0.1),
     ):
         stray = subprocess.Popen(["setsid", "sleep", "1000"])
     assert stray.wait(10) == -signal.SIGKILL
@@ -27,7 +27,7 @@ def test_a_container_that_stays(host: Host, tmp_path: Path) -> None:
     """Its mounts are its own, and are in the test's folder."""
     with (
         pytest.raises(AssertionError, match="processes are left"),
-        private_machine(tmp_path, patience=0.1),
+        private_machine(tmp_path, timeout=0.1),
     ):
         stray = _contained(tmp_path)
     assert stray.wait(10) == -signal.SIGKILL

@@ -13,7 +13,7 @@ from typing import Any
 from pycni.agent import server
 from pycni.agent.executables import install
 
-PATIENCE_MS = 60_000  # however slow the machine, an agent that can begin will
+TIMEOUT_MS = 60_000  # however slow the machine, an agent that can begin will
 PYCNI = Path(sys.executable).parent / "pycni"
 
 
@@ -25,7 +25,7 @@ def socket_in(folder: Path) -> Path:
 class AgentProcess:
     """`plugins` asks it once it was started, and does without it before and afterwards."""
 
-    def __init__(self, folder: Path, begin_ms: int = PATIENCE_MS) -> None:
+    def __init__(self, folder: Path, begin_ms: int = TIMEOUT_MS) -> None:
         self.socket = socket_in(folder)
         self.plugins = folder / "bin"
         self.process: subprocess.Popen[str] | None = None

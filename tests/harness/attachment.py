@@ -8,8 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.host import run_in
+from harness.kernel_state import link
 from harness.namespaces import Namespace
 from harness.plugin import PluginRun, call_plugin
+
+Attach = Callable[..., "Attachment"]  # what makes one, not yet added
 
 
 @dataclass
@@ -66,10 +70,22 @@ class Attachment:
         message: str = run.result["msg"]
         return message
 
+    def drifts_by(self, damage: str, words: str) -> None:
+        """ADD, and a change by `ip` in the sandbox, which CHECK must describe with these words."""
+        self.add()
+        self.check()
+        assert self.sandbox is not None
+        run_in(None, ["ip", "-n", self.sandbox.name, *damage.split()])
+        assert words in self.drift()
+
     def delete(self) -> None:
         """DEL, with the last result if there is one."""
         run = self.run("DEL", **self._previous())
         assert (run.code, run.stdout) == (0, ""), run.stdout + run.stderr
+
+    def link(self) -> dict[str, Any]:
+        """What `ip -d` shows of its interface."""
+        return link(self.ifname, self.sandbox)
 
     def refused(self, command: str = "ADD") -> Any:
         """A call that must fail; returns the error object."""

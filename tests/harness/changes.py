@@ -177,7 +177,7 @@ def killed(call: Callable[[], object], position: int) -> bool:
     """A call in a process that is killed right before a change; False if it has fewer.
 
     Killed before one change it is killed after the one before. A process that comes to its end is
-    as one killed after the last one: nobody hears of its result.
+    as one killed after the last one: no one hears of its result.
     """
     child = os.fork()
     if child == 0:
@@ -186,7 +186,7 @@ def killed(call: Callable[[], object], position: int) -> bool:
             with Watch(position, kill=True):
                 call()
             status = 0
-        except BaseException as error:  # noqa: BLE001 - told to the parent by the exit code
+        except BaseException as error:  # noqa: BLE001 - reported to the parent by the exit code
             sys.stderr.write(f"the killed call: {error!r}\n")
         finally:
             os._exit(status)

@@ -60,11 +60,11 @@ class Plugins:
 
 
 @contextmanager
-def private_machine(folder: Path, patience: float = 15) -> Iterator[None]:
+def private_machine(folder: Path, timeout: float = 15) -> Iterator[None]:
     """The engines' folders, empty and of the test's own. Afterwards no process or mount is left.
 
     folder: where images and containers of the test are, by which its processes are known;
-    patience: seconds for them to end, after which they are killed and the test has failed.
+    timeout: seconds for them to end, after which they are killed and the test has failed.
     """
     mounts = _mounts()
     before = _processes(folder)
@@ -76,7 +76,7 @@ def private_machine(folder: Path, patience: float = 15) -> Iterator[None]:
             os.chmod("/dev/shm", 0o1777)
             yield
             try:
-                eventually(lambda: not _processes(folder) - before, "processes are left", patience)
+                eventually(lambda: not _processes(folder) - before, "processes are left", timeout)
             finally:
                 for pid in _processes(folder) - before:
                     os.kill(pid, signal.SIGKILL)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-PYCNI = Path(sys.executable).parent / "pycni"
+from harness.agent import PYCNI
 
 
 def report(plugin: Path, *options: str) -> tuple[int, dict[str, Any]]:

@@ -16,13 +16,13 @@ from typing import Any, Self
 from harness.host import ip_json, run_in
 from harness.namespaces import Namespace
 
-PATIENCE = 40.0  # seconds: far more than anything waited for takes
+TIMEOUT = 40.0  # seconds: far more than anything waited for takes
 SUBNET = "10.77.0"
 SERVER = f"{SUBNET}.1"
 BRIDGE_MAC = "02:00:00:00:77:00"  # its own; it would else take over that of a port
 
 
-def eventually(what: Callable[[], Any], why: str, seconds: float = PATIENCE) -> Any:
+def eventually(what: Callable[[], Any], why: str, seconds: float = TIMEOUT) -> Any:
     """Wait until a function gives something true, and return it."""
     deadline = time.monotonic() + seconds
     while not (found := what()):
@@ -55,7 +55,7 @@ class Program:
         """End it and wait for that; one that has ended is left alone."""
         if self.process is not None:
             self.process.send_signal(number)
-            self.process.wait(PATIENCE)
+            self.process.wait(TIMEOUT)
             self.process = None
 
     def said(self, words: str) -> bool:
@@ -257,17 +257,17 @@ class Daemon(Program):
         def listening() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, self.log.read_text()
-            return self.socket.exists() and bool(self.ask({"command": "STATUS"}, patient=True))
+            return self.socket.exists() and bool(self.ask({"command": "STATUS"}, quietly=True))
 
         eventually(listening, "the daemon did not start")
 
-    def ask(self, question: dict[str, Any], *, patient: bool = False) -> dict[str, Any]:
+    def ask(self, question: dict[str, Any], *, quietly: bool = False) -> dict[str, Any]:
         from pycni.plugins.shared.dhcp import NoDaemon, ask
 
         try:
             return ask(str(self.socket), question)
         except NoDaemon:
-            if not patient:
+            if not quietly:
                 raise
             return {}
 

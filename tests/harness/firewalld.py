@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from harness.host import run_in
 
 PROGRAM = "/usr/sbin/firewalld"
@@ -107,3 +109,15 @@ def _wait(ready: object, folder: Path) -> None:
             pass
         time.sleep(0.1)
     raise AssertionError(f"not ready: {(folder / 'log').read_text()}")
+
+
+@contextmanager
+def on_the_system_bus(
+    folder: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Firewalld]:
+    """The same, found by plugins: its bus is the system's. Skips the test without firewalld."""
+    if not installed():
+        pytest.skip("no firewalld")
+    with running(folder, backend) as daemon:
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", daemon.address)
+        yield daemon

@@ -145,5 +145,5 @@ def _read(path: str) -> bytes:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; a FIFO that another test has left has nobody at its other end."""
+    """Open a file; a FIFO that another test has left has no one at its other end."""
     return os.open(path, flags | os.O_NONBLOCK)

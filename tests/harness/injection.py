@@ -49,7 +49,7 @@ class Trial:
 
 
 class Trials:
-    """The trials of one case, in a world that is made anew whenever it may be spoilt."""
+    """The trials of one case, in a world that is replaced whenever it may be spoilt."""
 
     def __init__(self, case: Case, plugins: Path, folder: Path, *, shared: bool) -> None:
         self._case = case

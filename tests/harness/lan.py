@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.configs import host_local
 from harness.host import run_in
 from harness.machines import Machines
 from harness.namespaces import Namespace, inside
@@ -49,11 +50,7 @@ class Lan:
                     "isDefaultGateway": True,
                     "ipMasq": True,
                     "hairpinMode": True,
-                    "ipam": {
-                        "type": "host-local",
-                        "dataDir": str(self.folder / "leases"),
-                        "ranges": [[{"subnet": subnet}] for subnet in subnets],
-                    },
+                    "ipam": host_local(self.folder / "leases", *subnets),
                     **keys,
                 },
                 {
@@ -77,11 +74,7 @@ class Lan:
             {"subnet": "10.30.0.0/24", "rangeStart": "10.30.0.2", "rangeEnd": "10.30.0.2"},
             {"subnet": "fd00:30::/64", "rangeStart": "fd00:30::2", "rangeEnd": "fd00:30::2"},
         ]
-        ipam = {
-            "type": "host-local",
-            "dataDir": str(self.folder / "leases"),
-            "ranges": [[item] for item in single],
-        }
+        ipam = host_local(self.folder / "leases", ranges=[[item] for item in single])
         return self.network(ipam=ipam, **keys)
 
     def sandbox(self, container: str) -> Namespace:
@@ -102,14 +95,14 @@ class Lan:
 
 
 def udp(
-    where: Namespace | None, version: int, port: int = 0, address: str = "", patience: float = 1.0
+    where: Namespace | None, version: int, port: int = 0, address: str = "", timeout: float = 1.0
 ) -> socket.socket:
     """A UDP socket in a namespace (None: the thread's), bound to a port."""
     family = {4: socket.AF_INET, 6: socket.AF_INET6}[version]
     with inside(where):
         found = socket.socket(family, socket.SOCK_DGRAM)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    found.settimeout(patience)
+    found.settimeout(timeout)
     found.bind((address, port))
     return found
 
@@ -131,12 +124,12 @@ def connection(
     return near, far
 
 
-def received(where: socket.socket, patience: float | None = None) -> tuple[str, str, int] | None:
+def received(where: socket.socket, timeout: float | None = None) -> tuple[str, str, int] | None:
     """The next datagram, its sender's address and port; None if none comes in time."""
     before = where.gettimeout()
     try:
-        if patience is not None:
-            where.settimeout(patience)
+        if timeout is not None:
+            where.settimeout(timeout)
         data, sender = where.recvfrom(200)
     except (TimeoutError, ConnectionRefusedError):
         return None

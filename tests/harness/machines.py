@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.attachment import Attachment
+from harness.configs import host_local
 from harness.host import ip_json
 from harness.namespaces import Namespace, inside
 from harness.services import service
@@ -54,11 +55,7 @@ class Machines:
             "bridge": bridge,
             "isDefaultGateway": True,
             "hairpinMode": True,
-            "ipam": {
-                "type": "host-local",
-                "ranges": [[{"subnet": subnet}] for subnet in subnets],
-                "dataDir": str(self.folder),
-            },
+            "ipam": host_local(self.folder, *subnets),
             **keys,
         }
         attachment = Attachment(self.plugins / "bridge", config, self.sandbox(), name)

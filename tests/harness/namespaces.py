@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,9 @@ class Namespace:
         """Remove it; one that is gone already is no error."""
         if os.path.exists(self.path):
             subprocess.run(["ip", "netns", "delete", self.name], check=True)
+
+
+Sandbox = Callable[[], Namespace]  # what makes one, as the fixture `sandbox`
 
 
 @contextmanager

@@ -70,14 +70,14 @@ def ask(
     protocol: str = "tcp",
     *,
     source: tuple[str, int] | None = None,
-    patience: float = 1.0,
+    timeout: float = 1.0,
 ) -> str:
     """Ask a service from a namespace (None: the thread's): its answer, "" if there is none."""
     with inside(netns):
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         sock = socket.socket(family, _KINDS[protocol])
     with sock:
-        sock.settimeout(patience)
+        sock.settimeout(timeout)
         try:
             if source is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""Forty sound configurations, written anew after the public documentation of plugins and runtimes.
+"""Forty sound configurations, written after the public documentation of plugins and runtimes.
 
 By the name of the file that each stands in. They are what people really use: other projects'
 plugins, keys in older spellings, versions that are long superseded.

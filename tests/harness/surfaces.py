@@ -4,7 +4,7 @@ Each takes the bytes and hands them on as their real sender could. It returns if
 refused with the error that its place has for bad input; any other exception is a fault of ours.
 What is said beyond that (a result that cannot be written again, an address given twice) fails by
 assertion. Called by the property tests, by the replay of the fuzzer's corpus, and by fuzz/run.
-Nothing here needs privileges, and all files are below a directory that is made anew: what would
+Nothing here needs privileges, and all files are below a directory that is made for it: what would
 have a plugin write elsewhere is taken out of the input.
 """
 

@@ -11,6 +11,8 @@ import pytest
 
 from harness.namespaces import inside
 
+pytestmark = pytest.mark.slow
+
 BENCH = Path(__file__).parents[2] / "bench"
 WAYS = {"reference", "cold", "agent", "in process"}
 

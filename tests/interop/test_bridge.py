@@ -8,52 +8,76 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in, run_plugin
+from harness import Attach, Attachment, Host, Namespace, Sandbox, ip_json, run_in, run_plugin
+from harness.configs import host_local
 from harness.reference import VERSIONS, WITH_CHECK, comparable
 
 MAC = "0a:58:0a:08:00:99"
 
 
+PROJECTS = ("pycni", "reference")
+each_first = pytest.mark.parametrize(
+    ("first", "second"), [PROJECTS, PROJECTS[::-1]], ids=["ours then theirs", "theirs then ours"]
+)
+
+
 @pytest.fixture
-def directories(plugin_dir: Path, reference_dir: Path) -> dict[str, Path]:
-    return {"pycni": plugin_dir, "reference": reference_dir}
+def attach(
+    host: Host, sandbox: Sandbox, plugin_dir: Path, reference_dir: Path, tmp_path: Path
+) -> Attach:
+    """Makes attachments of one project's bridge, with the other's address plugin if that is named.
 
+    leases: a directory below the test's; keys: of the configuration.
+    """
+    directories = {"pycni": plugin_dir, "reference": reference_dir}
 
-def config(tmp_path: Path, version: str = "1.0.0", **keys: Any) -> dict[str, Any]:
-    return {
-        "cniVersion": version,
-        "name": "net",
-        "type": "bridge",
-        "bridge": "br0",
-        "isGateway": True,
-        "ipam": {
-            "type": "host-local",
-            "ranges": [[{"subnet": "10.8.0.0/24"}], [{"subnet": "fd00:8::/64"}]],
-            "routes": [
-                {"dst": "0.0.0.0/0"},
-                {"dst": "::/0"},
-                {"dst": "192.0.2.0/24", "gw": "10.8.0.1"},
-            ],
-            "dataDir": str(tmp_path / "leases"),
-        },
-        **keys,
-    }
+    def make(
+        main: str,
+        ipam_of: str = "",
+        *,
+        version: str = "1.0.0",
+        space: Namespace | None = None,
+        container: str = "pycni-test",
+        result: Any = None,
+        leases: str = "leases",
+        **keys: Any,
+    ) -> Attachment:
+        config = {
+            "cniVersion": version,
+            "name": "net",
+            "type": "bridge",
+            "bridge": "br0",
+            "isGateway": True,
+            "ipam": host_local(
+                tmp_path / leases,
+                "10.8.0.0/24",
+                "fd00:8::/64",
+                routes=[
+                    {"dst": "0.0.0.0/0"},
+                    {"dst": "::/0"},
+                    {"dst": "192.0.2.0/24", "gw": "10.8.0.1"},
+                ],
+            ),
+            **keys,
+        }
+        config["ipam"] = {**config["ipam"], "dataDir": str(tmp_path / leases)}
+        return Attachment(
+            directories[main] / "bridge",
+            config,
+            space or sandbox(),
+            container,
+            path=f"{directories[ipam_of or main]}:{directories[main]}",
+            call=run_plugin,
+            result=result,
+        )
 
-
-def attachment(
-    main: Path, ipam: Path, conf: dict[str, Any], space: Namespace, **fields: Any
-) -> Attachment:
-    """bridge of one directory with the address plugin of another."""
-    return Attachment(
-        main / "bridge", conf, space, path=f"{ipam}:{main}", call=run_plugin, **fields
-    )
+    return make
 
 
 def leases(tmp_path: Path) -> list[str]:
@@ -83,24 +107,14 @@ def nothing_left(space: Namespace, tmp_path: Path) -> None:
     ],
     ids=["plain", "default gateway", "no gateway", "dns", "mtu and hairpin", "legacy range"],
 )
-def test_results_are_equal(
-    keys: dict[str, Any],
-    version: str,
-    host: Host,
-    sandbox: Callable[[], Namespace],
-    directories: dict[str, Path],
-    tmp_path: Path,
-) -> None:
+def test_results_are_equal(attach: Attach, keys: dict[str, Any], version: str) -> None:
     results = {}
-    for name, directory in directories.items():
-        conf = config(tmp_path / name, version, **keys)
-        conf["ipam"] = {**conf["ipam"], "dataDir": str(tmp_path / name)}
-        space = sandbox()
-        one = attachment(directory, directory, conf, space)
+    for name in PROJECTS:
+        one = attach(name, version=version, leases=name, **keys)
         result = one.add()
         for interface in result.get("interfaces", []):
             if "sandbox" in interface:
-                assert interface["sandbox"] == space.path
+                assert interface["sandbox"] == one.sandbox.path
                 interface["sandbox"] = "the sandbox"
         results[name] = comparable(result)
         subprocess.run(["ip", "link", "delete", "br0"], check=True)
@@ -108,22 +122,13 @@ def test_results_are_equal(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize(
-    ("main", "ipam"), [("pycni", "reference"), ("reference", "pycni")], ids=["our bridge", "theirs"]
-)
+@pytest.mark.parametrize(("main", "ipam"), [PROJECTS, PROJECTS[::-1]], ids=["our bridge", "theirs"])
 def test_mixed_with_the_others_address_plugin(
-    main: str,
-    ipam: str,
-    version: str,
-    host: Host,
-    sandbox: Callable[[], Namespace],
-    directories: dict[str, Path],
-    tmp_path: Path,
+    attach: Attach, main: str, ipam: str, version: str, tmp_path: Path
 ) -> None:
-    space = sandbox()
-    conf = config(tmp_path, version)
-    one = attachment(directories[main], directories[ipam], conf, space)
+    one = attach(main, ipam, version=version)
     one.add()
+    space = one.sandbox
     address = ip_json("-4", "address", "show", "eth0", netns=space)[0]["addr_info"][0]["local"]
     assert run_in(None, ["ping", "-c1", "-W2", address]).returncode == 0
     if version in WITH_CHECK:
@@ -135,74 +140,45 @@ def test_mixed_with_the_others_address_plugin(
 
 
 @pytest.mark.parametrize("masquerade", [False, True], ids=["plain", "masquerade"])
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [("pycni", "reference"), ("reference", "pycni")],
-    ids=["ours then theirs", "theirs then ours"],
-)
+@each_first
 def test_add_by_one_check_and_del_by_the_other(
-    first: str,
-    second: str,
-    masquerade: bool,
-    host: Host,
-    sandbox: Callable[[], Namespace],
-    directories: dict[str, Path],
-    tmp_path: Path,
+    attach: Attach, first: str, second: str, masquerade: bool, tmp_path: Path
 ) -> None:
-    space = sandbox()
-    conf = config(tmp_path, ipMasq=masquerade, ipMasqBackend="iptables")
-    one = attachment(directories[first], directories[first], conf, space)
+    keys = {"ipMasq": masquerade, "ipMasqBackend": "iptables"}
+    one = attach(first, **keys)
     one.add()
     if masquerade:
         assert 'id: \\"pycni-test\\"' in run_in(None, ["iptables-save"]).stdout
-    other = attachment(directories[second], directories[second], conf, space, result=one.result)
+    other = attach(second, space=one.sandbox, result=one.result, **keys)
     other.check()
     other.delete()
-    nothing_left(space, tmp_path)
+    nothing_left(one.sandbox, tmp_path)
 
 
-def test_masquerade_by_nftables_is_harmless_after_their_del(
-    host: Host, sandbox: Callable[[], Namespace], directories: dict[str, Path], tmp_path: Path
-) -> None:
+def test_masquerade_by_nftables_is_harmless_after_their_del(attach: Attach, tmp_path: Path) -> None:
     """Their release knows no nftables. What stays of ours is taken by the next ADD or by GC."""
-    space = sandbox()
-    conf = config(tmp_path, ipMasq=True)
-    one = attachment(directories["pycni"], directories["pycni"], conf, space)
+    one = attach("pycni", ipMasq=True)
     one.add()
-    other = attachment(
-        directories["reference"], directories["reference"], conf, space, result=one.result
-    )
+    other = attach("reference", space=one.sandbox, result=one.result, ipMasq=True)
     # It also runs iptables, which has nothing of this container, and says so.
     other.run("DEL", prevResult=one.result)
     assert leases(tmp_path) == []
     rules = run_in(None, ["nft", "list", "table", "inet", "pycni"]).stdout
     assert "id: pycni-test" in rules
-    following = attachment(directories["pycni"], directories["pycni"], conf, sandbox())
-    following.config = {**conf, "cniVersion": "1.1.0"}
+    following = attach("pycni", version="1.1.0", ipMasq=True)
     run = following.run("GC", **{"cni.dev/valid-attachments": []})
     assert run.code == 0, run.stdout
     assert "id: pycni-test" not in run_in(None, ["nft", "list", "table", "inet", "pycni"]).stdout
 
 
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [("pycni", "reference"), ("reference", "pycni")],
-    ids=["ours then theirs", "theirs then ours"],
-)
+@each_first
 def test_mac_spoof_check_removed_by_the_other(
-    first: str,
-    second: str,
-    host: Host,
-    sandbox: Callable[[], Namespace],
-    directories: dict[str, Path],
-    tmp_path: Path,
+    attach: Attach, first: str, second: str, tmp_path: Path
 ) -> None:
-    space = sandbox()
-    conf = config(tmp_path, macspoofchk=True)
-    one = attachment(directories[first], directories[first], conf, space)
+    one = attach(first, macspoofchk=True)
     one.add()
-    other = attachment(directories[second], directories[second], conf, space, result=one.result)
-    if (first, second) == ("reference", "pycni"):
+    other = attach(second, space=one.sandbox, result=one.result, macspoofchk=True)
+    if second == "pycni":
         other.check()
         other.delete()
         assert "macspoofchk-pycni-test" not in run_in(None, ["nft", "list", "ruleset"]).stdout
@@ -212,18 +188,12 @@ def test_mac_spoof_check_removed_by_the_other(
         assert leases(tmp_path) == []
 
 
-def test_concurrent_attachments(
-    host: Host, sandbox: Callable[[], Namespace], directories: dict[str, Path], tmp_path: Path
-) -> None:
+def test_concurrent_attachments(attach: Attach, tmp_path: Path) -> None:
     """32 at once on one bridge and one lease directory, by all four pairs of plugins."""
-    pairs = [(main, ipam) for main in directories.values() for ipam in directories.values()]
-    conf = config(tmp_path)
+    pairs = [(main, ipam) for main in PROJECTS for ipam in PROJECTS]
     # The reference cannot make one bridge in several processes at once without a fault.
-    attachment(*pairs[0], conf, sandbox(), container="zero").add()
-    those = [
-        attachment(*pairs[number % 4], conf, sandbox(), container=f"c{number}")
-        for number in range(32)
-    ]
+    attach(*pairs[0], container="zero").add()
+    those = [attach(*pairs[number % 4], container=f"c{number}") for number in range(32)]
     with ThreadPoolExecutor(32) as pool:
         results = list(pool.map(Attachment.add, those))
     addresses = [entry["address"] for result in results for entry in result["ips"]]
@@ -235,12 +205,8 @@ def test_concurrent_attachments(
     assert len(ip_json("link")) == 3
 
 
-def test_container_mac_is_equal(
-    host: Host, sandbox: Callable[[], Namespace], directories: dict[str, Path], tmp_path: Path
-) -> None:
-    for name, directory in directories.items():
-        conf = config(tmp_path / name, runtimeConfig={"mac": MAC})
-        conf["ipam"]["dataDir"] = str(tmp_path / name)
-        result = attachment(directory, directory, conf, sandbox()).add()
+def test_container_mac_is_equal(attach: Attach) -> None:
+    for name in PROJECTS:
+        result = attach(name, leases=name, runtimeConfig={"mac": MAC}).add()
         assert result["interfaces"][2]["mac"] == MAC
         subprocess.run(["ip", "link", "delete", "br0"], check=True)

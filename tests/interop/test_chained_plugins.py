@@ -14,12 +14,10 @@ from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in, run_plugin
+from harness import Attach, Attachment, Host, Sandbox, ip_json, run_in, run_plugin
 from harness.chained import make_veth, previous_result
 from harness.host import forget_attachments
 from harness.reference import VERSIONS, WITH_CHECK, comparable
-
-Attach = Callable[..., Attachment]
 
 MAC = "0a:58:0a:01:02:03"
 LIMITS = {
@@ -42,9 +40,7 @@ KEYS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def attach(
-    host: Host, sandbox: Callable[[], Namespace], plugin_dir: Path, tmp_path: Path
-) -> Attach:
+def attach(host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path) -> Attach:
     """Makes an attachment of a veth in a new sandbox; veth0 of an earlier one goes."""
 
     def make(plugin: str, version: str = "1.0.0", **keys: Any) -> Attachment:

@@ -16,6 +16,8 @@ import pytest
 from harness.conformance import PYCNI, outcomes, report
 from harness.host import snapshot
 
+pytestmark = pytest.mark.slow
+
 OURS: dict[str, set[str]] = {
     "bandwidth": set(),
     "bridge": set(),

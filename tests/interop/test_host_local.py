@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from harness import PluginRun, run_plugin
+from harness.configs import host_local
 
 NETNS = "/run/netns/none"  # host-local does not look at it
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0")
@@ -38,11 +39,7 @@ def config(data_dir: Path, version: str = "1.0.0", **ipam: Any) -> dict[str, Any
         "cniVersion": version,
         "name": "net",
         "type": "bridge",
-        "ipam": {
-            "type": "host-local",
-            "dataDir": str(data_dir),
-            **(ipam or {"subnet": "10.1.2.0/24"}),
-        },
+        "ipam": host_local(data_dir, **ipam or {"subnet": "10.1.2.0/24"}),
     }
 
 

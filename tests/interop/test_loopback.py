@@ -5,12 +5,11 @@ Before, release 1.1.1 prints a result of 1.0.0 under another version's name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_plugin
+from harness import Attachment, Host, Sandbox, ip_json, run_plugin
 from harness.reference import VERSIONS, WITH_CHECK, comparable
 
 
@@ -18,7 +17,7 @@ from harness.reference import VERSIONS, WITH_CHECK, comparable
 def test_each_follows_the_other(
     version: str,
     host: Host,
-    sandbox: Callable[[], Namespace],
+    sandbox: Sandbox,
     plugin_dir: Path,
     reference_dir: Path,
 ) -> None:

@@ -12,12 +12,20 @@ from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in, run_plugin, snapshot
+from harness import (
+    Attach,
+    Attachment,
+    Host,
+    Namespace,
+    Sandbox,
+    ip_json,
+    run_in,
+    run_plugin,
+    snapshot,
+)
+from harness.configs import host_local
 from harness.frames import ARP, Wire
 from harness.reference import VERSIONS, comparable, exchange
-
-Sandbox = Callable[[], Namespace]
-Attach = Callable[..., Attachment]
 
 V4 = {"address": "192.0.2.5/24", "gateway": "192.0.2.1"}
 V6 = {"address": "2001:db8::5/64", "gateway": "2001:db8::1"}
@@ -39,13 +47,9 @@ def attach(
     def make(plugin: str, version: str, *addresses: dict[str, str], **keys: Any) -> Attachment:
         ipam: dict[str, Any] = {"type": "static", "addresses": addresses, "routes": ROUTES}
         if not addresses:
-            ipam = {
-                "type": "host-local",
-                "dataDir": str(tmp_path / "leases"),
-                "ranges": [[{"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.7",
-                             "rangeEnd": "192.0.2.7", "gateway": "192.0.2.1"}]],
-                "routes": ROUTES[:2],
-            }  # fmt: skip
+            only = {"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.7", "rangeEnd": "192.0.2.7"}
+            ranges = [[{**only, "gateway": "192.0.2.1"}]]
+            ipam = host_local(tmp_path / "leases", ranges=ranges, routes=ROUTES[:2])
         config = {"cniVersion": version, "name": "net", "type": plugin, "ipam": ipam, **keys}
         return Attachment(plugin_dir / plugin, config, sandbox())
 

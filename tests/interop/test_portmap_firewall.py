@@ -14,6 +14,7 @@ import pytest
 from harness import Attachment, Host, ask, run_in, run_plugin
 from harness import firewalld as real
 from harness.firewalld import Firewalld
+from harness.kernel_state import iptables_saved
 from harness.machines import FAR, HOST, Machines, addresses
 from harness.services import service
 
@@ -74,12 +75,7 @@ def pair(machines: Machines, reference_dir: Path) -> Pair:
 
 def rules() -> list[str]:
     """The rules of iptables and ip6tables, in their order."""
-    lines: list[str] = []
-    for program in ("iptables-save", "ip6tables-save"):
-        for table in ("nat", "filter"):
-            lines += run_in(None, [program, "-t", table]).stdout.splitlines()
-    # Of a chain, the counters in brackets move.
-    return [line.split(" [")[0] for line in lines if not line.startswith("#")]
+    return iptables_saved("nat") + iptables_saved("filter")
 
 
 def by_chain(lines: list[str]) -> dict[str, list[str]]:
@@ -242,11 +238,8 @@ def test_gc_of_what_the_reference_made(pair: Pair) -> None:
 
 @pytest.fixture
 def daemon(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Firewalld]:
-    if not real.installed():
-        pytest.skip("no firewalld")
-    with real.running(tmp_path / "firewalld", "nftables") as firewalld:
-        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", firewalld.address)
-        yield firewalld
+    with real.on_the_system_bus(tmp_path / "firewalld", "nftables", monkeypatch) as daemon:
+        yield daemon
 
 
 def test_firewalld(daemon: Firewalld, pair: Pair) -> None:

@@ -13,6 +13,7 @@ import pytest
 from harness import Namespace, ask, run_in, service
 from harness import firewalld as real
 from harness.agent import AgentProcess
+from harness.configs import host_local
 from harness.firewalld import Firewalld
 from harness.machines import CLIENT, FAR, HOST, Machines
 from pycni.agent.executables import LAUNCHER
@@ -36,11 +37,7 @@ def network_of(folder: Path, plugins: Path, backend: str = "") -> Network:
                     "isDefaultGateway": True,
                     "ipMasq": True,
                     **masquerade,
-                    "ipam": {
-                        "type": "host-local",
-                        "dataDir": str(folder / "leases"),
-                        "ranges": [[{"subnet": "10.1.0.0/16"}]],
-                    },
+                    "ipam": host_local(folder / "leases", "10.1.0.0/16"),
                 },
                 {"type": "portmap", "capabilities": {"portMappings": True}, **named},
                 {"type": "firewall", **named},
@@ -62,16 +59,13 @@ def attached(
 
 @pytest.fixture
 def daemon(host: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Firewalld]:
-    if not real.installed():
-        pytest.skip("no firewalld")
-    with real.running(tmp_path / "firewalld", "nftables") as firewalld:
-        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", firewalld.address)
-        yield firewalld
+    with real.on_the_system_bus(tmp_path / "firewalld", "nftables", monkeypatch) as daemon:
+        yield daemon
 
 
 def must_work(machines: Machines, box: Namespace) -> None:
-    assert ask(box, FAR[4], 80, patience=3.0) == "far 198.51.100.1"
-    assert ask(machines.client, HOST[4], 8080, patience=3.0) == f"one {CLIENT[4]}"
+    assert ask(box, FAR[4], 80, timeout=3.0) == "far 198.51.100.1"
+    assert ask(machines.client, HOST[4], 8080, timeout=3.0) == f"one {CLIENT[4]}"
 
 
 def test_firewalld_reloads(
@@ -87,7 +81,7 @@ def test_firewalld_reloads(
         ) as told:
             network.check("one")
         assert "pycni repair lab puts it back" in told.value.details
-        assert not ask(box, FAR[4], 80, patience=0.3)
+        assert not ask(box, FAR[4], 80, timeout=0.3)
         (report,) = network.repair()
         assert report.ok
         assert [finding.plugin for finding in report.findings] == ["firewall"]
@@ -145,7 +139,7 @@ def test_iptables_legacy(
         before = saved()
         for table in ("nat", "filter"):
             run_in(None, ["iptables", "-t", table, "-F"])
-        assert not ask(machines.client, HOST[4], 8080, patience=0.3)
+        assert not ask(machines.client, HOST[4], 8080, timeout=0.3)
         (report,) = network.repair()
         assert report.ok, report
         assert {finding.plugin for finding in report.findings} == {"bridge", "portmap", "firewall"}

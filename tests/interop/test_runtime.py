@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json, run_in, run_plugin
+from harness import Host, Sandbox, ip_json, run_in, run_plugin
+from harness.configs import host_local
 from harness.reference import comparable
 from pycni.runtime import Network
 from pycni.spec.result import encode_result
@@ -57,11 +58,7 @@ def document(tmp_path: Path) -> dict[str, Any]:
                 "type": "bridge",
                 "bridge": "br0",
                 "isDefaultGateway": True,
-                "ipam": {
-                    "type": "host-local",
-                    "dataDir": str(tmp_path / "leases"),
-                    "ranges": [[{"subnet": "10.8.0.0/24"}], [{"subnet": "fd00:8::/64"}]],
-                },
+                "ipam": host_local(tmp_path / "leases", "10.8.0.0/24", "fd00:8::/64"),
             },
             {"type": "bandwidth", "capabilities": {"bandwidth": True}},
             {"type": "tuning", "sysctl": {"net.core.somaxconn": "500"}, "mtu": 1400},
@@ -88,7 +85,7 @@ def leases(tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize("ours", MIXTURES.values(), ids=MIXTURES)
 def test_mixed_lists(
     host: Host,
-    sandbox: Callable[[], Namespace],
+    sandbox: Sandbox,
     tmp_path: Path,
     mixture: Callable[[Sequence[str]], Path],
     ours: Sequence[str],
@@ -116,7 +113,7 @@ def test_mixed_lists(
 
 def test_one_mixture_follows_another(
     host: Host,
-    sandbox: Callable[[], Namespace],
+    sandbox: Sandbox,
     tmp_path: Path,
     mixture: Callable[[Sequence[str]], Path],
 ) -> None:
@@ -140,7 +137,7 @@ def test_one_mixture_follows_another(
 
 def test_what_a_runtime_on_libcni_attached(
     host: Host,
-    sandbox: Callable[[], Namespace],
+    sandbox: Sandbox,
     tmp_path: Path,
     mixture: Callable[[Sequence[str]], Path],
 ) -> None:
@@ -186,7 +183,7 @@ def test_what_a_runtime_on_libcni_attached(
 
 def test_our_cache_is_libcnis(
     host: Host,
-    sandbox: Callable[[], Namespace],
+    sandbox: Sandbox,
     tmp_path: Path,
     mixture: Callable[[Sequence[str]], Path],
 ) -> None:

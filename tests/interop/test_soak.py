@@ -12,6 +12,8 @@ import pytest
 
 from harness import Host
 
+pytestmark = pytest.mark.slow
+
 TOOL = Path(__file__).parents[2] / "tools/soak/main.py"
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from harness import Host, ip_json, run_in
+from harness import run_in
+from harness.kernel_state import addresses
 from pycni.kernel import address, link
 from pycni.kernel.link import Link
 from pycni.kernel.netlink import NetlinkError, NetlinkSocket
@@ -19,21 +19,10 @@ AF_INET, AF_INET6 = 2, 10
 
 
 @pytest.fixture
-def netlink(host: Host) -> Iterator[NetlinkSocket]:
-    with NetlinkSocket() as socket:
-        yield socket
-
-
-@pytest.fixture
 def eth0(netlink: NetlinkSocket) -> Link:
     made = link.create(netlink, link.veth("eth0", "peer", up=True))
     netlink.request(link.update("peer", up=True))
     return made
-
-
-def shown(name: str = "eth0") -> dict[str, dict[str, Any]]:
-    (found,) = ip_json("address", "show", "dev", name)
-    return {f"{entry['local']}/{entry['prefixlen']}": entry for entry in found["addr_info"]}
 
 
 @pytest.mark.parametrize(
@@ -51,7 +40,7 @@ def test_add_and_delete(
     netlink: NetlinkSocket, eth0: Link, text: str, broadcast: str | None
 ) -> None:
     netlink.request(address.add(eth0.index, parse_network(text)))
-    entry = shown()[text]
+    entry = addresses("eth0")[text]
     assert entry.get("broadcast") == broadcast
     assert entry["scope"] == "global"
     assert entry.get("label", "eth0") == "eth0"
@@ -61,7 +50,7 @@ def test_add_and_delete(
     assert caught.value.what == f"add address {text} to link {eth0.index}"
     netlink.request(address.add(eth0.index, parse_network(text), replace=True))
     netlink.request(address.delete(eth0.index, parse_network(text)))
-    assert text not in shown()
+    assert text not in addresses("eth0")
     with pytest.raises(NetlinkError) as caught:
         netlink.request(address.delete(eth0.index, parse_network(text)))
     assert caught.value.errno == errno.EADDRNOTAVAIL
@@ -71,13 +60,13 @@ def test_delete_takes_the_one_with_that_prefix_length(netlink: NetlinkSocket, et
     for text in ("10.0.0.7/24", "10.0.0.7/16"):
         netlink.request(address.add(eth0.index, parse_network(text)))
     netlink.request(address.delete(eth0.index, parse_network("10.0.0.7/16")))
-    assert "10.0.0.7/24" in shown()
-    assert "10.0.0.7/16" not in shown()
+    assert "10.0.0.7/24" in addresses("eth0")
+    assert "10.0.0.7/16" not in addresses("eth0")
 
 
 def test_scope(netlink: NetlinkSocket, eth0: Link) -> None:
     netlink.request(address.add(eth0.index, parse_network("10.0.0.7/24"), scope=253))
-    assert shown()["10.0.0.7/24"]["scope"] == "link"
+    assert addresses("eth0")["10.0.0.7/24"]["scope"] == "link"
     assert address.dump(netlink, eth0.index, AF_INET)[0].scope == 253
 
 
@@ -128,16 +117,16 @@ def test_point_to_point_address_of_ip(netlink: NetlinkSocket, eth0: Link) -> Non
 
 def test_no_dad_is_usable_at_once(netlink: NetlinkSocket, eth0: Link) -> None:
     netlink.request(address.add(eth0.index, parse_network("fd00::7/64"), no_dad=True))
-    entry = shown()["fd00::7/64"]
+    entry = addresses("eth0")["fd00::7/64"]
     assert entry["nodad"] is True
     assert "tentative" not in entry
 
 
 def test_wait_until_settled(netlink: NetlinkSocket, eth0: Link) -> None:
     netlink.request(address.add(eth0.index, parse_network("fd00::7/64")))
-    assert shown()["fd00::7/64"]["tentative"] is True
+    assert addresses("eth0")["fd00::7/64"]["tentative"] is True
     address.wait_settled(netlink, eth0.index, time.monotonic() + 10)
-    for entry in shown().values():
+    for entry in addresses("eth0").values():
         assert "tentative" not in entry
     # At once, when there is nothing to wait for.
     address.wait_settled(netlink, eth0.index, time.monotonic() - 1)
@@ -150,7 +139,7 @@ def test_address_of_another_host(netlink: NetlinkSocket, eth0: Link) -> None:
     with pytest.raises(NetlinkError, match="another host has fd00::7") as caught:
         address.wait_settled(netlink, eth0.index, time.monotonic() + 10)
     assert caught.value.errno == errno.EADDRINUSE
-    assert shown()["fd00::7/64"]["dadfailed"] is True
+    assert addresses("eth0")["fd00::7/64"]["dadfailed"] is True
     # Also when detection failed before we look.
     with pytest.raises(NetlinkError, match="another host has fd00::7"):
         address.wait_settled(netlink, eth0.index, time.monotonic() + 10)
@@ -168,7 +157,7 @@ def test_without_carrier_the_deadline_is_no_error(netlink: NetlinkSocket) -> Non
     made = link.create(netlink, link.veth("v0", "v1", up=True))
     netlink.request(address.add(made.index, parse_network("fd00::7/64")))
     address.wait_settled(netlink, made.index, time.monotonic() + 0.05)
-    assert shown("v0")["fd00::7/64"]["tentative"] is True
+    assert addresses("v0")["fd00::7/64"]["tentative"] is True
 
 
 def test_address_deleted_while_waiting(netlink: NetlinkSocket, eth0: Link) -> None:
@@ -188,4 +177,4 @@ def test_address_deleted_while_waiting(netlink: NetlinkSocket, eth0: Link) -> No
 
     with NetlinkSocket() as other, Deleting() as waiting:
         address.wait_settled(waiting, eth0.index, time.monotonic() + 10)
-    assert "fd00::7/64" not in shown()
+    assert "fd00::7/64" not in addresses("eth0")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, call_plugin, ip_json, run_plugin, snapshot
-
-Sandbox = Callable[[], Namespace]
+from harness import Attachment, Host, Namespace, Sandbox, call_plugin, ip_json, run_plugin, snapshot
 
 # Notes each command; does what the files beside it say.
 SCRIPT = """\

@@ -12,29 +12,20 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, PluginRun, ip_json, nft_list, run_in, run_plugin
+from harness import Host, PluginRun, Sandbox, ip_json, nft_list, run_in, run_plugin
 from harness.agent import PYCNI, AgentProcess
+from harness.configs import host_local
+from harness.topics.callers import in_the_agents_place
 from pycni.agent import protocol
 from pycni.agent.executables import LAUNCHER, install
 from pycni.agent.listener import listen
 from pycni.spec.errors import TRY_AGAIN_LATER, CNIError
-
-
-@pytest.fixture
-def agent(host: Host, tmp_path: Path) -> Iterator[AgentProcess]:
-    if not LAUNCHER.is_file():
-        pytest.skip("the launcher was not compiled")
-    process = AgentProcess(tmp_path)
-    yield process
-    if process.process is not None and process.process.poll() is None:
-        process.kill()
 
 
 def config(tmp_path: Path, **keys: Any) -> dict[str, Any]:
@@ -45,11 +36,7 @@ def config(tmp_path: Path, **keys: Any) -> dict[str, Any]:
         "bridge": "br0",
         "isGateway": True,
         "ipMasq": True,
-        "ipam": {
-            "type": "host-local",
-            "subnet": "10.9.0.0/16",
-            "dataDir": str(tmp_path / "leases"),
-        },
+        "ipam": host_local(tmp_path / "leases", subnet="10.9.0.0/16"),
         **keys,
     }
 
@@ -63,9 +50,7 @@ def leases(tmp_path: Path) -> list[str]:
     return [name for name in os.listdir(folder) if name[0].isdigit()] if folder.exists() else []
 
 
-def test_serves_add_check_del(
-    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
-) -> None:
+def test_serves_add_check_del(agent: AgentProcess, sandbox: Sandbox, tmp_path: Path) -> None:
     agent.start()
     space = sandbox()
     conf = config(tmp_path)
@@ -81,9 +66,7 @@ def test_serves_add_check_del(
     assert agent.calls() == {("bridge", "ADD"): 1, ("bridge", "CHECK"): 1, ("bridge", "DEL"): 1}
 
 
-def test_what_it_tells_of_its_calls(
-    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
-) -> None:
+def test_what_it_tells_of_its_calls(agent: AgentProcess, sandbox: Sandbox, tmp_path: Path) -> None:
     """Counts, latencies and errors: for people, and as Prometheus reads them."""
 
     def told(command: str) -> str:
@@ -129,7 +112,7 @@ def test_calls_in_turn_share_a_thread(agent: AgentProcess) -> None:
 
 
 def test_same_answers_with_and_without(
-    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
+    agent: AgentProcess, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     """Each call once without and once with the agent: stdout, stderr and exit code are equal."""
     space = sandbox()
@@ -156,7 +139,7 @@ def test_same_answers_with_and_without(
 
 
 def test_runs_the_plugin_itself_after_the_agent_was_killed(
-    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
+    agent: AgentProcess, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     agent.start()
     space = sandbox()
@@ -167,7 +150,7 @@ def test_runs_the_plugin_itself_after_the_agent_was_killed(
     assert (deleted.code, leases(tmp_path)) == (0, [])
 
 
-def test_another_version_is_refused(agent: AgentProcess, sandbox: Callable[[], Namespace]) -> None:
+def test_another_version_is_refused(agent: AgentProcess, sandbox: Sandbox) -> None:
     agent.start()
     launcher = agent.plugins / "loopback"
     program, trailer = launcher.read_bytes().rsplit(b"\nversion=", 1)
@@ -177,9 +160,7 @@ def test_another_version_is_refused(agent: AgentProcess, sandbox: Callable[[], N
     assert (agent.calls(), agent.refused()) == ({}, {"another version": 1})
 
 
-def test_another_network_namespace_is_refused(
-    agent: AgentProcess, sandbox: Callable[[], Namespace]
-) -> None:
+def test_another_network_namespace_is_refused(agent: AgentProcess, sandbox: Sandbox) -> None:
     """To a caller elsewhere, "the host" is another one."""
     agent.start()
     elsewhere, space = sandbox(), sandbox()
@@ -191,6 +172,7 @@ def test_another_network_namespace_is_refused(
     assert (agent.calls(), agent.refused()) == ({}, {"another namespace": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
     [
@@ -219,13 +201,7 @@ def test_garbage_is_refused(agent: AgentProcess, data: bytes) -> None:
 
 def test_lost_agent_is_an_error_after_it_began(tmp_path: Path, host: Host) -> None:
     """An agent that dies at work leaves the launcher with one error object, code 11."""
-    if not LAUNCHER.is_file():
-        pytest.skip("the launcher was not compiled")
-    path = tmp_path / "agent.sock"
-    install(tmp_path / "bin", socket=path)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
+    with in_the_agents_place(tmp_path) as listener:
 
         def begin_and_die() -> None:
             connection, _ = listener.accept()
@@ -247,9 +223,7 @@ def test_idle_agent_leaves(agent: AgentProcess) -> None:
     assert not agent.socket.exists()
 
 
-def test_term_lets_calls_finish(
-    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
-) -> None:
+def test_term_lets_calls_finish(agent: AgentProcess, sandbox: Sandbox, tmp_path: Path) -> None:
     agent.start()
     spaces = [sandbox() for _ in range(12)]
     conf = config(tmp_path)
@@ -310,7 +284,7 @@ for action in (
 
 
 def test_launcher_does_not_believe_another_users_agent(
-    tmp_path: Path, host: Host, sandbox: Callable[[], Namespace]
+    tmp_path: Path, host: Host, sandbox: Sandbox
 ) -> None:
     """A socket that another user listens on is passed over; the plugin runs in its own process."""
     if not LAUNCHER.is_file():
@@ -359,7 +333,7 @@ def test_second_agent_is_refused(agent: AgentProcess) -> None:
 
 
 def test_socket_activation_and_notices(
-    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
+    agent: AgentProcess, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     """It serves on the descriptor it is given, says READY=1, and shows signs of life."""
     agent.socket.parent.mkdir(mode=0o700)
@@ -396,9 +370,8 @@ def test_socket_activation_and_notices(
 # --- killed under load ---------------------------------------------------------------------------
 
 
-def test_agent_killed_under_load(
-    agent: AgentProcess, sandbox: Callable[[], Namespace], tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_agent_killed_under_load(agent: AgentProcess, sandbox: Sandbox, tmp_path: Path) -> None:
     """Callers see correct results or clear errors; after every DEL nothing is left."""
     kills = int(os.environ.get("PYCNI_AGENT_KILLS", "12"))
     spaces = [sandbox() for _ in range(8)]

@@ -7,31 +7,25 @@ Administrators may name a bridge, a master or a device of the host by any name i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in
+from harness import Attachment, Namespace, Sandbox, ip_json, run_in
 from harness.chained import previous_result
-from harness.ways import WAYS, Way, notes, ports_of, way_of
+from harness.kernel_state import link_names
+from harness.ways import Way, notes, ports_of
 from pycni.runtime import Network, PluginError
 from pycni.spec.errors import CNIError
-
-Sandbox = Callable[[], Namespace]
 
 LINK_MAKERS = ("bridge", "ptp", "macvlan", "tap", "host-device")
 
 
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
+@pytest.fixture
+def way(way: Way) -> Way:
     run_in(None, ["ip", "link", "add", "up0", "type", "veth", "peer", "up1"])
     run_in(None, ["ip", "link", "set", "up0", "up"])
-    with way_of(request.param, tmp_path, plugin_dir) as found:
-        yield found
+    return way
 
 
 def maker(way: Way, kind: str, **keys: Any) -> dict[str, Any]:
@@ -76,17 +70,14 @@ def shown(box: Namespace) -> dict[str, Any]:
     }
 
 
-def names(box: Namespace | None) -> list[str]:
-    return sorted(link["ifname"] for link in ip_json("link", netns=box))
-
-
 def on_host() -> list[str]:
-    return [name for name in names(None) if name not in ("lo", "br1")]
+    return [name for name in sorted(link_names()) if name not in ("lo", "br1")]
 
 
 # --- plugins that make a link --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LINK_MAKERS)
 def test_add_where_another_interface_has_the_name(way: Way, sandbox: Sandbox, kind: str) -> None:
     network = way.network("n", maker(way, kind))
@@ -105,6 +96,7 @@ def test_add_where_another_interface_has_the_name(way: Way, sandbox: Sandbox, ki
     assert (shown(box), on_host(), way.leases("n"), notes()) == (before, host, {}, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", ["check", "repair", "delete", "gc"])
 @pytest.mark.parametrize("kind", LINK_MAKERS)
 def test_interface_whose_name_another_has_by_now(
@@ -131,11 +123,12 @@ def test_interface_whose_name_another_has_by_now(
     assert shown(box) == before
     network.delete("a")
     assert shown(box) == before
-    assert (names(box), on_host(), way.leases("n"), notes()) == (
-        ["lo", "x0", "y0"], host, {}, []
+    assert (link_names(box), on_host(), way.leases("n"), notes()) == (
+        {"lo", "x0", "y0"}, host, {}, []
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LINK_MAKERS)
 def test_del_without_notes(way: Way, sandbox: Sandbox, kind: str) -> None:
     """Nothing but the name is left to go by: before 0.4.0 it decides."""
@@ -173,6 +166,7 @@ def chained(way: Way) -> dict[str, dict[str, Any]]:
 CHAINED = ("tuning", "bandwidth", "sbr", "portmap", "firewall")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CHAINED)
 def test_chained_plugin_of_an_interface_whose_name_another_has(
     way: Way, sandbox: Sandbox, kind: str
@@ -190,7 +184,11 @@ def test_chained_plugin_of_an_interface_whose_name_another_has(
     assert not report.ok
     assert shown(box) == before
     network.delete("a")
-    assert (shown(box), names(box), on_host()) == (before, ["lo", "x0", "y0"], ["up0", "up1"])
+    assert (shown(box), link_names(box), on_host()) == (
+        before,
+        {"lo", "x0", "y0"},
+        ["up0", "up1"],
+    )
     assert (way.leases("n"), notes()) == ({}, [])
 
 
@@ -257,7 +255,12 @@ def test_what_is_the_host_s_may_be_named_by_any_name(way: Way, sandbox: Sandbox,
         run_in(None, ["ping", "-qc1", "-W2", "10.61.0.2"])
         assert run_in(None, ["sysctl", "-n", "net.ipv6.conf.br7.accept_ra"]).stdout == "0\n"
     network.delete("a")
-    assert (names(box), on_host(), way.leases("n"), notes()) == (["lo"], before, {}, [])
+    assert (link_names(box), on_host(), way.leases("n"), notes()) == (
+        {"lo"},
+        before,
+        {},
+        [],
+    )
 
 
 @pytest.mark.parametrize("kind", ["bridge", "ptp"])
@@ -272,7 +275,12 @@ def test_host_end_whose_name_another_has(way: Way, sandbox: Sandbox, kind: str) 
     with pytest.raises(PluginError) as refused:
         network.add("a", box.path)
     assert f"{outer} is an alternative name of up0" in str(refused.value).replace('"', "")
-    assert (names(box), on_host(), way.leases("n"), notes()) == (["lo"], before, {}, [])
+    assert (link_names(box), on_host(), way.leases("n"), notes()) == (
+        {"lo"},
+        before,
+        {},
+        [],
+    )
     network.delete("a", box.path)
     assert on_host() == before
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, PluginRun, run_plugin
+from harness import Host, PluginRun, Sandbox, run_plugin
 
 SUBNET = "10.8.0.0/24"
 
@@ -212,7 +211,7 @@ def assert_refused(run: PluginRun, code: int, words: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_bad_input(
-    case: Case, host: Host, sandbox: Callable[[], Namespace], plugin_dir: Path, tmp_path: Path
+    case: Case, host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
 ) -> None:
     space = sandbox()
     before = host.snapshot(tmp_path)
@@ -234,9 +233,7 @@ def test_there_are_enough_cases() -> None:
     assert len({case.name for case in CASES}) == len(CASES)
 
 
-def test_range_exhausted(
-    host: Host, sandbox: Callable[[], Namespace], plugin_dir: Path, tmp_path: Path
-) -> None:
+def test_range_exhausted(host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path) -> None:
     """The error tells how many addresses are held, and by how many containers."""
     config = {**sound(tmp_path), **ipam(subnet="10.8.0.0/29", dataDir=str(tmp_path / "leases"))}
     for number in range(5):
@@ -249,9 +246,7 @@ def test_range_exhausted(
     assert {**after, "files": None} == {**before, "files": None}
 
 
-def test_address_taken(
-    host: Host, sandbox: Callable[[], Namespace], plugin_dir: Path, tmp_path: Path
-) -> None:
+def test_address_taken(host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path) -> None:
     """The error names the container that has the address."""
     config = sound(tmp_path)
     args = {"CNI_ARGS": "IP=10.8.0.9;IgnoreUnknown=1", "CNI_NETNS": "/x"}
@@ -263,7 +258,7 @@ def test_address_taken(
 
 
 def test_interface_is_there_already(
-    host: Host, sandbox: Callable[[], Namespace], plugin_dir: Path, tmp_path: Path
+    host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
 ) -> None:
     space = sandbox()
     subprocess.run(["ip", "-n", space.name, "link", "add", "eth0", "type", "bridge"], check=True)
@@ -274,7 +269,7 @@ def test_interface_is_there_already(
 
 
 def test_bridge_is_something_else(
-    host: Host, sandbox: Callable[[], Namespace], plugin_dir: Path, tmp_path: Path
+    host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
 ) -> None:
     subprocess.run(["ip", "link", "add", "br0", "type", "veth", "peer", "x"], check=True)
     before = host.snapshot()
@@ -284,7 +279,7 @@ def test_bridge_is_something_else(
 
 
 def test_bridge_has_another_address(
-    host: Host, sandbox: Callable[[], Namespace], plugin_dir: Path, tmp_path: Path
+    host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
 ) -> None:
     subprocess.run(["ip", "link", "add", "br0", "type", "bridge"], check=True)
     subprocess.run(["ip", "address", "add", "10.7.0.1/24", "dev", "br0"], check=True)
@@ -294,7 +289,7 @@ def test_bridge_has_another_address(
 
 @pytest.mark.parametrize("plugin", ["bridge", "loopback"])
 def test_no_privileges(
-    plugin: str, host: Host, sandbox: Callable[[], Namespace], plugin_dir: Path, tmp_path: Path
+    plugin: str, host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
 ) -> None:
     """A process without capabilities is told that they are missing."""
     environ = {

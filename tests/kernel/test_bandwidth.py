@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in
+from harness import Attach, Attachment, Host, Namespace, Sandbox, ip_json, run_in
 from harness.chained import VERSIONS, make_veth, previous_result
 from harness.faults import each_request_failing
 from harness.transfer import transfer
 from harness.ways import WAYS, way_of
 from pycni.runtime import Network, PluginError
-
-Sandbox = Callable[[], Namespace]
-Attach = Callable[..., Attachment]
 
 RATE = 20_000_000
 BURST = 800_000
@@ -84,6 +80,7 @@ def away(one: Attachment, seconds: float = 2.5, target: str = "10.1.0.1") -> Any
 # --- rates ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rates_are_held_in_both_directions(attach: Attach) -> None:
     one = attach(**BOTH)
     one.add()
@@ -91,6 +88,7 @@ def test_rates_are_held_in_both_directions(attach: Attach) -> None:
     assert away(one).rate(after=BURST // 8) == pytest.approx(2 * RATE, rel=0.1)
 
 
+@pytest.mark.slow
 def test_rates_hold_for_ipv6(attach: Attach) -> None:
     one = attach(**BOTH)
     one.add()
@@ -100,6 +98,7 @@ def test_rates_hold_for_ipv6(attach: Attach) -> None:
     assert out.rate(after=BURST // 8) == pytest.approx(2 * RATE, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["ingress", "egress"])
 def test_one_direction_alone(attach: Attach, direction: str) -> None:
     one = attach(**{f"{direction}Rate": RATE, f"{direction}Burst": BURST})
@@ -133,6 +132,7 @@ def test_burst_that_no_frame_fits_in(
         limited(80, shapedSubnets=["10.9.0.0/16"]).add("d", sandbox().path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["ingress", "egress"])
 def test_burst_goes_through_at_once(attach: Attach, direction: str) -> None:
     burst = 4_000_000  # bytes
@@ -144,6 +144,7 @@ def test_burst_goes_through_at_once(attach: Attach, direction: str) -> None:
     assert found.rate(after=int(1.1 * burst)) == pytest.approx(RATE, rel=0.1)
 
 
+@pytest.mark.slow
 def test_only_some_networks_are_limited(attach: Attach) -> None:
     run_in(None, ["ip", "address", "add", "192.0.2.1/32", "dev", "lo"])
     one = attach(**BOTH, shapedSubnets=["192.0.2.0/24", "2001:db8::/32"])
@@ -155,6 +156,7 @@ def test_only_some_networks_are_limited(attach: Attach) -> None:
     one.check()
 
 
+@pytest.mark.slow
 def test_all_networks_but_some_are_limited(attach: Attach) -> None:
     run_in(None, ["ip", "address", "add", "192.0.2.1/32", "dev", "lo"])
     one = attach(**BOTH, unshapedSubnets=["192.0.2.0/24", "fd00::/64"])

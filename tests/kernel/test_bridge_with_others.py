@@ -6,31 +6,20 @@ By all three ways of calling plugins.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json, nft_list, run_in
-from harness.ways import WAYS, Way, way_of
+from harness import Namespace, Sandbox, ip_json, nft_list, run_in
+from harness.ways import Way
 from pycni.runtime import Network, PluginError
-
-Sandbox = Callable[[], Namespace]
 
 GIVEN = "02:00:00:00:00:07"
 FORGED = "02:00:00:00:00:99"
 TUNING = {"type": "tuning", "mac": GIVEN}
 ISOLATED = {"type": "firewall", "backend": "nftables", "ingressPolicy": "isolated"}
-
-
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
-    with way_of(request.param, tmp_path / "way", plugin_dir) as found:
-        yield found
 
 
 def bridge(way: Way, subnet: str = "10.64.0.0/24", **keys: Any) -> dict[str, Any]:

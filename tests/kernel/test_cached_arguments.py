@@ -7,27 +7,15 @@ three ways of calling plugins.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from harness import Host, Namespace, ip_json, nft_list, run_in
-from harness.ways import WAYS, Way, notes, ports_of, way_of
+from harness import Sandbox, ip_json, nft_list, run_in
+from harness.ways import Way, notes, ports_of
 from pycni.runtime import Network, PluginError
-
-Sandbox = Callable[[], Namespace]
 
 PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}, "backend": "nftables"}
 VALUES = pytest.mark.parametrize("value", ["a=b=c", "x;y", "=", "", "z\0"])
-
-
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
-    with way_of(request.param, tmp_path, plugin_dir) as found:
-        yield found
 
 
 def note_arguments(way: Way, network: Network, value: str) -> None:

@@ -7,32 +7,28 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json, run_in
+from harness import Sandbox, ip_json, run_in
+from harness.agent import PYCNI
 from harness.host import forget_attachments
-from harness.ways import WAYS, Way, way_of
+from harness.ways import Way
 from pycni.agent.metrics import Metrics
 from pycni.agent.watch import Watch
 from pycni.runtime import Network
 from pycni.runtime.repair import inspect_all, repair_all
 
-PROGRAM = Path(sys.executable).parent / "pycni"
 MULTUS = "/var/lib/cni/multus"
 POD = {"IgnoreUnknown": "1", "K8S_POD_NAMESPACE": "shop", "K8S_POD_NAME": "web"}
 
 
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
-    with way_of(request.param, tmp_path, plugin_dir) as way:
-        yield way
+@pytest.fixture
+def way(way: Way) -> Iterator[Way]:
+    yield way
     shutil.rmtree(MULTUS, ignore_errors=True)
 
 
@@ -65,7 +61,7 @@ def masqueraded() -> bool:
 
 
 def pycni(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([PROGRAM, *words], capture_output=True, text=True, check=False)
+    done = subprocess.run([PYCNI, *words], capture_output=True, text=True, check=False)
     assert done.returncode == code, (words, done.stdout, done.stderr)
     return done
 
@@ -74,7 +70,7 @@ def pycni(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("version", ["1.0.0", "0.2.0"])
-def test_no_namespace_is_noted(way: Way, sandbox: Callable[[], Namespace], version: str) -> None:
+def test_no_namespace_is_noted(way: Way, sandbox: Sandbox, version: str) -> None:
     """The result lists it; one of 0.2.0 lists no interfaces, and pycni's own note does."""
     box = sandbox()
     network_of(way, version).add("one", box.path, args=POD)
@@ -94,9 +90,7 @@ def test_no_namespace_is_noted(way: Way, sandbox: Callable[[], Namespace], versi
     assert way.leases("lab") == {}
 
 
-def test_the_agent_watches_where_no_namespace_is_noted(
-    way: Way, sandbox: Callable[[], Namespace]
-) -> None:
+def test_the_agent_watches_where_no_namespace_is_noted(way: Way, sandbox: Sandbox) -> None:
     network_of(way).add("one", sandbox().path, args=POD)
     as_older_libcni_notes_it(cache_file(way))
     flush()
@@ -111,7 +105,7 @@ def test_the_agent_watches_where_no_namespace_is_noted(
     assert any("lab/one/eth0 (shop/web): " in line for line in lines), lines
 
 
-def test_reclaim_where_no_namespace_is_noted(way: Way, sandbox: Callable[[], Namespace]) -> None:
+def test_reclaim_where_no_namespace_is_noted(way: Way, sandbox: Sandbox) -> None:
     gone = sandbox()
     network_of(way).add("gone", gone.path, args=POD)
     network_of(way).add("alive", sandbox().path)
@@ -128,7 +122,7 @@ def test_reclaim_where_no_namespace_is_noted(way: Way, sandbox: Callable[[], Nam
     assert sorted(way.leases("lab").values()) == ["alive/eth0"]
 
 
-def test_names_of_pods_are_shown(way: Way, sandbox: Callable[[], Namespace]) -> None:
+def test_names_of_pods_are_shown(way: Way, sandbox: Sandbox) -> None:
     network_of(way).add("one", sandbox().path, args=POD)
     where = ("--cache-dir", str(way.folder / "cni"), "--plugin-dir", str(way.plugins))
     assert pycni("inspect", *where).stdout.splitlines()[0] == "lab one eth0, pod shop/web"
@@ -149,6 +143,7 @@ def where(way: Way) -> list[str]:
     return ["--cache-dir", str(way.folder / "cni"), "--plugin-dir", str(way.plugins)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -159,7 +154,7 @@ def where(way: Way) -> list[str]:
     ],
 )
 def test_a_file_that_cannot_be_used_shows(
-    way: Way, sandbox: Callable[[], Namespace], damage: str, words: str
+    way: Way, sandbox: Sandbox, damage: str, words: str
 ) -> None:
     network_of(way).add("one", sandbox().path)
     path = cache_file(way, "lab-two-eth0")
@@ -181,7 +176,7 @@ def test_a_file_that_cannot_be_used_shows(
     assert f"warning: left alone: {path} {words}" in done.stderr
 
 
-def test_what_is_left_alone_shows(way: Way, sandbox: Callable[[], Namespace]) -> None:
+def test_what_is_left_alone_shows(way: Way, sandbox: Sandbox) -> None:
     box = sandbox()
     network_of(way).add("one", box.path)
     box.delete()
@@ -198,7 +193,7 @@ def test_what_is_left_alone_shows(way: Way, sandbox: Callable[[], Namespace]) ->
     assert len(lines) == 2
 
 
-def test_what_is_nowhere(way: Way, sandbox: Callable[[], Namespace]) -> None:
+def test_what_is_nowhere(way: Way, sandbox: Sandbox) -> None:
     network_of(way).add("one", sandbox().path)
     (way.folder / "more.conflist").write_bytes(way.network("more", bridge(way)).config.source)
     conf = ("--conf-dir", str(way.folder))
@@ -241,7 +236,7 @@ def configured(way: Way) -> tuple[str, ...]:
 
 
 def test_caches_of_clients_are_looked_through(
-    way: Way, sandbox: Callable[[], Namespace], configured: tuple[str, ...]
+    way: Way, sandbox: Sandbox, configured: tuple[str, ...]
 ) -> None:
     box = sandbox()
     as_multus_does(way, "one", box.path)
@@ -262,7 +257,7 @@ def test_caches_of_clients_are_looked_through(
 
 
 def test_reclaim_looks_through_caches_of_clients(
-    way: Way, sandbox: Callable[[], Namespace], configured: tuple[str, ...]
+    way: Way, sandbox: Sandbox, configured: tuple[str, ...]
 ) -> None:
     box = sandbox()
     as_multus_does(way, "one", box.path)
@@ -276,7 +271,7 @@ def test_reclaim_looks_through_caches_of_clients(
 
 @pytest.mark.parametrize("knows", ["notes", "cache", "lease"])
 def test_gc_keeps_what_is_alive_and_in_no_list(
-    way: Way, sandbox: Callable[[], Namespace], configured: tuple[str, ...], knows: str
+    way: Way, sandbox: Sandbox, configured: tuple[str, ...], knows: str
 ) -> None:
     alive, dead = sandbox(), sandbox()
     as_multus_does(way, "alive", alive.path)
@@ -305,7 +300,7 @@ def test_gc_keeps_what_is_alive_and_in_no_list(
     assert [link["ifname"] for link in ip_json("link", netns=alive)] == ["lo"]
 
 
-def test_gc_by_the_library_keeps_what_is_alive(way: Way, sandbox: Callable[[], Namespace]) -> None:
+def test_gc_by_the_library_keeps_what_is_alive(way: Way, sandbox: Sandbox) -> None:
     as_multus_does(way, "alive", sandbox().path)
     network = network_of(way, "1.1.0")
     network.add("own", sandbox().path)

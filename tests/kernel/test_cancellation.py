@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json
+from harness import Host, Sandbox, ip_json
+from harness.kernel_state import veths
 from harness.ways import Way, notes
 from pycni.runtime import (
     Canceled,
@@ -43,8 +44,6 @@ from pycni.spec.owner import Owner
 from pycni.spec.result import Result
 from pycni.state.leases import LeaseStore
 
-Sandbox = Callable[[], Namespace]
-
 
 class Lab:
     """A network n of a bridge, and what is left of attachments."""
@@ -59,8 +58,7 @@ class Lab:
         return Network.from_dict(document, cache_dir=self.way.folder / "cni", **settings)
 
     def left(self) -> list[object]:
-        veths = [link["ifname"] for link in ip_json("link", "show", "type", "veth")]
-        return [*self.way.leases("n"), *veths, *notes(), *self.way.cached()]
+        return [*self.way.leases("n"), *veths(), *notes(), *self.way.cached()]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in, snapshot
+from harness import Attachment, Host, Sandbox, ip_json, run_in, snapshot
 
 PLUGINS: list[dict[str, Any]] = [
     {"type": "bridge", "bridge": "br0", "isDefaultGateway": True, "ipMasq": True, "mtu": 1450},
@@ -26,7 +26,7 @@ PLUGINS: list[dict[str, Any]] = [
 
 @pytest.fixture
 def attach(
-    host: Host, sandbox: Callable[[], Namespace], plugin_dir: Path, tmp_path: Path
+    host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
 ) -> Callable[[int], list[Attachment]]:
     def make(number: int) -> list[Attachment]:
         ranges = [[{"subnet": "10.1.2.0/24"}], [{"subnet": "fd00:1::/64"}]]

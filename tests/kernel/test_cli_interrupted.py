@@ -10,19 +10,17 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from harness import Host, Namespace, ip_json, nft_list
+from harness import Host, Namespace, Sandbox
+from harness.agent import PYCNI
+from harness.configs import host_local
+from harness.kernel_state import filled_sets, veths
 from harness.ways import notes
 
-Sandbox = Callable[[], Namespace]
-
-PROGRAM = Path(sys.executable).parent / "pycni"
 TRIES = int(os.environ.get("PYCNI_INTERRUPTS", "25"))
 STARTED = "running"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -33,11 +31,7 @@ class Lab:
     def __init__(self, folder: Path, options: list[str]) -> None:
         self.folder = folder
         self.options = ["--conf-dir", str(folder), "--cache-dir", str(folder / "cni"), *options]
-        ipam = {
-            "type": "host-local",
-            "dataDir": str(folder / "leases"),
-            "ranges": [[{"subnet": "10.66.0.0/24"}]],
-        }
+        ipam = host_local(folder / "leases", "10.66.0.0/24")
         bridge = {"type": "bridge", "bridge": "br0", "isGateway": True, "ipMasq": True}
         ports = {"type": "portmap", "capabilities": {"portMappings": True}}
         (folder / "n.conflist").write_text(
@@ -50,7 +44,7 @@ class Lab:
         environ = {name: value for name, value in os.environ.items() if name != "CNI_PATH"}
         ports = '[{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]'
         return subprocess.Popen(
-            [PROGRAM, command, "n", *arguments, *self.options],
+            [PYCNI, command, "n", *arguments, *self.options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -63,9 +57,7 @@ class Lab:
         leases = [str(path) for path in (self.folder / "leases/n").glob("10.*")]
         cached = [str(path) for path in (self.folder / "cni").glob("results/*")]
         new = [str(path) for path in self.folder.rglob("*.new*")]
-        elements = [e for e in nft_list() for kind in ("set", "map") if "elem" in e.get(kind, {})]
-        veths = [link["ifname"] for link in ip_json("link", "show", "type", "veth")]
-        return [*leases, *cached, *new, *elements, *veths, *notes()]
+        return [*leases, *cached, *new, *filled_sets(), *veths(), *notes()]
 
 
 @pytest.fixture(params=["in process", "cold"])
@@ -95,6 +87,7 @@ def is_before_the_first_line(code: int, stderr: str, number: int) -> bool:
     return code == -number and ("KeyboardInterrupt" in stderr or not stderr)
 
 
+@pytest.mark.slow
 def test_add(lab: Lab, sandbox: Sandbox) -> None:
     box = sandbox()
     took = duration(lab, box)
@@ -116,6 +109,7 @@ def test_add(lab: Lab, sandbox: Sandbox) -> None:
     assert seen & {130, 143}
 
 
+@pytest.mark.slow
 def test_add_that_is_interrupted_twice(lab: Lab, sandbox: Sandbox) -> None:
     """The second Ctrl-C of who is impatient does not keep the rest from being taken back."""
     box = sandbox()
@@ -133,6 +127,7 @@ def test_add_that_is_interrupted_twice(lab: Lab, sandbox: Sandbox) -> None:
         assert lab.left() == [], stderr
 
 
+@pytest.mark.slow
 def test_a_namespace_that_was_made_goes_too(lab: Lab, host: Host) -> None:
     for attempt in range(TRIES // 4 + 1):
         process = lab.start("add", "made-for-it", "--create-netns")
@@ -144,6 +139,7 @@ def test_a_namespace_that_was_made_goes_too(lab: Lab, host: Host) -> None:
         assert lab.left() == [], stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["del", "check"])
 def test_other_commands(lab: Lab, sandbox: Sandbox, command: str) -> None:
     box = sandbox()
@@ -160,6 +156,7 @@ def test_other_commands(lab: Lab, sandbox: Sandbox, command: str) -> None:
         assert lab.left() == [], stderr
 
 
+@pytest.mark.slow
 def test_what_cannot_be_undone_is_said(host: Host, sandbox: Sandbox, tmp_path: Path) -> None:
     script = f"""#!/bin/sh
     [ $CNI_COMMAND = DEL ] && echo '{{"code": 5, "msg": "no way"}}' && exit 1

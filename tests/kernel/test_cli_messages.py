@@ -6,24 +6,23 @@ import json
 import os
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, run_in
+from harness import Host, Sandbox, run_in
+from harness.agent import PYCNI
 from harness.namespaces import covered
 
-PROGRAM = Path(sys.executable).parent / "pycni"
 NOBODY = 65534
 
 
 class Node:
     """Networks in a folder, and the command."""
 
-    def __init__(self, folder: Path, sandbox: Callable[[], Namespace]) -> None:
+    def __init__(self, folder: Path, sandbox: Sandbox) -> None:
         self.folder = folder
         self.sandbox = sandbox
         self.conf_dir = folder / "net.d"
@@ -40,14 +39,14 @@ class Node:
     def pycni(self, *words: str, code: int = 1, user: int = 0) -> subprocess.CompletedProcess[str]:
         environ = {**os.environ, "NETCONFPATH": str(self.conf_dir)}
         done = subprocess.run(
-            [PROGRAM, *words], capture_output=True, text=True, check=False, env=environ, user=user
+            [PYCNI, *words], capture_output=True, text=True, check=False, env=environ, user=user
         )
         assert done.returncode == code, (words, done.stdout, done.stderr)
         return done
 
 
 @pytest.fixture
-def node(host: Host, sandbox: Callable[[], Namespace], tmp_path: Path) -> Iterator[Node]:
+def node(host: Host, sandbox: Sandbox, tmp_path: Path) -> Iterator[Node]:
     yield Node(tmp_path, sandbox)
     for name in ("results", "networks"):
         shutil.rmtree(f"/var/lib/cni/{name}", ignore_errors=True)
@@ -133,7 +132,7 @@ def test_status_of_any_version(node: Node, version: str, reference_dir: Path) ->
     node.pycni("add", "lab", node.sandbox().path, code=0)
     environ = {**os.environ, "NETCONFPATH": str(node.conf_dir)}
     done = subprocess.run(
-        [PROGRAM, "status", "lab"], capture_output=True, text=True, check=False, env=environ
+        [PYCNI, "status", "lab"], capture_output=True, text=True, check=False, env=environ
     )
     assert "no IP addresses available in range set: 10.77.0.1-10.77.0.2" in done.stderr
     node.write("lab", node.bridge("nosuch"), version=version)

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, PluginRun, call_plugin, ip_json, run_plugin
+from harness import Attachment, Host, PluginRun, Sandbox, call_plugin, ip_json, run_plugin
 from harness.ways import WAYS, way_of
 from pycni.runtime import Network
 from pycni.spec.errors import ADDRESS_UNAVAILABLE, IO_FAILURE, CNIError
 
-Sandbox = Callable[[], Namespace]
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -151,7 +150,7 @@ def test_full_disk_at_every_stage(node: Node, disk: Disk) -> None:
     assert refused
     assert len(node.attached) > 1
     disk.fill()
-    node.attached.pop().delete()  # a full disk keeps nobody from leaving
+    node.attached.pop().delete()  # a full disk keeps no one from leaving
     disk.empty()
     node.add()
     node.require_sound()

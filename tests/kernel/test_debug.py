@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, call_plugin, ip_json, run_plugin
+from harness import Attachment, Host, Sandbox, call_plugin, ip_json, run_plugin
 
 PREVIOUS = {"cniVersion": "1.1.0", "ips": [{"address": "10.1.2.3/24"}]}
 
@@ -18,7 +17,7 @@ PREVIOUS = {"cniVersion": "1.1.0", "ips": [{"address": "10.1.2.3/24"}]}
 def debug(
     request: pytest.FixtureRequest,
     host: Host,
-    sandbox: Callable[[], Namespace],
+    sandbox: Sandbox,
     plugin_dir: Path,
     tmp_path: Path,
 ) -> Attachment:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from harness import Host, Namespace
-
-Sandbox = Callable[[], Namespace]
+from harness import Host, Sandbox
 
 PROGRAM = """
 import asyncio, sys

@@ -9,31 +9,26 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json, run_in
+from harness import Namespace, Sandbox, ip_json, run_in
 from harness.host import forget_attachments
-from harness.ways import WAYS, Way, notes, way_of
+from harness.ways import Way, notes
 from pycni.runtime import Network
-
-Sandbox = Callable[[], Namespace]
 
 MAC = "02:00:00:00:00:55"
 OTHER_MAC = "02:00:00:00:00:66"
 
 
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
+@pytest.fixture
+def way(way: Way) -> Way:
     make_device("dev0", MAC)
     make_device("up0", OTHER_MAC)
-    with way_of(request.param, tmp_path, plugin_dir) as found:
-        yield found
+    return way
 
 
 def make_device(name: str, mac: str) -> None:
@@ -61,7 +56,7 @@ def host_links() -> dict[str, dict[str, Any]]:
 
 
 def assert_back(way: Way, *, altnames: list[str] | None = None) -> None:
-    """The device is on the host as it was, and nobody else has come along."""
+    """The device is on the host as it was, and no one else has come along."""
     found = host_links()
     assert sorted(found) == ["dev0", "dev0-p", "lo", "up0", "up0-p"]
     back = found["dev0"]
@@ -136,6 +131,7 @@ def test_another_on_its_own(way: Way, sandbox: Sandbox) -> None:
 # --- names ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lines",
     [

@@ -8,25 +8,16 @@ from typing import Any
 
 import pytest
 
-from harness import Attachment, Namespace, call_plugin, ip_json, run_in, run_plugin
+from harness import Attach, Attachment, Namespace, Sandbox, call_plugin, ip_json, run_in, run_plugin
 from harness.dhcp import Daemon, Dnsmasq, Kea, Network
+from harness.topics import dhcp as kit
 from harness.ways import WAYS, way_of
 from pycni.spec.errors import CNIError
 
+daemon = kit.daemon
+lan = kit.lan
+
 ASKED = {"request": [{"option": "interface-mtu"}]}
-
-
-@pytest.fixture
-def lan(sandbox: Callable[[], Namespace]) -> Network:
-    """A network with nobody on it, bridged to the host as br-lan."""
-    return Network(sandbox(), "br-lan")
-
-
-@pytest.fixture
-def daemon(host: object, tmp_path: Path) -> Iterator[Daemon]:
-    quick = ("-timeout", "3s", "-resendmax", "2s", "-resendtimeout", "30s")
-    with Daemon(tmp_path / "daemon", *quick) as running:
-        yield running
 
 
 Serve = Callable[..., Dnsmasq]
@@ -49,9 +40,7 @@ def serve(lan: Network, tmp_path: Path) -> Iterator[Serve]:
 
 
 @pytest.fixture
-def attach(
-    plugin_dir: Path, sandbox: Callable[[], Namespace], daemon: Daemon
-) -> Callable[..., Attachment]:
+def attach(plugin_dir: Path, sandbox: Sandbox, daemon: Daemon) -> Attach:
     """Makes attachments to br-lan that ask for the MTU: keys of the configuration."""
 
     def make(plugin: Path = plugin_dir / "bridge", **keys: Any) -> Attachment:
@@ -83,7 +72,7 @@ def told(attachment: Attachment) -> list[int]:
 @pytest.mark.parametrize("kind", WAYS)
 def test_interface_gets_it(
     kind: str,
-    sandbox: Callable[[], Namespace],
+    sandbox: Sandbox,
     serve: Serve,
     daemon: Daemon,
     tmp_path: Path,
@@ -117,9 +106,7 @@ def test_interface_gets_it(
     assert daemon.leases() == []
 
 
-def test_macvlan_on_a_device(
-    serve: Serve, attach: Callable[..., Attachment], plugin_dir: Path
-) -> None:
+def test_macvlan_on_a_device(serve: Serve, attach: Attach, plugin_dir: Path) -> None:
     serve(1400)
     run_in(None, ["ip", "link", "set", "wan", "nomaster"])
     one = attach(plugin_dir / "macvlan", type="macvlan", master="wan")
@@ -130,7 +117,7 @@ def test_macvlan_on_a_device(
 
 
 def test_device_of_the_host_has_its_own_again(
-    serve: Serve, attach: Callable[..., Attachment], plugin_dir: Path
+    serve: Serve, attach: Attach, plugin_dir: Path
 ) -> None:
     serve(1400)
     run_in(None, ["ip", "link", "set", "wan", "nomaster"])
@@ -143,7 +130,7 @@ def test_device_of_the_host_has_its_own_again(
 
 
 def test_failed_add_takes_it_back(
-    serve: Serve, attach: Callable[..., Attachment], plugin_dir: Path, daemon: Daemon
+    serve: Serve, attach: Attach, plugin_dir: Path, daemon: Daemon
 ) -> None:
     server = serve(1400, "--dhcp-option=121,192.0.2.0/24,203.0.113.1")
     run_in(None, ["ip", "link", "set", "wan", "nomaster"])
@@ -156,7 +143,7 @@ def test_failed_add_takes_it_back(
 
 
 @pytest.mark.parametrize("version", ["0.2.0", "0.4.0", "1.0.0"])
-def test_older_results(version: str, serve: Serve, attach: Callable[..., Attachment]) -> None:
+def test_older_results(version: str, serve: Serve, attach: Attach) -> None:
     """The interface has it, whatever the version of the specification can tell of that."""
     serve(1400)
     one = attach(cniVersion=version)
@@ -168,9 +155,7 @@ def test_older_results(version: str, serve: Serve, attach: Callable[..., Attachm
     one.delete()
 
 
-def test_tuning_goes_before(
-    serve: Serve, attach: Callable[..., Attachment], tmp_path: Path
-) -> None:
+def test_tuning_goes_before(serve: Serve, attach: Attach, tmp_path: Path) -> None:
     serve(1400)
     one = attach()
     one.add()
@@ -187,7 +172,7 @@ def test_tuning_goes_before(
 def test_reference_s_interfaces_get_it(
     kind: str,
     serve: Serve,
-    attach: Callable[..., Attachment],
+    attach: Attach,
     tmp_path: Path,
     plugin_dir: Path,
     reference_dir: Path,
@@ -209,7 +194,7 @@ def test_reference_s_interfaces_get_it(
 
 
 def test_only_if_it_was_asked_for(
-    lan: Network, attach: Callable[..., Attachment], tmp_path: Path, daemon: Daemon
+    lan: Network, attach: Attach, tmp_path: Path, daemon: Daemon
 ) -> None:
     """A server that gives it to everybody."""
     given = {"name": "interface-mtu", "data": "1400", "always-send": True}
@@ -223,7 +208,7 @@ def test_only_if_it_was_asked_for(
         assert (told(two), mtu(two)) == ([0, 0, 1400], 1400)
 
 
-def test_configured_one_goes_before(serve: Serve, attach: Callable[..., Attachment]) -> None:
+def test_configured_one_goes_before(serve: Serve, attach: Attach) -> None:
     serve(1400)
     one = attach(mtu=1450)
     one.add()
@@ -247,7 +232,7 @@ def test_what_makes_no_sense_is_told(
     given: str,
     why: str,
     serve: Serve,
-    attach: Callable[..., Attachment],
+    attach: Attach,
     tmp_path: Path,
     plugin_dir: Path,
     capfd: pytest.CaptureFixture[str],
@@ -269,9 +254,7 @@ def test_what_makes_no_sense_is_told(
 
 
 @pytest.mark.parametrize("given", [68, 1279])
-def test_small_ones_without_ipv6(
-    given: int, serve: Serve, attach: Callable[..., Attachment]
-) -> None:
+def test_small_ones_without_ipv6(given: int, serve: Serve, attach: Attach) -> None:
     serve(given)
     one = attach()
     run_in(one.sandbox, ["sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"])
@@ -281,7 +264,7 @@ def test_small_ones_without_ipv6(
 
 
 def test_the_same_is_no_change(
-    serve: Serve, attach: Callable[..., Attachment], capfd: pytest.CaptureFixture[str]
+    serve: Serve, attach: Attach, capfd: pytest.CaptureFixture[str]
 ) -> None:
     serve(1500)
     one = attach()
@@ -291,9 +274,7 @@ def test_the_same_is_no_change(
 
 
 @pytest.mark.parametrize("hexadecimal", ["05", "00:00:05:78"])
-def test_of_another_length(
-    hexadecimal: str, lan: Network, attach: Callable[..., Attachment], tmp_path: Path
-) -> None:
+def test_of_another_length(hexadecimal: str, lan: Network, attach: Attach, tmp_path: Path) -> None:
     with Dnsmasq(lan, tmp_path / "dnsmasq", f"--dhcp-option-force=26,{hexadecimal}"):
         one = attach()
         one.add()

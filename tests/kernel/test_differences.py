@@ -11,13 +11,12 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, inside, ip_json, run_in
+from harness import Attachment, Host, Namespace, Sandbox, inside, ip_json, run_in
 from pycni.kernel.netfilter import iptables
 from pycni.kernel.netfilter.nfnetlink import NFPROTO_IPV4
 from pycni.kernel.netlink.constants import RTNLGRP_LINK
@@ -31,8 +30,6 @@ from pycni.spec.errors import (
     KERNEL_REFUSED,
     CNIError,
 )
-
-Sandbox = Callable[[], Namespace]
 
 SOL_PACKET, ADD_MEMBERSHIP, PROMISC, ALLMULTI = 263, 1, 1, 2
 
@@ -192,6 +189,7 @@ def test_a_word_too_many(tmp_path: Path, host: Host) -> None:
         assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_messages_to_dhcp_servers_are_repeated(
     host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
 ) -> None:

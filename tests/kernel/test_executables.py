@@ -10,19 +10,17 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from harness import Host, Namespace, ip_json, nft_list
+from harness import Host, Sandbox
+from harness.kernel_state import filled_sets, veths
 from harness.process import of_this_process
 from harness.ways import Way, notes
 from pycni.runtime import Network
 from pycni.runtime.errors import TimedOut
 from pycni.spec.errors import CNIError
-
-Sandbox = Callable[[], Namespace]
 
 TRIES = int(os.environ.get("PYCNI_INTERRUPTS", "30"))
 
@@ -61,11 +59,10 @@ def network(request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugins:
 def left(tmp_path: Path) -> list[object]:
     """What is there of attachments."""
     way = Way("", tmp_path, tmp_path)
-    elements = [e for e in nft_list() for kind in ("set", "map") if "elem" in e.get(kind, {})]
-    veths = [link["ifname"] for link in ip_json("link", "show", "type", "veth")]
-    return [*way.leases("n"), *way.cached(), *elements, *veths, *notes()]
+    return [*way.leases("n"), *way.cached(), *filled_sets(), *veths(), *notes()]
 
 
+@pytest.mark.slow
 def test_time_outs_at_many_moments(network: Network, sandbox: Sandbox, tmp_path: Path) -> None:
     box = sandbox()
     begin = time.monotonic()
@@ -90,6 +87,7 @@ def test_time_outs_at_many_moments(network: Network, sandbox: Sandbox, tmp_path:
     assert list(tmp_path.rglob("*.new*")) == []
 
 
+@pytest.mark.slow
 def test_failed_calls_leave_nothing_in_this_process(
     host: Host, sandbox: Sandbox, tmp_path: Path
 ) -> None:

@@ -15,6 +15,8 @@ from harness.fault_cases import CASES, DHCP, FIREWALLD
 from harness.injection import FULL, OPERATIONS, trials
 from harness.worlds import Case
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.timeout(7200 if FULL else 120)
 @pytest.mark.parametrize("operation", OPERATIONS)

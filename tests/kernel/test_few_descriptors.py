@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from harness import Host, Namespace, ip_json, nft_list
+from harness import Host, Sandbox
+from harness.kernel_state import filled_sets, veths
 from harness.ways import Way, notes, ports_of
 from pycni.runtime import Network
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, UNKNOWN_CONTAINER, CNIError
-
-Sandbox = Callable[[], Namespace]
 
 MAPPED = ports_of((8080, 80))
 
@@ -78,9 +76,7 @@ class Lab:
     def left(self) -> list[object]:
         leases = Way("", self.folder, self.folder).leases("n")
         cached = Way("", self.folder, self.folder).cached()
-        elements = [e for e in nft_list() for kind in ("set", "map") if "elem" in e.get(kind, {})]
-        veths = [link["ifname"] for link in ip_json("link", "show", "type", "veth")]
-        return [*leases, *cached, *elements, *veths, *notes()]
+        return [*leases, *cached, *filled_sets(), *veths(), *notes()]
 
 
 @pytest.fixture

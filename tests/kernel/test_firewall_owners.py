@@ -1,4 +1,4 @@
-"""Whose an address is by now, where the rules that let it through name nobody.
+"""Whose an address is by now, where the rules that let it through name no one.
 
 Both sets of plugins are on the node, ours and Debian's, and there is one address for all.
 """
@@ -15,6 +15,7 @@ import pytest
 from harness import Attachment, Namespace, ask, ip_json, ipset_elements, run_in, run_plugin, service
 from harness import firewalld as real
 from harness.firewalld import Firewalld
+from harness.kernel_state import iptables_saved, ruleset
 from harness.machines import FAR, Machines
 from pycni.kernel import all_addresses
 from pycni.plan.steps import Firewall
@@ -69,7 +70,7 @@ class Pod:
     @property
     def passes(self) -> bool:
         """Whether the host lets it through."""
-        return ask(self.sandbox, FAR[4], 80, patience=0.5).startswith("far ")
+        return ask(self.sandbox, FAR[4], 80, timeout=0.5).startswith("far ")
 
 
 class Node:
@@ -105,7 +106,7 @@ class Node:
             assert (run.code, run.stdout) == (0, ""), run.stdout
 
     def lose(self, pod: Pod) -> None:
-        """The pod's namespace goes, and nobody calls DEL; its lease is freed all the same."""
+        """The pod's namespace goes, and no one calls DEL; its lease is freed all the same."""
         assert pod.sandbox is not None
         pod.sandbox.delete()
         pod.sandbox = None
@@ -117,13 +118,13 @@ class Node:
 
 def rules() -> list[str]:
     """All that lets the address through, wherever it is."""
-    lines = run_in(None, ["nft", "--stateless", "list", "ruleset"]).stdout.splitlines()
-    lines += run_in(None, ["iptables-save", "-t", "filter"]).stdout.splitlines()
+    lines = ruleset().splitlines()
+    lines += iptables_saved("filter", "iptables-save")
     return [line.strip() for line in (*lines, *ipset_elements()) if f"{ADDRESS}/" in f"{line}/"]
 
 
 def owner() -> str:
-    """Whom the set of nftables says to have the address, "" for nobody."""
+    """Whom the set of nftables says to have the address, "" for no one."""
     listed = run_in(None, ["nft", "list", "table", "inet", "pycni"], check=False).stdout
     found = listed.partition("set firewall4 {")[2].partition("}\n")[0].partition("id: ")[2]
     return found.partition('"')[0]
@@ -225,7 +226,7 @@ def test_the_next_one_by_ours_takes_it_over(node: Node) -> None:
     assert rules() == []
 
 
-# --- an address that nobody has ------------------------------------------------------------------
+# --- an address that no one has ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["prevResult", "nothing known"])
@@ -432,11 +433,8 @@ def test_repair_enters_who_has_the_address(node: Node) -> None:
 
 @pytest.fixture
 def daemon(host: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Firewalld]:
-    if not real.installed():
-        pytest.skip("no firewalld")
-    with real.running(tmp_path / "firewalld", "nftables") as firewalld:
-        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", firewalld.address)
-        yield firewalld
+    with real.on_the_system_bus(tmp_path / "firewalld", "nftables", monkeypatch) as daemon:
+        yield daemon
 
 
 @pytest.mark.parametrize("how", ["late DEL", "GC", "the new one's DEL", "nobody has it"])

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, call_plugin, ip_json, run_in, run_plugin, snapshot
+from harness import (
+    Attach,
+    Attachment,
+    Host,
+    Namespace,
+    Sandbox,
+    call_plugin,
+    ip_json,
+    run_in,
+    run_plugin,
+    snapshot,
+)
+from harness.kernel_state import veths
 from harness.ways import notes
-
-Sandbox = Callable[[], Namespace]
-Attach = Callable[..., Attachment]
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 V4 = "FLANNEL_NETWORK=10.240.0.0/16\nFLANNEL_SUBNET=10.240.5.1/24\n"
@@ -321,7 +329,7 @@ def test_delete_without_flanneld_and_namespace(attach: Attach, tmp_path: Path, e
     one.result = None
     one.delete()
     assert files(tmp_path) == []
-    assert [link["ifname"] for link in ip_json("link", "show", "type", "veth")] == []
+    assert veths() == []
 
 
 # --- CHECK, GC, STATUS, refusals -----------------------------------------------------------------
@@ -464,7 +472,7 @@ def test_delete_where_the_kept_configuration_is_lost(
         (tmp_path / "flannel" / file).unlink()
     one.delete()
     assert ip_json("link", netns=one.sandbox)[1:] == []
-    assert [link["ifname"] for link in ip_json("link", "show", "type", "veth")] == []
+    assert veths() == []
     assert list((tmp_path / "leases/flan").glob("10.*")) == []
     assert notes() == []
 

@@ -1,4 +1,4 @@
-"""Locks that somebody else takes: a container's processes, or any user of the host, hold up nobody.
+"""Locks that somebody else takes: a container's processes, or any user of the host, hold up no one.
 
 Whoever can open a file can lock it. So nothing is waited for that is locked on a file which others
 can open: a namespace, seen from inside or by its file on the host, or the directory of such files.
@@ -9,30 +9,19 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from harness import Host, Namespace, ip_json, run_in
+from harness import Host, Namespace, Sandbox, ip_json, run_in
 from harness.locks import NOBODY, held
-from harness.ways import WAYS, Way, way_of
+from harness.ways import Way, way_of
 from pycni.kernel import namespace
 from pycni.runtime import Canceled, Cancellation, Network
 from pycni.spec.errors import TRY_AGAIN_LATER, CNIError
 from pycni.state import files, sandboxes
 from pycni.state.sandboxes import SandboxLock
-
-Sandbox = Callable[[], Namespace]
-
-
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
-    with way_of(request.param, tmp_path, plugin_dir) as found:
-        yield found
 
 
 def routed(way: Way) -> Network:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json
+from harness import Host, Namespace, Sandbox, ip_json
+from harness.kernel_state import veths
 from harness.ways import Way, notes
 from pycni.kernel import namespace
 from pycni.runtime import Network, PluginError
@@ -17,8 +18,6 @@ from pycni.sdk import Plugin, Request, Result
 from pycni.spec.errors import ALREADY_EXISTS, CHECK_FAILED, CNIError
 from pycni.spec.ip import parse_network
 from pycni.spec.result import IPConfig
-
-Sandbox = Callable[[], Namespace]
 
 
 class Mine(Plugin):
@@ -71,9 +70,8 @@ def network_of(folder: Path, mine: Plugin, *kinds: str, ipam: str = "") -> Netwo
 
 
 def left(folder: Path) -> list[object]:
-    veths = [link["ifname"] for link in ip_json("link", "show", "type", "veth")]
     way = Way("", folder, folder)
-    return [*way.leases("n"), *way.cached(), *veths, *notes()]
+    return [*way.leases("n"), *way.cached(), *veths(), *notes()]
 
 
 def goes_into(box: Namespace) -> Callable[[Request], Any]:
@@ -132,7 +130,6 @@ def test_a_thread_left_in_a_container_comes_back(
         perform = (lambda: network.delete("c")) if command == "DEL" else (lambda: network.gc([]))
     with pytest.raises(CNIError, match=r"mine.* changed the thread's network namespace"):
         perform()
-    veths = [link["ifname"] for link in ip_json("link", "show", "type", "veth")]
     assert veths == []
     assert Way("", tmp_path, tmp_path).leases("n") == {}
     assert [link["ifname"] for link in ip_json("link", "show", netns=box)] == ["lo"]
@@ -200,7 +197,7 @@ def _ip(request: Request, *argv: str) -> None:
 
 
 def test_an_interface_of_its_own_is_undone(sandbox: Sandbox, tmp_path: Path) -> None:
-    """Nobody knows that it takes back what it did, as pycni's own do."""
+    """No one knows that it takes back what it did, as pycni's own do."""
     box = sandbox()
     network = network_of(tmp_path, Wire("ADD", returns({})), "mine")
     with pytest.raises(PluginError, match="a dict"):

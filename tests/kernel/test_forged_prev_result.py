@@ -5,16 +5,13 @@ What it lists of the host is not the attachment's by that.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in
+from harness import Attachment, Host, Sandbox, ip_json, run_in
 from harness.chained import make_veth
-
-Sandbox = Callable[[], Namespace]
 
 
 def forged(*host_links: str) -> dict[str, Any]:

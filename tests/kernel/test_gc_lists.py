@@ -5,28 +5,16 @@ libcni writes an empty list as null (a nil slice), which is what it sends when n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, PluginRun, call_plugin, ip_json, run_plugin
-from harness.ways import WAYS, Way, notes, way_of
-
-Sandbox = Callable[[], Namespace]
+from harness import PluginRun, Sandbox, call_plugin, ip_json, run_plugin
+from harness.ways import Way, notes
 
 NEW, OLD = "cni.dev/valid-attachments", "cni.dev/attachments"
 A = {"containerID": "a", "ifname": "eth0"}
 B = {"containerID": "b", "ifname": "eth0"}
-
-
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
-    with way_of(request.param, tmp_path, plugin_dir) as found:
-        yield found
 
 
 def bridge(way: Way) -> dict[str, Any]:
@@ -41,6 +29,7 @@ def call(way: Way, command: str, config: dict[str, Any], **env: str) -> PluginRu
     return caller(way.plugins / "bridge", command, config, **env)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lists", "kept"),
     [

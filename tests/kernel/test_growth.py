@@ -8,20 +8,17 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from harness import Host, Namespace
+from harness import Host, Sandbox
 from harness.process import of_this_process
 from harness.ways import Way, notes, ports_of
 from pycni.runtime import Endpoint, Network
 from pycni.runtime.aio import AsyncNetwork
 from pycni.spec.errors import CNIError
-
-Sandbox = Callable[[], Namespace]
 
 CYCLES = int(os.environ.get("PYCNI_CYCLES", "120"))
 WARM = 40  # cycles, after which caches are full
@@ -51,6 +48,7 @@ def used(folder: Path) -> Used:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["in process", "cold"])
 def test_nothing_grows(
     host: Host, sandbox: Sandbox, tmp_path: Path, plugin_dir: Path, name: str

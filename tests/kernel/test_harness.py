@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from harness import Host, Namespace, ip_json, nft_list, run_in, run_plugin
-
-Sandbox = Callable[[], Namespace]
+from harness import Host, Sandbox, ip_json, nft_list, run_in, run_plugin
 
 
 def names(entries: list[dict[str, object]]) -> set[object]:

@@ -12,11 +12,9 @@ from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in, snapshot
+from harness import Attach, Attachment, Host, Namespace, Sandbox, ip_json, run_in, snapshot
 from harness.faults import each_request_failing
-
-Sandbox = Callable[[], Namespace]
-Attach = Callable[..., Attachment]
+from harness.kernel_state import link, link_names
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 V4 = {"address": "192.0.2.5/24", "gateway": "192.0.2.1"}
@@ -51,19 +49,10 @@ def attach(plugin_dir: Path, sandbox: Sandbox, neighbour: Namespace) -> Attach:
     return make
 
 
-def link(name: str, netns: Namespace | None) -> Any:
-    (found,) = ip_json("-d", "link", "show", "dev", name, netns=netns)
-    return found
-
-
-def names(netns: Namespace | None) -> set[str]:
-    return {item["ifname"] for item in ip_json("link", netns=netns)}
-
-
 def test_device_is_in_the_sandbox_and_comes_back(attach: Attach, neighbour: Namespace) -> None:
     one = attach(V4, V6)
     one.add()
-    assert names(None) == {"lo"}
+    assert link_names() == {"lo"}
     inner = link("eth0", one.sandbox)
     assert (inner["address"], inner["ifalias"]) == (MAC, "dev0")
     run_in(one.sandbox, ["ping", "-c1", "-W1", "2001:db8::1"])
@@ -71,10 +60,10 @@ def test_device_is_in_the_sandbox_and_comes_back(attach: Attach, neighbour: Name
     run_in(neighbour, ["ping", "-c1", "-W1", "192.0.2.5"])
     one.check()
     one.delete()
-    back = link("dev0", None)
+    back = link("dev0")
     assert back["address"] == MAC
     assert "ifalias" not in back
-    assert names(one.sandbox) == {"lo"}
+    assert link_names(one.sandbox) == {"lo"}
     assert not ip_json("address", "show", "dev", "dev0")[0]["addr_info"]
 
 
@@ -85,7 +74,7 @@ def test_result(attach: Attach, version: str, addresses: tuple[Any, ...]) -> Non
     old = version in VERSIONS[:2]
     if old and not addresses:
         assert "no valid IP addresses" in one.refused()["msg"]
-        assert names(None) == {"lo", "dev0"}
+        assert link_names() == {"lo", "dev0"}
         return
     result = one.add()
     assert one.sandbox is not None
@@ -99,7 +88,7 @@ def test_result(attach: Attach, version: str, addresses: tuple[Any, ...]) -> Non
         if version in VERSIONS[4:]:
             one.check()
     one.delete()
-    assert names(None) == {"lo", "dev0"}
+    assert link_names() == {"lo", "dev0"}
 
 
 def test_device_by_hardware_address(attach: Attach) -> None:
@@ -108,7 +97,7 @@ def test_device_by_hardware_address(attach: Attach) -> None:
     assert link("eth0", one.sandbox)["address"] == MAC
     one.check()
     one.delete()
-    assert names(None) == {"lo", "dev0"}
+    assert link_names() == {"lo", "dev0"}
 
 
 def test_first_selector_counts(attach: Attach) -> None:
@@ -117,7 +106,7 @@ def test_first_selector_counts(attach: Attach) -> None:
     one.add()
     assert link("eth0", one.sandbox)["ifalias"] == "dev1"
     one.delete()
-    assert "dev1" in names(None)
+    assert "dev1" in link_names()
 
 
 @pytest.mark.parametrize(
@@ -131,7 +120,7 @@ def test_names_on_the_other_side_do_not_matter(attach: Attach, taken: str) -> No
     one.add()
     assert link("eth0", one.sandbox)["address"] == MAC
     one.delete()
-    assert link("dev0", None)["address"] == MAC
+    assert link("dev0")["address"] == MAC
     other = link(taken, one.sandbox)
     assert other["linkinfo"]["info_kind"] == "bridge"
     assert "UP" in other["flags"]
@@ -159,7 +148,7 @@ def test_own_name_taken_meanwhile(attach: Attach) -> None:
     run_in(one.sandbox, ["ping", "-c1", "-W1", "192.0.2.1"])
     run_in(None, ["ip", "link", "delete", "dev0"])
     one.delete()
-    assert link("dev0", None)["address"] == MAC
+    assert link("dev0")["address"] == MAC
 
 
 def test_delete_whatever_is_missing(attach: Attach) -> None:
@@ -170,7 +159,7 @@ def test_delete_whatever_is_missing(attach: Attach) -> None:
     one.add()
     one.delete()
     one.delete()
-    assert names(None) == {"lo", "dev0"}
+    assert link_names() == {"lo", "dev0"}
     run_in(None, ["ip", "link", "delete", "dev0"])
     one.delete()
     assert one.sandbox is not None
@@ -178,7 +167,7 @@ def test_delete_whatever_is_missing(attach: Attach) -> None:
     one.delete()
     one.sandbox = None
     one.delete()
-    assert names(None) == {"lo"}
+    assert link_names() == {"lo"}
 
 
 def test_addresses_are_released_whatever_is_missing(attach: Attach, tmp_path: Path) -> None:
@@ -216,21 +205,21 @@ def test_device_that_came_back_by_itself_gets_its_name(attach: Attach) -> None:
         one.add()
         assert one.sandbox is not None
         run_in(one.sandbox, ["ip", "link", "set", "eth0", "netns", str(os.getpid())])
-        assert names(None) == {"lo", "eth0"}
+        assert link_names() == {"lo", "eth0"}
 
     stray()
     one.delete()
-    assert link("dev0", None)["address"] == MAC
-    assert "ifalias" not in link("dev0", None)
+    assert link("dev0")["address"] == MAC
+    assert "ifalias" not in link("dev0")
     stray()
     keep = [{"containerID": "other", "ifname": "eth0"}]
     assert one.run("GC", **{"cni.dev/valid-attachments": keep}).code == 0
-    assert names(None) == {"lo", "dev0"}
+    assert link_names() == {"lo", "dev0"}
     one.config = {**one.config, "device": "", "hwaddr": MAC}
     stray()
     gone, one.sandbox = one.sandbox, None
     one.delete()
-    assert names(None) == {"lo", "dev0"}
+    assert link_names() == {"lo", "dev0"}
     one.sandbox = gone
 
 
@@ -260,7 +249,7 @@ def test_each_failure_leaves_everything_as_it_was(attach: Attach) -> None:
                 entry.pop(key, None)
         for entry in (*found["links"], *found["addresses"]):  # the carrier takes its time
             entry["flags"] = sorted({*entry["flags"]} - {"NO-CARRIER", "LOWER_UP"})
-        for entry in found["addresses"]:  # the kernel probes its own one anew
+        for entry in found["addresses"]:  # the kernel probes its own one again
             entry["addr_info"] = sorted(
                 (a["local"], a["prefixlen"]) for a in entry["addr_info"] if a["scope"] != "link"
             )
@@ -289,12 +278,7 @@ def test_each_failure_leaves_everything_as_it_was(attach: Attach) -> None:
     ],
 )
 def test_check_finds_drift(attach: Attach, damage: str, told: str) -> None:
-    one = attach(V4)
-    one.add()
-    one.check()
-    assert one.sandbox is not None
-    run_in(None, ["ip", "-n", one.sandbox.name, *damage.split()])
-    assert told in one.drift()
+    attach(V4).drifts_by(damage, told)
 
 
 def test_configuration_is_refused(attach: Attach) -> None:
@@ -317,7 +301,7 @@ def test_configuration_is_refused(attach: Attach) -> None:
         error = attach(V4, **keys).refused()
         assert error["code"] == 7
         assert told in error["msg"]
-    assert names(None) == {"lo", "dev0"}
+    assert link_names() == {"lo", "dev0"}
 
 
 def test_status(attach: Attach) -> None:
@@ -371,7 +355,7 @@ def test_buses(attach: Attach, bus: Callable[[str, dict[str, str]], None]) -> No
             assert link("eth0", one.sandbox)["ifalias"] == "dev0"
             one.check()
             one.delete()
-            assert names(None) == {"lo", "dev0"}
+            assert link_names() == {"lo", "dev0"}
         assert_dpdk(attach)
     finally:
         run_in(None, ["umount", "/sys/bus"])

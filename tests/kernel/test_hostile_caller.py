@@ -19,11 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import Host, Namespace, ip_json, run_plugin
+from harness import Namespace, Sandbox, ip_json, run_plugin
 from harness.agent import AgentProcess
 from pycni import __version__
 from pycni.agent import protocol, server
-from pycni.agent.executables import LAUNCHER
 from pycni.agent.listener import listen
 from pycni.agent.metrics import LONGEST_ERROR, Metrics
 from pycni.sdk.execute import tell
@@ -34,13 +33,9 @@ STDIN = json.dumps(LOOPBACK).encode()
 
 
 @pytest.fixture
-def agent(host: Host, tmp_path: Path) -> Iterator[AgentProcess]:
-    if not LAUNCHER.is_file():
-        pytest.skip("the launcher was not compiled")
-    process = AgentProcess(tmp_path)
-    process.start("--workers", "4", "--waiting", "4")
-    yield process
-    process.kill()
+def agent(agent: AgentProcess) -> AgentProcess:
+    agent.start("--workers", "4", "--waiting", "4")
+    return agent
 
 
 def environ(space: Namespace, command: str = "ADD") -> dict[str, str]:
@@ -151,9 +146,7 @@ def ask_with(
 
 
 @pytest.mark.parametrize("kind", STDINS)
-def test_stdin_of_another_kind(
-    kind: str, agent: AgentProcess, sandbox: Callable[[], Namespace]
-) -> None:
+def test_stdin_of_another_kind(kind: str, agent: AgentProcess, sandbox: Sandbox) -> None:
     space = sandbox()
     before = descriptors_of(agent)
     given = [STDINS[kind](), file_with(b""), os.open(space.path, os.O_RDONLY)]
@@ -169,9 +162,7 @@ def test_stdin_of_another_kind(
 
 
 @pytest.mark.parametrize("kind", NAMESPACES)
-def test_namespace_of_another_kind(
-    kind: str, agent: AgentProcess, sandbox: Callable[[], Namespace]
-) -> None:
+def test_namespace_of_another_kind(kind: str, agent: AgentProcess, sandbox: Sandbox) -> None:
     before = descriptors_of(agent)
     given = [file_with(STDIN), os.open("/dev/null", os.O_WRONLY), NAMESPACES[kind]()]
     code, output = ask_with(agent, environ(sandbox()), given)
@@ -181,9 +172,7 @@ def test_namespace_of_another_kind(
 
 
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_PATH])
-def test_stderr_that_cannot_be_written(
-    flags: int, agent: AgentProcess, sandbox: Callable[[], Namespace]
-) -> None:
+def test_stderr_that_cannot_be_written(flags: int, agent: AgentProcess, sandbox: Sandbox) -> None:
     """The answer comes all the same: what was asked for has been done."""
     variables = {**environ(sandbox()), "CNI_COMMAND": ""}  # tells of the plugin on stderr
     given = [file_with(b""), os.open("/etc/passwd", flags)]
@@ -203,7 +192,7 @@ def test_stderr_that_nobody_reads() -> None:
     os.close(writer)
 
 
-def test_too_many_descriptors(agent: AgentProcess, sandbox: Callable[[], Namespace]) -> None:
+def test_too_many_descriptors(agent: AgentProcess, sandbox: Sandbox) -> None:
     before = descriptors_of(agent)
     for count in (0, 1, 2, 5, 200):
         with connected(agent) as connection:
@@ -224,9 +213,7 @@ def test_descriptors_with_garbage(agent: AgentProcess) -> None:
     assert_idle(agent, before)
 
 
-def test_more_connections_than_it_takes(
-    agent: AgentProcess, sandbox: Callable[[], Namespace]
-) -> None:
+def test_more_connections_than_it_takes(agent: AgentProcess, sandbox: Sandbox) -> None:
     """All but a few are hung up on; launchers serve themselves; then all is as before."""
     before = descriptors_of(agent)
     held: list[socket.socket] = []
@@ -274,7 +261,7 @@ def test_request_that_trickles_in() -> None:
     theirs.close()
 
 
-def test_hanging_up_at_every_point(agent: AgentProcess, sandbox: Callable[[], Namespace]) -> None:
+def test_hanging_up_at_every_point(agent: AgentProcess, sandbox: Sandbox) -> None:
     before = descriptors_of(agent)
     data = protocol.encode_call(__version__, "loopback", environ(sandbox()))
     for size in range(0, len(data), 7):
@@ -293,9 +280,7 @@ def test_hanging_up_at_every_point(agent: AgentProcess, sandbox: Callable[[], Na
     assert_idle(agent, before)
 
 
-def test_environment_too_long_for_a_request(
-    agent: AgentProcess, sandbox: Callable[[], Namespace]
-) -> None:
+def test_environment_too_long_for_a_request(agent: AgentProcess, sandbox: Sandbox) -> None:
     """The launcher does not send it, and serves the call itself."""
     space = sandbox()
     run = run_plugin(
@@ -305,8 +290,8 @@ def test_environment_too_long_for_a_request(
     assert agent.calls() == {}
 
 
-def test_what_it_counts_is_bounded(agent: AgentProcess, sandbox: Callable[[], Namespace]) -> None:
-    """Commands that nobody knows are one series, and errors are kept in part, and few of them."""
+def test_what_it_counts_is_bounded(agent: AgentProcess, sandbox: Sandbox) -> None:
+    """Commands that no one knows are one series, and errors are kept in part, and few of them."""
     space = sandbox()
     for number in range(30):
         given = [file_with(STDIN), os.open("/dev/null", os.O_WRONLY)]
@@ -321,7 +306,7 @@ def test_what_it_counts_is_bounded(agent: AgentProcess, sandbox: Callable[[], Na
 
 
 def test_socket_s_directory_behind_a_link(tmp_path: Path) -> None:
-    """Nobody leads root's agent to listen elsewhere."""
+    """No one leads root's agent to listen elsewhere."""
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with pytest.raises(CNIError):

@@ -11,20 +11,18 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, PluginRun, ip_json, run_in
+from harness import Attachment, Host, Namespace, PluginRun, Sandbox, ip_json, run_in
 from pycni.runtime import Network
 from pycni.spec.errors import INTERNAL, CNIError
 
 ROUNDS = int(os.environ.get("PYCNI_HOSTILE_ROUNDS", "2"))
-
-Sandbox = Callable[[], Namespace]
 
 # What the program inside does over and over, as lines for `ip -batch`.
 ACTIONS = {
@@ -129,6 +127,7 @@ def make_devices() -> None:
     run_in(None, ["ip", "link", "add", "dev0", "type", "veth", "peer", "name", "dev1"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("plugin", ["bridge", "ptp", "macvlan", "host-device"])
 def test_container_against_its_plugin(
@@ -172,6 +171,7 @@ def clear(space: Namespace, other: Namespace) -> None:
                 run_in(None, ["ip", "-n", place.name, "link", "delete", link["ifname"]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ACTIONS)
 def test_container_against_a_network(
     action: str, host: Host, sandbox: Sandbox, tmp_path: Path

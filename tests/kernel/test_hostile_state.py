@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, call_plugin
+from harness import Attachment, Host, Sandbox, call_plugin
 from pycni.dhcp.lease import Store
 from pycni.kernel import sysctl
 from pycni.runtime.errors import ConfigError
@@ -304,7 +304,7 @@ def test_documents_behind_another_users_link(tmp_path: Path) -> None:
 
 
 def test_tuning_sets_nothing_that_another_user_wrote(
-    sandbox: Callable[[], Namespace], plugin_dir: Path, tmp_path: Path
+    sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
 ) -> None:
     """Nor, whoever wrote it, a parameter that is not the network namespace's."""
     space = sandbox()

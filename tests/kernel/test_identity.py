@@ -7,29 +7,18 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json, nft_list, run_in
+from harness import Namespace, Sandbox, ip_json, nft_list, run_in
 from harness.host import forget_attachments
-from harness.ways import WAYS, Way, notes, ports_of, way_of
+from harness.ways import Way, notes, ports_of
 from pycni.runtime import Network, PluginError
 from pycni.spec.errors import CNIError
 
-Sandbox = Callable[[], Namespace]
-
 PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}, "backend": "nftables"}
-
-
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
-    with way_of(request.param, tmp_path, plugin_dir) as found:
-        yield found
 
 
 def bridge(way: Way, bridge: str, subnet: str, **keys: Any) -> dict[str, Any]:

@@ -7,20 +7,18 @@ at every instruction (`make interrupts`).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json, nft_list
+from harness import Host, Sandbox
 from harness.interrupts import Interrupt, each_interrupt
+from harness.kernel_state import filled_sets, veths
 from harness.ways import Way, notes, ports_of
 from pycni.kernel import namespace
 from pycni.runtime import Network, namespaces
 from pycni.runtime.endpoint import Endpoint
-
-Sandbox = Callable[[], Namespace]
 
 # One in a method that the interpreter calls by itself, `__del__`, is reported and goes no further.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -52,11 +50,7 @@ def _stays_at_home(host: Host) -> Any:
 def left(tmp_path: Path) -> list[object]:
     """What is there of attachments."""
     leases = Way("", tmp_path, tmp_path).leases("n")
-    elements = [
-        entry for entry in nft_list() for kind in ("set", "map") if "elem" in entry.get(kind, {})
-    ]
-    veths = [link["ifname"] for link in ip_json("link", "show", "type", "veth")]
-    return [*leases, *elements, *veths, *notes()]
+    return [*leases, *filled_sets(), *veths(), *notes()]
 
 
 def is_whole_or_nothing(network: Network, tmp_path: Path) -> bool:

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from harness import Attachment, ask, run_in, run_plugin
+from harness.configs import host_local
 from harness.host import forget_attachments
+from harness.kernel_state import iptables_saved
 from harness.machines import BRIDGE, CLIENT, FAR, HOST, Machines, addresses
 from harness.services import service
 from pycni.kernel.netfilter import iptables
@@ -42,10 +44,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
 def saved(version: int = 4) -> list[str]:
     """The rules and chains of table nat that are not empty or of the kernel, sorted."""
     program = {4: "iptables-save", 6: "ip6tables-save"}[version]
-    lines = run_in(None, [program, "-t", "nat"]).stdout.splitlines()
-    # The counters of a chain stand in brackets behind its policy.
-    plain = [line.split(" [")[0] if line.startswith(":") else line for line in lines]
-    return sorted(line for line in plain if "CNI-" in line)
+    return sorted(line for line in iptables_saved("nat", program) if "CNI-" in line)
 
 
 def own_lines(version: int = 4) -> list[str]:
@@ -211,7 +210,7 @@ def test_del_takes_away_one_interface(container: Container, known: str, there: s
         leaves.sandbox = None
     leaves.delete()
     if (known, there) == ("nothing", "no sandbox"):
-        assert own_lines() == []  # nobody knows what was whose
+        assert own_lines() == []  # no one knows what was whose
         return
     portmaps["eth0"].check()
     assert container.answers(8080)
@@ -389,11 +388,7 @@ def test_repair_ends_where_it_finds_nothing(
                     "isGateway": True,
                     "ipMasq": True,
                     "ipMasqBackend": "iptables",
-                    "ipam": {
-                        "type": "host-local",
-                        "dataDir": str(tmp_path / "leases"),
-                        "ranges": [[{"subnet": "10.1.0.0/16"}]],
-                    },
+                    "ipam": host_local(tmp_path / "leases", "10.1.0.0/16"),
                 },
                 {
                     "type": "portmap",

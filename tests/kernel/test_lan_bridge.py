@@ -6,29 +6,18 @@ By all three ways of calling plugins.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json, run_in
+from harness import Host, Namespace, Sandbox, ip_json, run_in
 from harness.frames import ALL_NODES, IPV6, Wire, router_advertisement
-from harness.ways import WAYS, Way, way_of
+from harness.ways import Way
 from pycni.kernel.netlink import socket as netlink_socket
 from pycni.runtime import Network, PluginError
 
-Sandbox = Callable[[], Namespace]
-
 UNREACHABLE = [{"dst": "0.0.0.0/0", "gw": "9.9.9.9"}]
-
-
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
-    with way_of(request.param, tmp_path, plugin_dir) as found:
-        yield found
 
 
 @pytest.fixture
@@ -203,6 +192,7 @@ def test_default_route_of_the_host_outlives_forwarding(
     advertise(lan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ipam", [False, True], ids=["layer 2", "with a gateway"])
 def test_bridge_of_others_keeps_its_router(
     way: Way, lan: Namespace, sandbox: Sandbox, ipam: bool
@@ -225,7 +215,7 @@ def test_bridge_of_others_keeps_its_router(
 def test_bridge_of_containers_alone_believes_no_router(
     way: Way, host: Host, sandbox: Sandbox
 ) -> None:
-    """Whoever made it: there is nobody else on it."""
+    """Whoever made it: there is no one else on it."""
     ip("link add br0 type bridge")
     network = way.network("n", {"type": "bridge", "bridge": "br0"})
     network.add("one", sandbox().path)

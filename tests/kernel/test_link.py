@@ -5,34 +5,24 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json, run_in
+from harness import Namespace, Sandbox, ip_json, run_in
+from harness.kernel_state import link as shown
 from pycni.kernel import link, namespace
 from pycni.kernel.netlink import NetlinkError, NetlinkSocket
 
 
 @pytest.fixture
-def netlink(host: Host) -> Iterator[NetlinkSocket]:
-    with NetlinkSocket() as socket:
-        yield socket
-
-
-@pytest.fixture
-def box(sandbox: Callable[[], Namespace]) -> Namespace:
+def box(sandbox: Sandbox) -> Namespace:
     return sandbox()
 
 
 def ip(*args: str) -> None:
     run_in(None, ["ip", *args])
-
-
-def shown(name: str, netns: Namespace | None = None) -> dict[str, Any]:
-    (found,) = ip_json("-d", "link", "show", "dev", name, netns=netns)
-    return found
 
 
 def data(name: str, netns: Namespace | None = None) -> dict[str, Any]:

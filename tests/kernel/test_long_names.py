@@ -6,27 +6,17 @@ Ids have no limit in the specification; files, comments and names of chains have
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json, nft_list, run_in
-from harness.ways import WAYS, Way, notes, ports_of, way_of
+from harness import Sandbox, ip_json, nft_list, run_in
+from harness.ways import Way, notes, ports_of
 from pycni.runtime import Network
 from pycni.spec.errors import CNIError
 
-Sandbox = Callable[[], Namespace]
 LENGTHS = [239, 240, 255, 4000]
-
-
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
-    with way_of(request.param, tmp_path, plugin_dir) as found:
-        yield found
 
 
 def everything(way: Way, backend: str) -> Network:
@@ -60,6 +50,7 @@ def files(way: Way) -> list[str]:
     return [*way.leases("n"), *(path.name for path in found), *map(str, notes())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])
 def test_attached_and_detached(way: Way, sandbox: Sandbox, backend: str, length: int) -> None:
@@ -85,6 +76,7 @@ def test_attached_and_detached(way: Way, sandbox: Sandbox, backend: str, length:
     assert run_in(None, ["ip", "-br", "link"]).stdout == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", LENGTHS[1::2])
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])
 @pytest.mark.parametrize("noted", [True, False])

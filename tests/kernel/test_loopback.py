@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, call_plugin, ip_json, run_in, run_plugin
+from harness import Attachment, Host, Namespace, Sandbox, call_plugin, ip_json, run_in, run_plugin
 from harness.changes import refused
 
-Sandbox = Callable[[], Namespace]
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
 
@@ -160,7 +158,7 @@ def test_namespace_that_is_none(loopback: Attachment) -> None:
 def test_after_a_lost_answer_lo_is_as_it_was(
     host: Host, sandbox: Sandbox, plugin_dir: Path, up: bool
 ) -> None:
-    """The kernel may have set it up, and nobody has heard of it."""
+    """The kernel may have set it up, and no one has heard of it."""
     config = {"cniVersion": "1.1.0", "name": "lo-net", "type": "loopback"}
     one = Attachment(plugin_dir / "loopback", config, sandbox(), call=call_plugin)
     if up:

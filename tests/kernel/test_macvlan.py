@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in, snapshot
+from harness import Attach, Attachment, Host, Namespace, Sandbox, ip_json, run_in, snapshot
 from harness.faults import each_request_failing
 from harness.frames import ARP, Wire
 from harness.ways import WAYS, way_of
 from pycni.runtime import PluginError
-
-Sandbox = Callable[[], Namespace]
-Attach = Callable[..., Attachment]
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 V4 = {"address": "192.0.2.5/24", "gateway": "192.0.2.1"}
@@ -58,11 +54,6 @@ def attach(plugin_dir: Path, sandbox: Sandbox, neighbour: Namespace) -> Attach:
     return make
 
 
-def link(one: Attachment, name: str = "eth0") -> Any:
-    (found,) = ip_json("-d", "link", "show", "dev", name, netns=one.sandbox)
-    return found
-
-
 def test_container_is_on_the_network_of_the_master(attach: Attach, neighbour: Namespace) -> None:
     one = attach(V4, V6)
     one.add()
@@ -80,7 +71,7 @@ def test_mode(attach: Attach, mode: str, together: bool) -> None:
     two = attach({"address": "192.0.2.6/24"}, container="two", mode=mode)
     one.add()
     two.add()
-    assert link(one)["linkinfo"]["info_data"]["mode"] == mode
+    assert one.link()["linkinfo"]["info_data"]["mode"] == mode
     ping = run_in(one.sandbox, ["ping", "-c1", "-W1", "192.0.2.6"], check=False)
     assert (ping.returncode == 0) == together
     one.check()
@@ -90,7 +81,7 @@ def test_mode(attach: Attach, mode: str, together: bool) -> None:
 def test_other_modes_reach_the_neighbour(attach: Attach, mode: str) -> None:
     one = attach(V4, mode=mode)
     one.add()
-    assert link(one)["linkinfo"]["info_data"]["mode"] == mode
+    assert one.link()["linkinfo"]["info_data"]["mode"] == mode
     run_in(one.sandbox, ["ping", "-c1", "-W1", "192.0.2.1"])
     one.check()
     one.delete()
@@ -136,7 +127,7 @@ def test_master_by_default_route(attach: Attach, neighbour: Namespace, inside: b
     run_in(where, ["ip", "address", "add", "192.0.2.9/24", "dev", "lan0"])
     run_in(where, ["ip", "route", "add", "default", "via", "192.0.2.1"])
     one.add()
-    assert link(one)["linkinfo"]["info_kind"] == "macvlan"
+    assert one.link()["linkinfo"]["info_kind"] == "macvlan"
     one.check()
     run_in(neighbour, ["ping", "-c1", "-W1", "192.0.2.5"])
     one.delete()
@@ -159,11 +150,11 @@ def test_mtu(attach: Attach) -> None:
     run_in(None, ["ip", "link", "set", "lan0", "mtu", "1400"])
     inherited = attach(V4)
     inherited.add()
-    assert link(inherited)["mtu"] == 1400
+    assert inherited.link()["mtu"] == 1400
     inherited.delete()
     own = attach(V4, mtu=1300)
     own.add()
-    assert link(own)["mtu"] == 1300
+    assert own.link()["mtu"] == 1300
     own.delete()
     for mtu in (1401, -1):
         error = attach(V4, mtu=mtu).refused()
@@ -182,7 +173,7 @@ def test_hardware_address(attach: Attach) -> None:
     ):
         one = attach(V4, args=cni_args, **keys)
         assert one.add()["interfaces"][0]["mac"] == wanted
-        assert link(one)["address"] == wanted
+        assert one.link()["address"] == wanted
         one.check()
         one.delete()
     assert "ARGS" in attach(V4, args="FOO=1").refused()["msg"]
@@ -201,14 +192,14 @@ def test_delete_minds_no_fault_in_what_asks_for_something(attach: Attach) -> Non
 def test_broadcast_queue(attach: Attach) -> None:
     one = attach(V4, bcqueuelen=77)
     one.add()
-    assert link(one)["linkinfo"]["info_data"]["bcqueuelen"] == 77
+    assert one.link()["linkinfo"]["info_data"]["bcqueuelen"] == 77
 
 
 def test_network_without_addresses(attach: Attach, neighbour: Namespace) -> None:
     one = attach()
     result = one.add()
     assert set(result) == {"cniVersion", "interfaces"}
-    assert "UP" in link(one)["flags"]
+    assert "UP" in one.link()["flags"]
     assert not ip_json("-4", "address", "show", "dev", "eth0", netns=one.sandbox)
     one.check()
     one.delete()
@@ -233,7 +224,7 @@ def test_result(attach: Attach, version: str) -> None:
             "dns": {},
         }
     else:
-        interface = {"name": "eth0", "mac": link(one)["address"], "sandbox": one.sandbox.path}
+        interface = {"name": "eth0", "mac": one.link()["address"], "sandbox": one.sandbox.path}
         assert result["interfaces"] == [interface]
         (entry,) = result["ips"]
         assert entry.items() >= {"interface": 0, **V4}.items()
@@ -311,12 +302,7 @@ def test_each_failure_leaves_everything_as_it_was(attach: Attach) -> None:
     ],
 )
 def test_check_finds_drift(attach: Attach, damage: str, told: str) -> None:
-    one = attach(V4)
-    one.add()
-    one.check()
-    assert one.sandbox is not None
-    run_in(None, ["ip", "-n", one.sandbox.name, *damage.split()])
-    assert told in one.drift()
+    attach(V4).drifts_by(damage, told)
 
 
 def test_check_finds_another_master_or_kind(attach: Attach) -> None:
@@ -333,7 +319,7 @@ def test_check_finds_another_master_or_kind(attach: Attach) -> None:
     run_in(one.sandbox, ["ip", "link", "add", "eth0", "type", "bridge"])
     assert "not of type macvlan" in one.drift()
     one.delete()
-    assert link(one)["linkinfo"]["info_kind"] == "bridge", "DEL took what is not its own"
+    assert one.link()["linkinfo"]["info_kind"] == "bridge", "DEL took what is not its own"
 
 
 def test_status(attach: Attach) -> None:

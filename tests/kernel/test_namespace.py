@@ -8,12 +8,11 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from harness import Host, Namespace, run_in
+from harness import Host, Sandbox, run_in
 from pycni.kernel import namespace
 from pycni.kernel.namespace import NamespaceNotFound, NotANamespace
 
@@ -22,7 +21,7 @@ def inode() -> int:
     return os.stat("/proc/thread-self/ns/net").st_ino
 
 
-def test_open_named(host: Host, sandbox: Callable[[], Namespace]) -> None:
+def test_open_named(host: Host, sandbox: Sandbox) -> None:
     made = sandbox()
     with namespace.open_path(made.path) as space:
         assert space.inode == os.stat(made.path).st_ino
@@ -95,7 +94,7 @@ except PermissionError as error:
     assert done.stdout == f"denied /proc/{os.getpid()}/ns/net\n"
 
 
-def test_from_descriptor(host: Host, sandbox: Callable[[], Namespace]) -> None:
+def test_from_descriptor(host: Host, sandbox: Sandbox) -> None:
     fd = os.open(sandbox().path, os.O_RDONLY)
     with namespace.from_fd(fd) as space:
         assert space.inode == os.fstat(fd).st_ino
@@ -106,7 +105,7 @@ def test_from_descriptor(host: Host, sandbox: Callable[[], Namespace]) -> None:
         namespace.from_fd(file.fileno())
 
 
-def test_same_namespace(host: Host, sandbox: Callable[[], Namespace]) -> None:
+def test_same_namespace(host: Host, sandbox: Sandbox) -> None:
     made = sandbox()
     with (
         namespace.open_path(made.path) as one,
@@ -231,7 +230,7 @@ def test_a_name_is_a_name(name: str) -> None:
 
 
 def test_way_back_is_refused_for_a_moment(
-    host: Host, sandbox: Callable[[], Namespace], monkeypatch: pytest.MonkeyPatch
+    host: Host, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory that was short comes back; the thread is home in the end."""
     home = inode()

@@ -6,28 +6,18 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from harness import Host, ip_json
+from harness.kernel_state import link_names
 from pycni.kernel import address, link, namespace
-from pycni.kernel.netlink import EventsLost, NetlinkError, NetlinkSocket, Request
+from pycni.kernel.netlink import EventsLost, NetlinkError, NetlinkRequest, NetlinkSocket
 from pycni.kernel.netlink import socket as netlink_socket
 from pycni.spec.ip import IPAddress, IPNetwork, parse_network
 
 
-@pytest.fixture
-def netlink(host: Host) -> Iterator[NetlinkSocket]:
-    with NetlinkSocket() as socket:
-        yield socket
-
-
-def names() -> set[str]:
-    return {entry["ifname"] for entry in ip_json("link")}
-
-
-def loopback(number: int) -> Request:
+def loopback(number: int) -> NetlinkRequest:
     """Put the numbered address on lo."""
     return address.add(1, IPNetwork(IPAddress.from_int(0x0A000000 + number, 2), 32))
 
@@ -62,7 +52,7 @@ def test_batch_names_what_was_done_around_a_failure(netlink: NetlinkSocket) -> N
     assert caught.value.errno == errno.EEXIST
     assert caught.value.what == 'create bridge "br0"'
     assert caught.value.done == (0, 2)
-    assert names() == {"lo", "br0", "br1"}
+    assert link_names() == {"lo", "br0", "br1"}
 
 
 def test_batch_longer_than_one_send(netlink: NetlinkSocket) -> None:
@@ -89,7 +79,7 @@ def test_a_failure_can_be_forced_before_each_request(
 ) -> None:
     seen = []
 
-    def refuse_second(request: Request) -> None:
+    def refuse_second(request: NetlinkRequest) -> None:
         seen.append(request.what)
         if len(seen) == 2:
             raise NetlinkError(errno.ENOMEM, "forced", request.what)
@@ -100,7 +90,7 @@ def test_a_failure_can_be_forced_before_each_request(
     assert caught.value.done == (0,)
     assert seen == ['create bridge "br0"', 'create bridge "br1"']
     monkeypatch.undo()
-    assert names() == {"lo", "br0"}
+    assert link_names() == {"lo", "br0"}
 
 
 def test_socket_stays_in_the_namespace_it_was_opened_in(host: Host) -> None:
@@ -112,7 +102,7 @@ def test_socket_stays_in_the_namespace_it_was_opened_in(host: Host) -> None:
         thread.start()
         thread.join()
         assert made == ["bridge"]
-    assert names() == {"lo"}
+    assert link_names() == {"lo"}
 
 
 def test_large_dump_is_whole(netlink: NetlinkSocket) -> None:
@@ -128,7 +118,7 @@ def test_answers_longer_than_there_is_room_for(host: Host, monkeypatch: pytest.M
     monkeypatch.setattr(netlink_socket, "BUFFER", 128)
     with NetlinkSocket() as netlink:
         netlink.batch([link.bridge(f"br{number}") for number in range(20)])
-        assert {found.name for found in link.dump(netlink)} == names()
+        assert {found.name for found in link.dump(netlink)} == link_names()
     with NetlinkSocket() as netlink:
         with pytest.raises(NetlinkError, match="answers were lost") as caught:
             link.get(netlink, "br7")
@@ -158,7 +148,7 @@ def test_dump_that_is_disturbed_is_repeated_until_consistent(
                 mine.batch((address.add(1, come_and_go), address.delete(1, come_and_go)))
                 time.sleep(0.002)
 
-    attempts: list[Request] = []
+    attempts: list[NetlinkRequest] = []
     monkeypatch.setattr(netlink_socket, "before_send", attempts.append)
     # Sends of the disturbing thread go through the hook as well.
     thread = threading.Thread(target=disturb)
@@ -210,7 +200,7 @@ def test_dump_disturbed_every_time_is_an_error(
 
 def test_refused_dump(netlink: NetlinkSocket) -> None:
     with pytest.raises(NetlinkError) as caught:
-        netlink.dump(Request(link.c.RTM_GETLINK, 0, bytes(4), "list with half a header"))
+        netlink.dump(NetlinkRequest(link.c.RTM_GETLINK, 0, bytes(4), "list with half a header"))
     assert caught.value.errno == errno.EINVAL
     assert len(link.dump(netlink)) == 1
 

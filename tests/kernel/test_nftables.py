@@ -6,18 +6,15 @@ import errno
 import os
 import resource
 import threading
-from collections.abc import Callable, Iterator
 
 import pytest
 
-from harness import Host, Namespace, nft_list, run_in
+from harness import Host, Namespace, Sandbox, nft_list, run_in
 from pycni.kernel import namespace
 from pycni.kernel.netfilter import constant_rules, nfnetlink, nftables
 from pycni.kernel.netfilter.constant_rules import ConstantChain
 from pycni.kernel.netfilter.nfnetlink import NFPROTO_INET, NFPROTO_IPV4, Element, NetfilterSocket
-from pycni.kernel.netlink import NetlinkError, Request
-
-Sandbox = Callable[[], Namespace]
+from pycni.kernel.netlink import NetlinkError, NetlinkRequest
 
 TABLE = """
 add table inet t
@@ -28,12 +25,6 @@ add set inet t s { type ifname; }
 add rule inet t target accept comment "first"
 add rule inet t target ip saddr @m drop
 """
-
-
-@pytest.fixture
-def netfilter(host: Host) -> Iterator[NetfilterSocket]:
-    with NetfilterSocket() as netfilter:
-        yield netfilter
 
 
 @pytest.fixture
@@ -139,7 +130,7 @@ def test_run_in_threads_of_several_namespaces(host: Host, sandbox: Sandbox) -> N
             with namespace.open_path(space.path) as opened, opened.enter():
                 for turn in range(5):
                     nftables.run(f"add table inet {space.name.replace('-', '_')}_{number}_{turn}")
-        except Exception as error:  # noqa: BLE001 - told by the test
+        except Exception as error:  # noqa: BLE001 - reported by the test
             failures.append(error)
 
     threads = [
@@ -350,7 +341,7 @@ def test_what_was_declared_and_deleted_is_declared_again(
     monkeypatch.setattr(nftables, "run", count)
     number = 0
 
-    def build() -> list[Request]:
+    def build() -> list[NetlinkRequest]:
         constant_rules.set_up(netfilter, declarations, [chain])
         jump = nfnetlink.add_rule(NFPROTO_INET, constant_rules.TABLE, "three", [("counter", b"")])
         return [

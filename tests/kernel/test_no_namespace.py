@@ -8,32 +8,21 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json, nft_list, run_in
+from harness import Sandbox, ip_json, nft_list, run_in
 from harness.host import forget_attachments
-from harness.ways import WAYS, Way, notes, ports_of, way_of
+from harness.ways import Way, notes, ports_of
 from pycni.runtime import Network
-
-Sandbox = Callable[[], Namespace]
 
 FIREWALL = {"type": "firewall", "backend": "nftables"}
 PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}, "backend": "nftables"}
 RATES = {"type": "bandwidth", "egressRate": 10**7, "egressBurst": 10**6}
 TUNING = {"type": "tuning", "sysctl": {"net.ipv4.conf.IFNAME.log_martians": "1"}}
 OWN = "/proc/thread-self/ns/net"
-
-
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
-    with way_of(request.param, tmp_path, plugin_dir) as found:
-        yield found
 
 
 def bridge(way: Way) -> dict[str, Any]:
@@ -89,6 +78,7 @@ KINDS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_del_where_there_is_no_namespace(way: Way, sandbox: Sandbox, kind: str) -> None:
     network = full(way)

@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json, nft_list, run_in
+from harness import Host, Namespace, Sandbox, ip_json, nft_list, run_in
 from harness.host import forget_attachments
-from harness.ways import WAYS, Way, notes, ports_of, way_of
+from harness.ways import Way, notes, ports_of, way_of
 from pycni.kernel import namespace
 from pycni.plugins import firewall, loopback
 from pycni.runtime import Network
@@ -39,17 +39,7 @@ from pycni.state.attachments import AttachmentLock
 from pycni.steps import executor, ownership
 from pycni.steps.namespaces import HostAndSandbox
 
-Sandbox = Callable[[], Namespace]
-
 PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}, "backend": "nftables"}
-
-
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
-    with way_of(request.param, tmp_path / "way", plugin_dir) as found:
-        yield found
 
 
 def bridge(way: Way, **keys: Any) -> dict[str, Any]:

@@ -5,31 +5,19 @@ By all three ways of calling plugins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json, run_in
-from harness.ways import WAYS, Way, way_of
+from harness import Host, Namespace, Sandbox, ip_json, run_in
+from harness.ways import Way
 from pycni.runtime import Network, PluginError
-
-Sandbox = Callable[[], Namespace]
 
 ROUTER = {4: "198.51.100.254", 6: "2001:db8:ffff::fe"}
 ADDRESS = {4: "203.0.113.7/32", 6: "2001:db8:7::7/128"}
 BEYOND = {4: "192.0.2.1", 6: "2001:db8:9::1"}
 ALL = {4: "0.0.0.0/0", 6: "::/0"}
 FAMILY = {4: "-4", 6: "-6"}
-
-
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
-    with way_of(request.param, tmp_path, plugin_dir) as found:
-        yield found
 
 
 @pytest.fixture
@@ -59,6 +47,7 @@ def pings(netns: Namespace, target: str) -> bool:
     return run_in(netns, ["ping", "-qc1", "-W2", target], check=False).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize(
     "case",

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, run_in
-from harness.ways import WAYS, Way, way_of
+from harness import Namespace, Sandbox, run_in
+from harness.ways import Way
 from pycni.runtime import Network, PluginError
 from pycni.runtime.repair import inspect_all, repair_all
 
 KEY = "net.ipv6.conf.eth0.accept_ra"
-
-
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
-    with way_of(request.param, tmp_path, plugin_dir) as way:
-        yield way
 
 
 def network_of(way: Way, *more: dict[str, Any]) -> Network:
@@ -40,7 +30,7 @@ def shown(way: Way) -> list[str]:
     return [text for step in found.steps for text in step.differences]
 
 
-def test_an_optional_setting_that_differs(way: Way, sandbox: Callable[[], Namespace]) -> None:
+def test_an_optional_setting_that_differs(way: Way, sandbox: Sandbox) -> None:
     network, box = network_of(way), sandbox()
     network.add("one", box.path)
     network.check("one")
@@ -59,7 +49,7 @@ def test_an_optional_setting_that_differs(way: Way, sandbox: Callable[[], Namesp
     network.check("one")
 
 
-def test_what_a_later_tuning_set_is_no_drift(way: Way, sandbox: Callable[[], Namespace]) -> None:
+def test_what_a_later_tuning_set_is_no_drift(way: Way, sandbox: Sandbox) -> None:
     network, box = network_of(way, {"type": "tuning", "sysctl": {KEY: "1"}}), sandbox()
     network.add("one", box.path)
     assert sysctl(box, KEY) == "1"

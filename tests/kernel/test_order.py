@@ -10,21 +10,18 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ask, ip_json, nft_list, run_in, service
+from harness import Sandbox, ask, ip_json, nft_list, run_in, service
+from harness.agent import PYCNI
 from harness.machines import CLIENT, HOST, Machines
-from harness.ways import WAYS, Way, notes, ports_of, way_of
+from harness.ways import Way, notes, ports_of, way_of
 from pycni.runtime import PluginError
 from pycni.spec.errors import CNIError
 
-Sandbox = Callable[[], Namespace]
-
-PYCNI = Path(sys.executable).parent / "pycni"
 PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}}
 RATES = {"type": "bandwidth", "egressRate": 10**7, "egressBurst": 10**6}
 PORT = ports_of((8080, 80))
@@ -57,15 +54,12 @@ if os.environ["CNI_COMMAND"] == "ADD":
 as_executables = pytest.mark.parametrize("way", ["cold", "agent"], indirect=True)
 
 
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
-    # A directory of the test's own, from which it can take plugins away.
+@pytest.fixture
+def plugin_dir(plugin_dir: Path, tmp_path: Path) -> Path:
+    """A directory of the test's own, from which it can take plugins away."""
     own = tmp_path / "bin"
     shutil.copytree(plugin_dir, own, symlinks=True)
-    with way_of(request.param, tmp_path / "way", own) as found:
-        yield found
+    return own
 
 
 @pytest.fixture
@@ -105,6 +99,14 @@ def conf_file(way: Way, *plugins: dict[str, Any]) -> Path:
     return folder
 
 
+def install_strange(way: Way) -> Path:
+    """A plugin of others, which accepts everything."""
+    path = way.plugins / "strange"
+    path.write_text(ACCEPTS)
+    path.chmod(0o755)
+    return path
+
+
 def pycni(way: Way, *words: str, code: int = 0) -> str:
     directories = [] if way.name == "in process" else ["--plugin-dir", str(way.plugins)]
     done = subprocess.run(
@@ -137,9 +139,7 @@ def test_reclaim_of_a_container_with_a_published_port(
 def test_reclaim_that_cannot_delete_keeps_the_lease(
     way: Way, small: dict[str, Any], sandbox: Sandbox
 ) -> None:
-    strange = way.plugins / "strange"
-    strange.write_text(ACCEPTS)
-    strange.chmod(0o755)
+    strange = install_strange(way)
     network = way.network("n", small, {"type": "strange"})
     box = sandbox()
     network.add("gone", box.path)
@@ -179,9 +179,7 @@ def test_a_plugin_of_others_that_is_missing_at_del(
     way: Way, small: dict[str, Any], sandbox: Sandbox
 ) -> None:
     """What it made may name the address, which therefore stays reserved until it is there again."""
-    strange = way.plugins / "strange"
-    strange.write_text(ACCEPTS)
-    strange.chmod(0o755)
+    strange = install_strange(way)
     network = way.network("n", small, {"type": "strange"})
     box = sandbox()
     network.add("a", box.path)
@@ -191,8 +189,7 @@ def test_a_plugin_of_others_that_is_missing_at_del(
     assert "strange" in str(caught.value)
     assert "stay reserved" in caught.value.details
     assert list(way.leases("n")) == ["10.63.0.2"]
-    strange.write_text(ACCEPTS)
-    strange.chmod(0o755)
+    install_strange(way)
     network.delete("a")
     assert (way.leases("n"), way.cached(), notes()) == ({}, [], [])
 
@@ -202,9 +199,7 @@ def test_port_map_that_is_missing_beside_a_plugin_of_others(
     way: Way, small: dict[str, Any], sandbox: Sandbox
 ) -> None:
     """The runtime notes that one's part until all of the list is done."""
-    strange = way.plugins / "strange"
-    strange.write_text(ACCEPTS)
-    strange.chmod(0o755)
+    install_strange(way)
     network = way.network("n", small, PORTMAP, {"type": "strange"})
     network.add("a", sandbox().path, capabilities=PORT)
     (way.plugins / "portmap").unlink()
@@ -266,9 +261,7 @@ def test_refused_add_in_another_namespace_undoes_nothing(way: Way, sandbox: Sand
 def test_add_whose_result_cannot_be_cached_leaves_no_note(
     way: Way, small: dict[str, Any], sandbox: Sandbox
 ) -> None:
-    strange = way.plugins / "strange"
-    strange.write_text(ACCEPTS)
-    strange.chmod(0o755)
+    install_strange(way)
     network = way.network("n", small, {"type": "strange"})
     results = way.folder / "cni/results"
     results.parent.mkdir(parents=True, exist_ok=True)

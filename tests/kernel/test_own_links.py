@@ -8,35 +8,28 @@ nothing of it leads to the host, its address is free, and what it made itself is
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json, run_in
+from harness import Namespace, Sandbox, ip_json, run_in
 from harness.host import forget_attachments
 from harness.tricks import ANOTHER, AWAY, TRICKS, do, kind_of, links, own_of_container, play
-from harness.ways import WAYS, Way, notes, way_of
+from harness.ways import Way, notes
 from pycni.runtime import Network, PluginError
-
-Sandbox = Callable[[], Namespace]
 
 PLUGINS = ("bridge", "ptp", "macvlan", "tap", "host-device")
 DEVICE_MAC = "02:00:00:00:00:55"
 
 
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
+@pytest.fixture
+def way(way: Way) -> Way:
     for line in (
         "link add up0 index 77 type veth peer up1", "link set up0 up", "link set up1 up",
         f"link add dev0 address {DEVICE_MAC} type veth peer dev1",
     ):  # fmt: skip
         run_in(None, ["ip", *line.split()])
-    with way_of(request.param, tmp_path, plugin_dir) as found:
-        yield found
+    return way
 
 
 def maker(way: Way, kind: str, **keys: Any) -> dict[str, Any]:
@@ -83,6 +76,7 @@ def end(network: Network, way: Way, how: str, box: Namespace) -> None:
     network.delete("a", box.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["DEL", "DEL without prevResult", "GC"])
 @pytest.mark.parametrize("trick", TRICKS)
 @pytest.mark.parametrize("kind", PLUGINS)
@@ -102,6 +96,7 @@ def test_container(way: Way, sandbox: Sandbox, kind: str, trick: str, how: str) 
                           "peer", "dev1"])  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["0.3.1", "1.1.0"])
 @pytest.mark.parametrize("trick", ["renamed", "hidden"])
 @pytest.mark.parametrize("kind", ["bridge", "ptp"])
@@ -119,6 +114,7 @@ def test_container_where_the_note_is_lost(
     assert_clean(way, kind, trick, box, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trick", TRICKS)
 @pytest.mark.parametrize("kind", PLUGINS)
 def test_container_during_an_add_that_fails(
@@ -150,6 +146,7 @@ def test_container_during_an_add_that_fails(
                           "peer", "dev1"])  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["DEL", "DEL without prevResult", "GC"])
 @pytest.mark.parametrize("kind", ["bridge", "ptp", "macvlan", "tap"])
 def test_container_that_swaps_two_of_its_interfaces(
@@ -182,6 +179,7 @@ def test_container_that_swaps_two_of_its_interfaces(
 # --- repair --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("another", ["veth", "macvlan"])
 @pytest.mark.parametrize("trick", TRICKS)
 @pytest.mark.parametrize("kind", PLUGINS)
@@ -249,6 +247,7 @@ def test_repair_plugs_no_stranger_in(way: Way, sandbox: Sandbox, kind: str) -> N
     assert sorted(links(box)) == ["eth0", "x"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["DEL", "DEL without notes", "GC"])
 def test_bandwidth_of_a_stranger_stays(way: Way, sandbox: Sandbox, how: str) -> None:
     """The same, the pair's far end in another namespace of the container's."""

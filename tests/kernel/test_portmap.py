@@ -2,55 +2,23 @@
 
 from __future__ import annotations
 
-import posix
 import socket
 import struct
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import (
-    Attachment,
-    ask,
-    call_plugin,
-    inside,
-    nft_list,
-    run_in,
-    run_plugin,
-    service,
-)
-from harness.faults import each_change_failing
+from harness import Attachment, ask, call_plugin, inside, run_in, run_plugin, service
 from harness.frames import sctp_init
+from harness.kernel_state import ruleset
+from harness.lan import port as mapping
 from harness.machines import BRIDGE, CLIENT, FAR, HOST, LOCAL, SECOND, Machines, addresses, commands
+from harness.threads import at_once
+from harness.topics.portmap import both_backends, portmap_for
 from harness.ways import WAYS, way_of
-from pycni.kernel.netfilter import nfnetlink, nftables
 
-BACKENDS = ("nftables", "iptables")
-both_backends = pytest.mark.parametrize("backend", BACKENDS)
 both_families = pytest.mark.parametrize("version", [4, 6])
-
-
-def mapping(host: int, container: int, protocol: str = "tcp", **more: Any) -> dict[str, Any]:
-    return {"hostPort": host, "containerPort": container, "protocol": protocol, **more}
-
-
-def portmap_for(
-    machines: Machines,
-    bridge: Attachment,
-    *mappings: dict[str, Any],
-    backend: str = "",
-    **keys: Any,
-) -> Attachment:
-    """portmap chained to a container's bridge; ADD is for the caller to call."""
-    runtime = {"runtimeConfig": {"portMappings": list(mappings)}}
-    named = {"backend": backend} if backend else {}
-    return machines.chained("portmap", bridge, **runtime, **named, **keys)
-
-
-def no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(posix, "posix_spawn", lambda *_, **__: pytest.fail("a program was run"))
 
 
 # --- packets -------------------------------------------------------------------------------------
@@ -88,13 +56,13 @@ def test_ports_answer(machines: Machines, bridge_calls: None, backend: str, vers
             assert ask(where, address, 5300, "udp") == f"one {BRIDGE[version]}"
     # Nothing else answers, and what is not for the host passes.
     assert not ask(machines.client, HOST[version], 80)
-    assert not ask(machines.client, HOST[version], 8080, "udp", patience=0.3)
+    assert not ask(machines.client, HOST[version], 8080, "udp", timeout=0.3)
     assert ask(two.sandbox, own, 80) == f"one {neighbour}"
 
     portmap.delete()
     for where, address in ((machines.client, HOST[version]), (None, LOCAL[version])):
         assert not ask(where, address, 8080)
-        assert not ask(where, address, 5300, "udp", patience=0.3)
+        assert not ask(where, address, 5300, "udp", timeout=0.3)
 
 
 @both_families
@@ -147,7 +115,7 @@ def test_localhost_of_ipv6_is_the_host_s(
         )  # fmt: skip
         portmap.add()
         portmap.check()
-        for port in (8080, 8081):  # nobody there: told at once, so that clients try 127.0.0.1
+        for port in (8080, 8081):  # no one there: told at once, so that clients try 127.0.0.1
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(("::1", port), timeout=2)
         with service(None, "host", 8080, 8081):
@@ -156,7 +124,7 @@ def test_localhost_of_ipv6_is_the_host_s(
             assert ask(None, HOST[6], 8080) == ask(None, HOST[6], 8081) == f"one {HOST[6]}"
             assert ask(machines.client, HOST[6], 8080, "udp") == f"one {CLIENT[6]}"
         portmap.delete()
-    assert not [line for line in rules().splitlines() if "8080" in line or "8081" in line]
+    assert not [line for line in ruleset().splitlines() if "8080" in line or "8081" in line]
 
 
 @both_families
@@ -294,7 +262,7 @@ def test_udp_follows_its_port(machines: Machines, backend: str, version: int) ->
     source = ("", 40000)
 
     def reached() -> str:
-        answer = ask(machines.client, HOST[version], 5300, "udp", source=source, patience=0.5)
+        answer = ask(machines.client, HOST[version], 5300, "udp", source=source, timeout=0.5)
         return answer.partition(" ")[0]
 
     with service(None, "host", 5300, only=HOST[version]):
@@ -342,196 +310,7 @@ def test_conditions(machines: Machines, backend: str) -> None:
     second.add()
     second.check()
     second.delete()
-    assert "two" not in rules()
-
-
-# --- what is there -------------------------------------------------------------------------------
-
-
-def rules() -> str:
-    """All rules of the host, nftables' and iptables'."""
-    return run_in(None, ["nft", "--stateless", "list", "ruleset"]).stdout
-
-
-@both_backends
-@pytest.mark.parametrize("known", ["all", "no prevResult", "no mappings", "nothing"])
-def test_del_leaves_what_is_shared(machines: Machines, backend: str, known: str) -> None:
-    one, two = machines.container("one"), machines.container("two")
-    other = portmap_for(machines, two, mapping(8081, 80), mapping(5301, 81, "udp"), backend=backend)
-    other.add()
-    before = rules()
-    portmap = portmap_for(
-        machines,
-        one,
-        mapping(8080, 80),
-        mapping(5300, 81, "udp"),
-        mapping(443, 81, hostIP=HOST[4]),
-        mapping(443, 81, hostIP=HOST[6]),
-        backend=backend,
-    )
-    portmap.add()
-    assert rules() != before
-    portmap.check()
-    if known in ("no prevResult", "nothing"):
-        portmap.result = None
-        del portmap.config["prevResult"]
-    if known in ("no mappings", "nothing"):
-        del portmap.config["runtimeConfig"]
-    portmap.delete()
-    assert rules() == before
-    portmap.delete()
-    assert rules() == before
-    other.check()
-
-
-def test_del_without_a_backend_removes_what_either_made(machines: Machines) -> None:
-    one = machines.container("one")
-    for backend in BACKENDS:
-        portmap_for(
-            machines, one, mapping(8080, 80), mapping(5300, 80, "udp"), backend=backend
-        ).add()
-    portmap_for(machines, one, mapping(8080, 80)).delete()
-    assert not ask(machines.client, HOST[4], 8080)
-    assert "10.15.20.2" not in rules()
-    assert "CNI-DN-" not in rules()
-
-
-def test_del_with_a_faulty_configuration(machines: Machines) -> None:
-    one = machines.container("one")
-    portmap = portmap_for(machines, one, mapping(8080, 80), mapping(8081, 80))
-    portmap.add()
-    portmap.config["runtimeConfig"]["portMappings"] += [
-        mapping(0, 80), mapping(1, 99999), mapping(8082, 80, "icmp")
-    ]  # fmt: skip
-    portmap.config["backend"] = "abacus"
-    portmap.delete()
-    assert "10.15.20.2" not in rules()
-
-
-def test_without_mappings_nothing_is_done(
-    machines: Machines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = machines.container("one")
-    before = rules()
-    with monkeypatch.context() as patch:
-        no_programs(patch)
-        patch.setattr(nftables, "run", lambda _: pytest.fail("libnftables was used"))
-        portmap = portmap_for(machines, one)
-        assert portmap.add() == one.result
-        portmap.check()
-        portmap.delete()
-    assert rules() == before
-
-
-def test_iptables_rules_are_the_reference_s(machines: Machines) -> None:
-    """As section 7.3 of the facts on the reference has them, which its DEL and CHECK go by."""
-    one = machines.container("1234", name="test")
-    portmap = portmap_for(
-        machines,
-        one,
-        mapping(8080, 80),
-        mapping(8081, 80, hostIP="192.0.2.1"),
-        mapping(8082, 81, "UDP", hostIP="2001:db8::1"),
-        backend="iptables",
-        markMasqBit=5,
-    )
-    portmap.add()
-    own = "CNI-DN-2bbe0c48b91a7d1b8a675"
-    owner = '-m comment --comment "dnat name: \\"test\\" id: \\"1234\\""'
-    local, mark = "-m addrtype --dst-type LOCAL", "-j CNI-HOSTPORT-SETMARK"
-
-    def saved(program: str) -> list[str]:
-        lines = run_in(None, [program, "-t", "nat"]).stdout.splitlines()
-        return [line for line in lines if line.startswith("-A")]
-
-    wanted = f"""\
--A PREROUTING {local} -j CNI-HOSTPORT-DNAT
--A OUTPUT {local} -j CNI-HOSTPORT-DNAT
--A POSTROUTING -m comment --comment "CNI portfwd requiring masquerade" -j CNI-HOSTPORT-MASQ
--A CNI-HOSTPORT-DNAT -p tcp {owner} -m multiport --dports 8080,8081 -j {own}
--A CNI-HOSTPORT-DNAT -p udp {owner} -m multiport --dports 8082 -j {own}
--A CNI-HOSTPORT-SETMARK -m comment --comment "CNI portfwd masquerade mark" -j MARK \
---set-xmark 0x20/0x20
--A CNI-HOSTPORT-MASQ -m mark --mark 0x20/0x20 -j MASQUERADE
--A {own} -s 10.15.20.0/24 -p tcp -m tcp --dport 8080 {mark}
--A {own} -s 127.0.0.1/32 -p tcp -m tcp --dport 8080 {mark}
--A {own} -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.15.20.2:80
--A {own} -s 10.15.20.0/24 -d 192.0.2.1/32 -p tcp -m tcp --dport 8081 {mark}
--A {own} -s 127.0.0.1/32 -d 192.0.2.1/32 -p tcp -m tcp --dport 8081 {mark}
--A {own} -d 192.0.2.1/32 -p tcp -m tcp --dport 8081 -j DNAT --to-destination 10.15.20.2:80
-"""
-    assert sorted(saved("iptables-save")) == sorted(wanted.splitlines())
-    # The mark comes before the target is changed.
-    chain = [line for line in saved("iptables-save") if line.startswith(f"-A {own} ")]
-    assert [line.split(" -j ")[1].split()[0] for line in chain] == [
-        "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-SETMARK", "DNAT",
-    ] * 2  # fmt: skip
-    six = [line for line in saved("ip6tables-save") if line.startswith(f"-A {own} ")]
-    udp = "-d 2001:db8::1/128 -p udp -m udp --dport 8082"
-    assert six == [
-        # Those to the host itself are ours.
-        f"-A {own} -d ::1/128 -p tcp -m tcp --dport 8080 -j RETURN",
-        f"-A {own} -d fe80::/10 -p tcp -m tcp --dport 8080 -j RETURN",
-        f"-A {own} -s fd00:15:20::/64 -p tcp -m tcp --dport 8080 {mark}",
-        f"-A {own} -p tcp -m tcp --dport 8080 -j DNAT --to-destination [fd00:15:20::2]:80",
-        f"-A {own} -s fd00:15:20::/64 {udp} {mark}",
-        f"-A {own} {udp} -j DNAT --to-destination [fd00:15:20::2]:81",
-    ]
-    before = saved("iptables-save")
-    portmap.add()
-    assert sorted(saved("iptables-save")) == sorted(before)
-
-
-def test_a_chain_of_others_sets_the_mark(machines: Machines) -> None:
-    run_in(None, ["iptables", "-t", "nat", "-N", "KUBE-MARK-MASQ"])
-    run_in(None, ["ip6tables", "-t", "nat", "-N", "KUBE-MARK-MASQ"])
-    one = machines.container("one")
-    portmap = portmap_for(machines, one, mapping(8080, 80), externalSetMarkChain="KUBE-MARK-MASQ")
-    portmap.add()
-    portmap.check()
-    assert rules().count("jump KUBE-MARK-MASQ") == 3
-    assert "CNI-HOSTPORT-MASQ" not in rules()
-    assert "CNI-HOSTPORT-SETMARK" not in rules()
-    portmap.config["externalSetMarkChain"] = "NOWHERE"
-    assert "NOWHERE" in portmap.refused()["msg"]
-
-
-@both_backends
-def test_a_failed_add_leaves_nothing(machines: Machines, backend: str) -> None:
-    """Whatever is refused; what is left is what containers share."""
-    one, two = machines.container("one"), machines.container("two")
-    portmap_for(machines, two, mapping(8081, 80), backend=backend).add()
-    before = rules()
-    portmap = portmap_for(
-        machines, one, mapping(8080, 80), mapping(5300, 80, "udp", hostIP=HOST[4]), backend=backend
-    )
-    refused = 0
-    for what, run in each_change_failing(lambda: portmap.run("ADD")):
-        if run.code == 0:
-            assert "flows" in what or "who listens" in what
-            portmap.check()
-            portmap.delete()
-        refused += 1
-        assert rules() == before, what
-    assert refused > 3
-
-
-def test_undo_follows_a_later_failure(machines: Machines) -> None:
-    """The words of a condition are judged when all else is done."""
-    one = machines.container("one")
-    portmap_for(
-        machines,
-        machines.container("two"),
-        mapping(8081, 80),
-        conditionsV4=["ip", "saddr", "1.2.3.4"],
-    ).add()
-    before = rules()
-    portmap = portmap_for(machines, one, mapping(8080, 80), conditionsV4=["bogus", "match"])
-    error = portmap.refused()
-    assert error["code"] == 7
-    assert "conditions" in error["msg"]
-    assert "conditionsV4" in error["details"]
-    assert rules() == before
+    assert "two" not in ruleset()
 
 
 # --- whose a port is -----------------------------------------------------------------------------
@@ -541,7 +320,7 @@ def test_a_taken_port_is_refused(machines: Machines) -> None:
     one, two = machines.container("one"), machines.container("two")
     first = portmap_for(machines, one, mapping(8080, 80), mapping(443, 80, "udp", hostIP=HOST[6]))
     first.add()
-    before = rules()
+    before = ruleset()
     second = portmap_for(machines, two, mapping(8079, 80), mapping(8080, 81))
     error = second.refused()
     assert error["code"] == 101
@@ -550,7 +329,7 @@ def test_a_taken_port_is_refused(machines: Machines) -> None:
         " (network first, interface eth0, 10.15.20.2 port 80)"
     )
     assert "hostPort" in error["details"]
-    assert rules() == before
+    assert ruleset() == before
     third = portmap_for(machines, two, mapping(443, 81, "udp", hostIP=HOST[6]))
     assert "host port 443/udp of 2001:db8::1 is taken by container one" in third.refused()["msg"]
     # Another protocol, or another address, is another port.
@@ -568,19 +347,9 @@ def test_two_at_once_never_get_the_same_port(machines: Machines) -> None:
         for number in range(6)
     ]
     codes: list[int] = []
-    start = threading.Barrier(len(attachments))
-
-    def attach(portmap: Attachment) -> None:
-        start.wait()
-        codes.append(portmap.run("ADD").code)
-
-    threads = [threading.Thread(target=attach, args=(each,)) for each in attachments]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    assert at_once(lambda portmap: codes.append(portmap.run("ADD").code), attachments) == []
     assert sorted(codes) == [0] + [1] * 5
-    assert rules().count("tcp . 8080 comment") == 2  # a family each
+    assert ruleset().count("tcp . 8080 comment") == 2  # a family each
 
 
 @both_backends
@@ -634,7 +403,7 @@ def test_address_used_again(machines: Machines) -> None:
     # The late DEL of the one spares what is the other's now.
     portmap_for(machines, one, mapping(8080, 80), mapping(8081, 80)).delete()
     new.check()
-    assert "id: one" not in rules()
+    assert "id: one" not in ruleset()
 
 
 def test_two_networks_of_one_container(machines: Machines) -> None:
@@ -664,173 +433,3 @@ def moved(result: dict[str, Any]) -> dict[str, Any]:
     ]
     ips = [{"interface": len(interfaces) - 1, "address": "10.16.0.2/24"}]
     return {**result, "interfaces": interfaces, "ips": ips}
-
-
-# --- CHECK, GC -----------------------------------------------------------------------------------
-
-
-ANY4 = "inet pycni port-map4 { tcp ."
-FROM6 = "inet pycni port-map-from-fd00_15_20__/64"
-
-
-@pytest.mark.parametrize(
-    ("backend", "damage", "words"),
-    [
-        ("nftables", "nft flush ruleset", "no port leads to a container"),
-        ("nftables", "nft flush table inet pycni", "chain inet pycni port-map is empty"),
-        ("nftables", "nft flush chain inet pycni port-map-output", "port-map-output is empty"),
-        (
-            "nftables",
-            f"nft delete element {ANY4} 8080 }}",
-            "host port 8080/tcp (IPv4) is not in map inet pycni port-map4",
-        ),
-        (
-            "nftables",
-            f"nft delete element {FROM6} {{ tcp . fd00:15:20::2 . 80 }}",
-            f"fd00:15:20::2 port 80/tcp is not in set {FROM6}",
-        ),
-        (
-            "nftables",
-            f"nft delete element {ANY4} 8080 }};nft add element {ANY4} 8080 : 10.9.9.9 . 9 }}",
-            "belongs to another attachment",
-        ),
-        ("iptables", "iptables -t nat -F", "table nat lacks the rule: -A PREROUTING"),
-        ("iptables", "ip6tables -t nat -F CNI-HOSTPORT-DNAT", "ip6tables: table nat lacks"),
-        ("iptables", "iptables -t nat -F CNI-HOSTPORT-MASQ", "-j MASQUERADE"),
-        ("iptables", "nft flush ruleset", "table nat lacks"),
-        (
-            "nftables",
-            "sysctl -q -w net.ipv4.conf.br0.route_localnet=0",
-            "route_localnet is 0: localhost does not reach",
-        ),
-    ],
-)
-def test_check_finds_drift_and_add_repairs_it(
-    machines: Machines, backend: str, damage: str, words: str
-) -> None:
-    one = machines.container("one")
-    portmap = portmap_for(machines, one, mapping(8080, 80), backend=backend)
-    portmap.add()
-    portmap.check()
-    for command in damage.split(";"):
-        run_in(None, command.split())
-    assert words in portmap.drift()
-    if "another" not in words:
-        portmap.add()
-        portmap.check()
-        assert ask(machines.client, HOST[4], 8080).startswith("one ")
-        assert ask(None, "127.0.0.1", 8080).startswith("one ")
-
-
-@both_backends
-def test_gc(machines: Machines, backend: str) -> None:
-    one, two = machines.container("one"), machines.container("two")
-    first = portmap_for(machines, one, mapping(8080, 80), mapping(5300, 80, "udp"), backend=backend)
-    second = portmap_for(machines, two, mapping(8081, 80), backend=backend)
-    conditional = portmap_for(machines, one, mapping(8082, 80), backend=backend)
-    if backend == "nftables":
-        conditional.config["conditionsV4"] = ["ip", "saddr", "192.0.2.2"]
-        conditional.ifname = "eth7"
-        conditional.config["prevResult"] = {
-            "cniVersion": "1.0.0",
-            "ips": [{"address": "10.15.20.7/24"}],
-        }
-        conditional.add()
-    first.add()
-    second.add()
-
-    def collect(name: str, *kept: str) -> None:
-        keep = [{"containerID": container, "ifname": "eth0"} for container in kept]
-        config = {
-            "cniVersion": "1.1.0", "name": name, "type": "portmap",
-            "cni.dev/valid-attachments": keep,
-        }  # fmt: skip
-        run = first.call(first.plugin, "GC", config)
-        assert (run.code, run.stdout) == (0, "")
-
-    collect("another")
-    first.check()
-    collect("first", "one", "two")
-    first.check()
-    assert "8082" not in rules()
-    collect("first", "two")
-    second.check()
-    assert first.drift()
-    assert "10.15.20.2:80" not in rules()
-    assert not ask(machines.client, HOST[4], 8080)
-    assert ask(machines.client, HOST[4], 8081).startswith("two ")
-    collect("first")
-    assert "10.15.20" not in rules()
-
-
-# --- many ----------------------------------------------------------------------------------------
-
-
-def count_rules() -> int:
-    return sum("rule" in entry for entry in nft_list())
-
-
-def test_rules_do_not_grow_with_the_containers(machines: Machines) -> None:
-    one = machines.container("one")
-    portmap = portmap_for(machines, one, mapping(8080, 80), backend="nftables")
-    portmap.add()
-    before = count_rules()
-    for number in range(300):
-        result = {"cniVersion": "1.0.0", "ips": [{"address": f"10.15.20.{number % 250 + 3}/24"}]}
-        each = Attachment(one.plugin, one.config, one.sandbox, f"c{number}", result=result)
-        portmap_for(machines, each, mapping(10000 + number, 80 + number)).add()
-    assert count_rules() == before
-    assert ask(machines.client, HOST[4], 8080).startswith("one ")
-
-
-def test_no_element_holds_a_verdict(machines: Machines) -> None:
-    """The kernel would check each of them at each change of the table that adds one."""
-    one = machines.container("one", ipMasq=True)
-    portmap_for(machines, one, mapping(8080, 80), backend="nftables").add()
-    machines.chained("firewall", one, backend="nftables").add()
-    sets = [entry[kind] for entry in nft_list() for kind in ("set", "map") if kind in entry]
-    assert {
-        "masquerade-10.15.20.0/24",
-        "port-map-from-10.15.20.0/24",
-        "port-map4",
-        "firewall4",
-    } <= {each["name"] for each in sets if "elem" in each}
-    assert [each["name"] for each in sets if each.get("map") == "verdict"] == []
-
-
-def test_sets_of_earlier_subnets_do_not_pile_up(machines: Machines) -> None:
-    one = machines.container("one")
-    portmap = portmap_for(machines, one, mapping(8080, 80), backend="nftables")
-    portmap.add()
-    for prefix in range(25, 31):
-        result = {"cniVersion": "1.0.0", "ips": [{"address": f"10.15.20.2/{prefix}"}]}
-        each = Attachment(one.plugin, one.config, one.sandbox, f"c{prefix}", result=result)
-        other = portmap_for(machines, each, mapping(9000, 81), backend="nftables")
-        other.add()
-        other.delete()
-    names = {entry["set"]["name"] for entry in nft_list() if "set" in entry}
-    assert {name for name in names if name.startswith("port-map-from-10")} == {
-        "port-map-from-10.15.20.0/24",
-        "port-map-from-10.15.20.0/30",
-    }
-    portmap.check()
-
-
-def test_the_socket_that_is_open_is_used(
-    machines: Machines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One netfilter socket a request at most: closing one after a deletion waits for the kernel."""
-    one = machines.container("one")
-    portmap = portmap_for(machines, one, mapping(8080, 80), mapping(5300, 80, "udp"))
-    portmap.add()
-    opened = 0
-    before = nfnetlink.NetfilterSocket.__init__
-
-    def count(self: nfnetlink.NetfilterSocket) -> None:
-        nonlocal opened
-        opened += 1
-        before(self)
-
-    monkeypatch.setattr(nfnetlink.NetfilterSocket, "__init__", count)
-    portmap.delete()
-    assert opened <= 1  # 0 where an earlier request has left one

@@ -5,23 +5,10 @@ Outsiders may reach it by another way. Each by all three ways of calling plugins
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 
-from harness import Host, Namespace, nft_list, run_in
-from harness.ways import WAYS, Way, notes, ports_of, way_of
-
-Sandbox = Callable[[], Namespace]
-
-
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
-    with way_of(request.param, tmp_path, plugin_dir) as found:
-        yield found
+from harness import Sandbox, nft_list, run_in
+from harness.ways import Way, notes, ports_of
 
 
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])

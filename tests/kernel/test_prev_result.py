@@ -5,16 +5,15 @@ Their result is the chain's (SPEC 1.1.0, section 2, "ADD"); what they check and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in, snapshot
-
-Sandbox = Callable[[], Namespace]
+from harness import Attachment, Host, Namespace, Sandbox, ip_json, run_in, snapshot
+from harness.configs import host_local
 
 KEYS: dict[str, dict[str, Any]] = {
     "bridge": {"bridge": "br1", "isDefaultGateway": True, "ipMasq": True},
@@ -46,13 +45,12 @@ def attachment(
     subnet: str,
     **keys: Any,
 ) -> Attachment:
-    ipam = {
-        "type": "host-local",
-        "dataDir": str(leases),
-        "ranges": [[{"subnet": subnet}]],
-        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "10.99.0.0/16"}],
-        "resolvConf": str(write_resolv_conf(leases)),
-    }
+    ipam = host_local(
+        leases,
+        subnet,
+        routes=[{"dst": "0.0.0.0/0"}, {"dst": "10.99.0.0/16"}],
+        resolvConf=str(write_resolv_conf(leases)),
+    )
     config = {"cniVersion": "1.1.0", "name": network, "type": plugin.name, "ipam": ipam, **keys}
     return Attachment(plugin, config, netns, "one", ifname)
 

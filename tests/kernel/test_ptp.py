@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, call_plugin, ip_json, run_in, run_plugin, snapshot
+from harness import (
+    Attach,
+    Attachment,
+    Host,
+    Sandbox,
+    call_plugin,
+    ip_json,
+    run_in,
+    run_plugin,
+    snapshot,
+)
 from harness.faults import each_request_failing
 from harness.ways import WAYS, way_of
 
@@ -33,16 +43,14 @@ def network(*addresses: dict[str, str], version: str = "1.1.0", **keys: Any) -> 
 
 
 @pytest.fixture
-def attach(
-    plugin_dir: Path, sandbox: Callable[[], Namespace], host: Host
-) -> Callable[..., Attachment]:
+def attach(plugin_dir: Path, sandbox: Sandbox, host: Host) -> Attach:
     def make(config: dict[str, Any], container: str = "one") -> Attachment:
         return Attachment(plugin_dir / "ptp", config, sandbox(), container=container)
 
     return make
 
 
-def test_host_and_container_reach_each_other(attach: Callable[..., Attachment]) -> None:
+def test_host_and_container_reach_each_other(attach: Attach) -> None:
     one = attach(network(V4, V6))
     one.add()
     # At once: IPv6 addresses are not probed for duplicates on a link of two.
@@ -53,7 +61,7 @@ def test_host_and_container_reach_each_other(attach: Callable[..., Attachment]) 
 
 
 def test_containers_of_one_subnet_reach_each_other_through_the_host(
-    attach: Callable[..., Attachment],
+    attach: Attach,
 ) -> None:
     one = attach(network(V4, V6))
     other = attach(
@@ -72,7 +80,7 @@ def test_containers_of_one_subnet_reach_each_other_through_the_host(
     run_in(None, ["ping", "-c1", "-W1", "10.1.2.6"])
 
 
-def test_routes_are_the_reference_s(attach: Callable[..., Attachment]) -> None:
+def test_routes_are_the_reference_s(attach: Attach) -> None:
     one = attach(network(V4))
     one.add()
     routes = {route["dst"]: route for route in ip_json("-4", "route", netns=one.sandbox)}
@@ -89,7 +97,7 @@ def test_routes_are_the_reference_s(attach: Callable[..., Attachment]) -> None:
 
 
 @pytest.mark.parametrize("address", ["10.1.2.5/32", "10.1.2.5/31", "10.1.2.5/16"])
-def test_prefix_of_any_length(attach: Callable[..., Attachment], address: str) -> None:
+def test_prefix_of_any_length(attach: Attach, address: str) -> None:
     one = attach(network({"address": address, "gateway": "10.1.2.4"}))
     one.add()
     run_in(one.sandbox, ["ping", "-c1", "-W1", "10.1.2.4"])
@@ -98,7 +106,7 @@ def test_prefix_of_any_length(attach: Callable[..., Attachment], address: str) -
 
 
 def test_gateway_is_made_up_where_the_subnet_has_one_to_give(
-    attach: Callable[..., Attachment],
+    attach: Attach,
 ) -> None:
     one = attach(network({"address": "10.1.2.5/24"}))
     assert one.add()["ips"][0]["gateway"] == "10.1.2.1"
@@ -107,9 +115,7 @@ def test_gateway_is_made_up_where_the_subnet_has_one_to_give(
 
 
 @pytest.mark.parametrize("address", ["10.1.2.5/32", "10.1.2.1/24", "fd00::5/128"])
-def test_address_without_a_gateway_is_refused_before_any_work(
-    attach: Callable[..., Attachment], address: str
-) -> None:
+def test_address_without_a_gateway_is_refused_before_any_work(attach: Attach, address: str) -> None:
     one = attach(network({"address": address}))
     before = snapshot()
     assert "needs a gateway" in one.refused()["msg"]
@@ -117,7 +123,7 @@ def test_address_without_a_gateway_is_refused_before_any_work(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_result(attach: Callable[..., Attachment], version: str) -> None:
+def test_result(attach: Attach, version: str) -> None:
     one = attach(network(V4, V6, version=version, mtu=1400))
     result = one.add()
     (inner,) = ip_json("link", "show", "dev", "eth0", netns=one.sandbox)
@@ -153,7 +159,7 @@ def test_result(attach: Callable[..., Attachment], version: str) -> None:
 
 
 def test_dns_of_the_configuration_wins_over_that_of_ipam(
-    attach: Callable[..., Attachment],
+    attach: Attach,
 ) -> None:
     config = network(V4)
     config["ipam"]["dns"] = {"nameservers": ["10.0.0.1"], "domain": "ipam.example"}
@@ -165,7 +171,7 @@ def test_dns_of_the_configuration_wins_over_that_of_ipam(
     other.delete()
 
 
-def test_delete_leaves_nothing_whatever_is_missing(attach: Callable[..., Attachment]) -> None:
+def test_delete_leaves_nothing_whatever_is_missing(attach: Attach) -> None:
     run_in(None, ["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"])
     one = attach(network(V4, V6, ipMasq=True))
     one.delete()
@@ -190,7 +196,7 @@ def test_delete_leaves_nothing_whatever_is_missing(attach: Callable[..., Attachm
     assert snapshot() == before
 
 
-def test_each_failure_leaves_the_host_as_it_was(attach: Callable[..., Attachment]) -> None:
+def test_each_failure_leaves_the_host_as_it_was(attach: Attach) -> None:
     one = attach(network(V4, V6))
     before, inside = snapshot(), ip_json("-d", "address", netns=one.sandbox)
     refused = []
@@ -204,9 +210,7 @@ def test_each_failure_leaves_the_host_as_it_was(attach: Callable[..., Attachment
 
 
 @pytest.mark.parametrize("backend", ["", "nftables", "iptables"])
-def test_masquerade(
-    attach: Callable[..., Attachment], sandbox: Callable[[], Namespace], backend: str
-) -> None:
+def test_masquerade(attach: Attach, sandbox: Sandbox, backend: str) -> None:
     """A server outside sees the host's address, and answers."""
     outside = sandbox()
     run_in(
@@ -241,7 +245,7 @@ def test_masquerade(
         ("sysctl -qw net.ipv4.ip_forward=0", "ip_forward"),
     ],
 )
-def test_check_finds_drift(attach: Callable[..., Attachment], damage: str, told: str) -> None:
+def test_check_finds_drift(attach: Attach, damage: str, told: str) -> None:
     one = attach(network(V4))
     one.add()
     one.check()
@@ -251,7 +255,7 @@ def test_check_finds_drift(attach: Callable[..., Attachment], damage: str, told:
     assert told in one.drift()
 
 
-def test_gc_removes_what_is_not_to_be_kept(attach: Callable[..., Attachment]) -> None:
+def test_gc_removes_what_is_not_to_be_kept(attach: Attach) -> None:
     one = attach(network(V4, ipMasq=True))
     other = attach(
         network({"address": "10.1.2.6/24", "gateway": "10.1.2.1"}, ipMasq=True), container="two"
@@ -269,7 +273,7 @@ def test_gc_removes_what_is_not_to_be_kept(attach: Callable[..., Attachment]) ->
     run_in(None, ["ping", "-c1", "-W1", "10.1.2.6"])
 
 
-def test_status(attach: Callable[..., Attachment]) -> None:
+def test_status(attach: Attach) -> None:
     one = attach(network(V4))
     assert one.run("STATUS").code == 0
     config = network(V4)
@@ -278,7 +282,7 @@ def test_status(attach: Callable[..., Attachment]) -> None:
     assert one.run("STATUS").code == 1
 
 
-def test_configuration_is_refused_before_any_work(attach: Callable[..., Attachment]) -> None:
+def test_configuration_is_refused_before_any_work(attach: Attach) -> None:
     config = network(V4)
     before = snapshot()
     assert 'backend "ebtables"' in attach({**config, "ipMasqBackend": "ebtables"}).refused()["msg"]
@@ -288,9 +292,7 @@ def test_configuration_is_refused_before_any_work(attach: Callable[..., Attachme
 
 
 @pytest.mark.parametrize("call", [call_plugin, run_plugin])
-def test_existing_interface_is_not_touched(
-    attach: Callable[..., Attachment], call: Callable[..., Any]
-) -> None:
+def test_existing_interface_is_not_touched(attach: Attach, call: Callable[..., Any]) -> None:
     one = attach(network(V4))
     one.call = call
     one.add()
@@ -302,7 +304,7 @@ def test_existing_interface_is_not_touched(
 
 @pytest.mark.parametrize("kind", WAYS)
 def test_addresses_that_share_a_gateway(
-    kind: str, sandbox: Callable[[], Namespace], plugin_dir: Path, tmp_path: Path
+    kind: str, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
 ) -> None:
     with way_of(kind, tmp_path, plugin_dir) as way:
         addresses = [

@@ -9,30 +9,29 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, run_in
+from harness import Host, Namespace, Sandbox, run_in
+from harness.agent import PYCNI
+from harness.configs import host_local
 from harness.host import forget_attachments
 from pycni.runtime import Network
 from pycni.runtime import reclaim as reclaiming
 from pycni.runtime.lease_evidence import Evidence, machine_started
 from pycni.runtime.reclaim import Reclaimed
 
-PROGRAM = Path(sys.executable).parent / "pycni"
-# Nobody else on the machine has these: what is set in any namespace is in use.
+# No one else on the machine has these: what is set in any namespace is in use.
 SUBNET = f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}"
 
 
 class Node:
     """A network, its state below a folder, and containers attached to it."""
 
-    def __init__(self, folder: Path, sandbox: Callable[[], Namespace]) -> None:
+    def __init__(self, folder: Path, sandbox: Sandbox) -> None:
         self.folder = folder
         self.sandbox = sandbox
         self.cache_dir = folder / "cni"
@@ -49,11 +48,7 @@ class Node:
                             "type": "bridge",
                             "bridge": "br0",
                             "isDefaultGateway": True,
-                            "ipam": {
-                                "type": "host-local",
-                                "ranges": [[{"subnet": f"{SUBNET}.0/24"}]],
-                                "dataDir": str(self.data_dir),
-                            },
+                            "ipam": host_local(self.data_dir, f"{SUBNET}.0/24"),
                         }
                     ],
                 }
@@ -89,7 +84,7 @@ class Node:
     def reclaim(self, *options: str, code: int = 0, stdin: str = "") -> tuple[Any, str]:
         """What it printed as freed, by container with the reason, and its words."""
         done = subprocess.run(
-            [PROGRAM, "ipam", "reclaim", "-o", "json", "--conf-dir", self.conf_dir,
+            [PYCNI, "ipam", "reclaim", "-o", "json", "--conf-dir", self.conf_dir,
              "--cache-dir", self.cache_dir, *options],
             capture_output=True, text=True, input=stdin, check=False,
         )  # fmt: skip
@@ -99,12 +94,12 @@ class Node:
 
 
 @pytest.fixture
-def node(host: Host, sandbox: Callable[[], Namespace], tmp_path: Path) -> Node:
+def node(host: Host, sandbox: Sandbox, tmp_path: Path) -> Node:
     return Node(tmp_path, sandbox)
 
 
 def test_lost_del(node: Node) -> None:
-    """One container's namespace is gone, and nobody has called DEL."""
+    """One container's namespace is gone, and no one has called DEL."""
     node.attach("alive")
     gone = node.attach("gone")
     gone.delete()
@@ -259,12 +254,12 @@ def test_what_names_no_container_stays(node: Node) -> None:
 def test_not_without_root(node: Node) -> None:
     node.attach("alive")
     prefix = ["setpriv", "--reuid", "1", "--regid", "1", "--clear-groups"]
-    for path in (node.folder, *node.folder.parents, PROGRAM.parent):
+    for path in (node.folder, *node.folder.parents, PYCNI.parent):
         if not os.stat(path).st_mode & 1:
             path.chmod(0o755)
     done = run_in(
         None,
-        [*prefix, str(PROGRAM), "ipam", "reclaim", "--data-dir", str(node.data_dir),
+        [*prefix, str(PYCNI), "ipam", "reclaim", "--data-dir", str(node.data_dir),
          "--conf-dir", str(node.conf_dir), "--cache-dir", str(node.folder / "none")],
         check=False,
     )  # fmt: skip

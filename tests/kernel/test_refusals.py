@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, run_in
+from harness import Namespace, Sandbox, run_in
 from harness.machines import fill_bridge
-from harness.ways import WAYS, Way, way_of
+from harness.ways import Way
 from pycni.kernel.netfilter.iptables import IPTablesError, _explain
 from pycni.runtime import PluginError
 from pycni.steps.executor import translate
-
-
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
-    with way_of(request.param, tmp_path, plugin_dir) as way:
-        yield way
 
 
 def refused(way: Way, box: Namespace, *plugins: dict[str, Any]) -> PluginError:
@@ -37,14 +27,14 @@ def bridge(way: Way, **ipam: Any) -> dict[str, Any]:
     return {"type": "bridge", "bridge": "br0", "ipam": way.host_local("10.77.0.0/24", **ipam)}
 
 
-def test_a_route_by_its_interface(way: Way, sandbox: Callable[[], Namespace]) -> None:
+def test_a_route_by_its_interface(way: Way, sandbox: Sandbox) -> None:
     routes = [{"dst": "10.99.0.0/24", "gw": "192.168.77.1"}]
     error = refused(way, sandbox(), bridge(way, routes=routes))
     assert "10.99.0.0/24 via 192.168.77.1 dev eth0" in error.message
     assert "a gateway must be in the network of an address" in error.details
 
 
-def test_a_bridge_that_is_full(way: Way, sandbox: Callable[[], Namespace]) -> None:
+def test_a_bridge_that_is_full(way: Way, sandbox: Sandbox) -> None:
     run_in(None, ["ip", "link", "add", "br0", "type", "bridge"])
     fill_bridge("br0")
     error = refused(way, sandbox(), bridge(way))
@@ -52,7 +42,7 @@ def test_a_bridge_that_is_full(way: Way, sandbox: Callable[[], Namespace]) -> No
     assert "1,023 ports" in error.details
 
 
-def test_a_master_that_is_taken(way: Way, sandbox: Callable[[], Namespace]) -> None:
+def test_a_master_that_is_taken(way: Way, sandbox: Sandbox) -> None:
     run_in(None, ["ip", "link", "add", "br0", "type", "bridge"])
     run_in(None, ["ip", "link", "add", "up0", "type", "veth", "peer", "name", "up1"])
     run_in(None, ["ip", "link", "set", "up0", "master", "br0"])
@@ -63,7 +53,7 @@ def test_a_master_that_is_taken(way: Way, sandbox: Callable[[], Namespace]) -> N
     assert "take another" in error.details
 
 
-def test_a_setting_by_key_and_value(way: Way, sandbox: Callable[[], Namespace]) -> None:
+def test_a_setting_by_key_and_value(way: Way, sandbox: Sandbox) -> None:
     key = "net.ipv4.tcp_congestion_control"
     tuning = {"type": "tuning", "sysctl": {key: "nosuch"}}
     error = refused(way, sandbox(), bridge(way), tuning)

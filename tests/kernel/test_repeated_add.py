@@ -9,18 +9,15 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json, run_in
+from harness import Host, Namespace, Sandbox, ip_json, run_in
 from harness.host import forget_attachments
-from harness.ways import WAYS, Way, notes, ports_of, way_of
+from harness.ways import Way, notes, ports_of
 from pycni.runtime import Network, PluginError
-
-Sandbox = Callable[[], Namespace]
 
 LOOPBACK = {"type": "loopback"}
 IDEMPOTENT = {"type": "idempotent"}
@@ -55,15 +52,18 @@ elif env["CNI_COMMAND"] == "DEL" and there:
 """
 
 
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
+@pytest.fixture
+def plugin_dir(plugin_dir: Path, tmp_path: Path) -> Path:
+    """A directory of the test's own, from which it can take plugins away."""
     own = tmp_path / "bin"
     shutil.copytree(plugin_dir, own, symlinks=True)
-    with way_of(request.param, tmp_path / "way", own) as found:
-        add_idempotent(found)
-        yield found
+    return own
+
+
+@pytest.fixture
+def way(way: Way) -> Way:
+    add_idempotent(way)
+    return way
 
 
 def add_idempotent(way: Way) -> None:
@@ -106,6 +106,7 @@ def lose(what: str) -> str:
     return "other" if what in ("cache", "both") else "cni"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", LOSSES)
 def test_the_interfaces_plugin_refuses(way: Way, sandbox: Sandbox, lost: str) -> None:
     """As loopback accepts it before."""
@@ -123,6 +124,7 @@ def test_the_interfaces_plugin_refuses(way: Way, sandbox: Sandbox, lost: str) ->
     assert (list(links(box)), way.leases("n"), way.cached(), notes()) == (["lo"], {}, [], [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", LOSSES)
 @pytest.mark.parametrize(
     "refuses", [RATES, {"type": "nonsense"}, {"type": "firewall", "backend": "nonsense"}],
@@ -216,6 +218,7 @@ CHAINED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chained", CHAINED, ids=lambda keys: "-".join(map(str, keys.values())))
 def test_a_plugin_is_called_twice(
     way: Way, sandbox: Sandbox, host: Host, chained: dict[str, Any]

@@ -9,13 +9,12 @@ import json
 import os
 import stat
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, PluginRun, run_in
+from harness import Host, Namespace, PluginRun, Sandbox, run_in
 from pycni.runtime import Network
 
 NEEDED = ("net_admin", "sys_admin")
@@ -67,7 +66,7 @@ def configuration(keys: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 
 
 def test_capabilities_that_suffice(
-    host: Host, sandbox: Callable[[], Namespace], plugin_dir: Path, tmp_path: Path
+    host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
 ) -> None:
     """CAP_NET_ADMIN for links, addresses, routes, rules; CAP_SYS_ADMIN to enter a namespace."""
     space = sandbox()
@@ -85,7 +84,7 @@ def test_capabilities_that_suffice(
 
 @pytest.mark.parametrize("missing", NEEDED)
 def test_capabilities_that_are_needed(
-    missing: str, host: Host, sandbox: Callable[[], Namespace], plugin_dir: Path, tmp_path: Path
+    missing: str, host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
 ) -> None:
     """Without one of them: an error, and nothing done."""
     kept = tuple(name for name in NEEDED if name != missing)
@@ -102,7 +101,7 @@ def test_capabilities_that_are_needed(
 def test_a_chained_plugin_without_rights_says_so(
     keys: dict[str, Any],
     host: Host,
-    sandbox: Callable[[], Namespace],
+    sandbox: Sandbox,
     plugin_dir: Path,
     tmp_path: Path,
 ) -> None:
@@ -117,7 +116,7 @@ def test_a_chained_plugin_without_rights_says_so(
     assert host.snapshot() == before
 
 
-def test_modes(host: Host, sandbox: Callable[[], Namespace], tmp_path: Path) -> None:
+def test_modes(host: Host, sandbox: Sandbox, tmp_path: Path) -> None:
     """What is kept is written by root alone; what may hold secrets is read by root alone."""
     old = os.umask(0)  # no help from it
     try:
@@ -142,9 +141,7 @@ def test_modes(host: Host, sandbox: Callable[[], Namespace], tmp_path: Path) -> 
     assert {path: oct(modes[path]) for path in private if modes[path] & 0o077} == {}
 
 
-def test_nothing_listens(
-    host: Host, sandbox: Callable[[], Namespace], plugin_dir: Path, tmp_path: Path
-) -> None:
+def test_nothing_listens(host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path) -> None:
     """An attachment opens no port on the host and leaves no process."""
     space = sandbox()
     before = run_in(None, ["ss", "-Hltnup"]).stdout

@@ -9,16 +9,13 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in
+from harness import Attachment, Host, Namespace, Sandbox, ip_json, run_in
 from harness.frames import ALL_NODES, ARP, BROADCAST, IPV4, IPV6, Wire, router_advertisement
-
-Sandbox = Callable[[], Namespace]
 
 ROGUE = "fe80::bad"
 PREFIX = "2001:db8:bad::"
@@ -49,7 +46,7 @@ def learned(netns: Namespace | None = None) -> list[Any]:
 
 @pytest.fixture
 def trusting_host(host: Host) -> Host:
-    """A host that believes routers on whatever interface nobody has said otherwise about."""
+    """A host that believes routers on whatever interface no one has said otherwise about."""
     for name in ("all", "default"):
         Path(f"/proc/sys/net/ipv6/conf/{name}/accept_ra").write_text("2")
     return host
@@ -130,7 +127,7 @@ def test_bridge_that_was_there(
 def test_bridge_without_addresses(
     trusting_host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
 ) -> None:
-    """A network of layer 2 alone: the host has no part in it, and believes nobody there."""
+    """A network of layer 2 alone: the host has no part in it, and believes no one there."""
     attacker = sandbox()
     config = {"cniVersion": "1.1.0", "name": "net", "type": "bridge", "bridge": "br0"}
     Attachment(plugin_dir / "bridge", config, attacker).add()
@@ -146,7 +143,7 @@ def test_ptp(
     plugin_dir: Path,
     tmp_path: Path,
 ) -> None:
-    """Even where nobody else hears it, the host does."""
+    """Even where no one else hears it, the host does."""
     attacker, victim = sandbox(), sandbox()
     for space, name in ((victim, "victim"), (attacker, "attacker")):
         attach(plugin_dir, tmp_path, space, name, "ptp", subnets=subnets, ipMasq=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from harness import Host, ip_json, run_in
+from harness import ip_json, run_in
 from pycni.kernel import address, link, neighbour, route, rule
 from pycni.kernel.neighbour import Neighbour
 from pycni.kernel.netlink import NetlinkError, NetlinkSocket
@@ -18,12 +17,6 @@ from pycni.spec.ip import parse_address, parse_network
 
 AF_INET, AF_INET6 = 2, 10
 LINK = 253
-
-
-@pytest.fixture
-def netlink(host: Host) -> Iterator[NetlinkSocket]:
-    with NetlinkSocket() as socket:
-        yield socket
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json, run_in
+from harness import Host, Namespace, Sandbox, ip_json, run_in
+from harness.configs import host_local
 from harness.reference import comparable
 from pycni.runtime import Canceled, Cancellation, Endpoint, Network, PluginError, namespaces
 from pycni.runtime.aio import AsyncNetwork
@@ -46,11 +47,7 @@ class Lab:
             "isDefaultGateway": True,
             "ipMasq": True,
             "capabilities": {"mac": True},
-            "ipam": {
-                "type": "host-local",
-                "dataDir": str(self.folder / "leases"),
-                "ranges": [[{"subnet": "10.1.0.0/16"}], [{"subnet": "fd00:1::/64"}]],
-            },
+            "ipam": host_local(self.folder / "leases", "10.1.0.0/16", "fd00:1::/64"),
         }
         return Network.from_dict(
             {"cniVersion": "1.1.0", "name": name, "plugins": [bridge, *more]},
@@ -99,7 +96,7 @@ def links(netns: Namespace | str) -> list[str]:
 # --- one attachment ----------------------------------------------------------------------------
 
 
-def test_a_list_of_three(lab: Lab, sandbox: Callable[[], Namespace]) -> None:
+def test_a_list_of_three(lab: Lab, sandbox: Sandbox) -> None:
     network = lab.network(lab.tuning(sysctl={"net.core.somaxconn": "500"}), BANDWIDTH)
     box = sandbox()
     result = network.add("box", box.path, capabilities={"mac": MAC})
@@ -123,7 +120,7 @@ def test_a_list_of_three(lab: Lab, sandbox: Callable[[], Namespace]) -> None:
 
 
 def test_both_engines_give_one_result_and_follow_each_other(
-    host: Host, sandbox: Callable[[], Namespace], tmp_path: Path, plugin_dir: Path
+    host: Host, sandbox: Sandbox, tmp_path: Path, plugin_dir: Path
 ) -> None:
     labs = [Lab(tmp_path, plugin_dir, engine) for engine in ("auto", "exec")]
     networks = [lab.network(lab.tuning(promisc=True), BANDWIDTH) for lab in labs]
@@ -152,7 +149,7 @@ def test_both_engines_give_one_result_and_follow_each_other(
     assert found[0] == found[1]
 
 
-def test_a_failed_add_leaves_nothing(lab: Lab, sandbox: Callable[[], Namespace]) -> None:
+def test_a_failed_add_leaves_nothing(lab: Lab, sandbox: Sandbox) -> None:
     lab.network().add("warm-up", sandbox().path)
     lab.network().delete("warm-up")
     network = lab.network(BANDWIDTH, lab.tuning(sysctl={"net.core.no_such_thing": "1"}))
@@ -167,7 +164,7 @@ def test_a_failed_add_leaves_nothing(lab: Lab, sandbox: Callable[[], Namespace])
     assert lab.left() == []
 
 
-def test_a_name_that_is_taken_is_not_taken_away(lab: Lab, sandbox: Callable[[], Namespace]) -> None:
+def test_a_name_that_is_taken_is_not_taken_away(lab: Lab, sandbox: Sandbox) -> None:
     network, box = lab.network(), sandbox()
     network.add("box", box.path)
     with pytest.raises(PluginError):
@@ -180,7 +177,7 @@ def test_a_name_that_is_taken_is_not_taken_away(lab: Lab, sandbox: Callable[[], 
     assert lab.left() == []
 
 
-def test_attached(lab: Lab, sandbox: Callable[[], Namespace]) -> None:
+def test_attached(lab: Lab, sandbox: Sandbox) -> None:
     network, box = lab.network(), sandbox()
     with network.attached("box", box.path, "net1") as result:
         assert links(box) == ["lo", "net1"]
@@ -192,7 +189,7 @@ def test_attached(lab: Lab, sandbox: Callable[[], Namespace]) -> None:
     assert lab.left() == []
 
 
-def test_gc_after_a_lost_delete(lab: Lab, sandbox: Callable[[], Namespace]) -> None:
+def test_gc_after_a_lost_delete(lab: Lab, sandbox: Sandbox) -> None:
     network = lab.network()
     boxes = [sandbox() for _ in range(3)]
     for number, box in enumerate(boxes):
@@ -273,7 +270,7 @@ def test_an_address_plugin_object_of_ones_own(host: Host, tmp_path: Path) -> Non
 # --- many --------------------------------------------------------------------------------------
 
 
-def test_many_at_once(lab: Lab, sandbox: Callable[[], Namespace]) -> None:
+def test_many_at_once(lab: Lab, sandbox: Sandbox) -> None:
     network = lab.network()
     boxes = [sandbox() for _ in range(12)]
     endpoints = [Endpoint(f"box-{number}", box.path) for number, box in enumerate(boxes)]
@@ -335,7 +332,7 @@ def test_how_many_at_once_by_default(host: Host, tmp_path: Path) -> None:
     assert max(map(int, (tmp_path / "seen").read_text().split())) > 2
 
 
-def test_many_of_one_container(lab: Lab, sandbox: Callable[[], Namespace]) -> None:
+def test_many_of_one_container(lab: Lab, sandbox: Sandbox) -> None:
     """One after the other, as the specification wants it, even if asked for at once."""
     network, box = lab.network(), sandbox()
     endpoints = [Endpoint("box", box.path, f"net{number}") for number in range(6)]
@@ -347,7 +344,7 @@ def test_many_of_one_container(lab: Lab, sandbox: Callable[[], Namespace]) -> No
     assert lab.left() == []
 
 
-def test_many_interrupted_leave_nothing(lab: Lab, sandbox: Callable[[], Namespace]) -> None:
+def test_many_interrupted_leave_nothing(lab: Lab, sandbox: Sandbox) -> None:
     begun = threading.Semaphore(0)
     network = lab.network(on_call=lambda *_: begun.release())
     boxes = [sandbox() for _ in range(8)]
@@ -374,7 +371,7 @@ def test_many_interrupted_leave_nothing(lab: Lab, sandbox: Callable[[], Namespac
 # --- asyncio -----------------------------------------------------------------------------------
 
 
-def test_asyncio(lab: Lab, sandbox: Callable[[], Namespace]) -> None:
+def test_asyncio(lab: Lab, sandbox: Sandbox) -> None:
     boxes = [sandbox() for _ in range(4)]
 
     async def work() -> None:
@@ -401,9 +398,7 @@ def test_asyncio(lab: Lab, sandbox: Callable[[], Namespace]) -> None:
     assert lab.left() == []
 
 
-def test_the_loop_goes_on_and_a_cancelled_task_leaves_nothing(
-    lab: Lab, sandbox: Callable[[], Namespace]
-) -> None:
+def test_the_loop_goes_on_and_a_cancelled_task_leaves_nothing(lab: Lab, sandbox: Sandbox) -> None:
     entered: Future[None] = Future()
     leave = threading.Event()
 
@@ -431,7 +426,7 @@ def test_the_loop_goes_on_and_a_cancelled_task_leaves_nothing(
     assert lab.left() == []
 
 
-def test_cancelled_too_late_is_undone_too(lab: Lab, sandbox: Callable[[], Namespace]) -> None:
+def test_cancelled_too_late_is_undone_too(lab: Lab, sandbox: Sandbox) -> None:
     entered: Future[None] = Future()
     leave = threading.Event()
 

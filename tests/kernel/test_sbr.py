@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in
+from harness import Attach, Attachment, Host, Namespace, Sandbox, ip_json, run_in
 from harness.chained import VERSIONS, make_veth, previous_result
 from harness.faults import each_request_failing
 from harness.ways import WAYS, way_of
-
-Sandbox = Callable[[], Namespace]
-Attach = Callable[..., Attachment]
 
 CLIENTS = {"": "192.0.2.1", "-6": "2001:db8::1"}
 

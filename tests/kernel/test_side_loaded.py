@@ -9,32 +9,21 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, nft_list, run_in
-from harness.ways import WAYS, Way, notes, ports_of, way_of
+from harness import Sandbox, nft_list, run_in
+from harness.ways import Way, notes, ports_of
 from pycni.runtime import Network, PluginError
 from pycni.runtime.repair import inspect_all, repair_all
-
-Sandbox = Callable[[], Namespace]
 
 PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}, "backend": "nftables"}
 PORTS = ports_of((8080, 80))
 
 # Which plugins stand in the list itself.
 INLINED = pytest.mark.parametrize("inlined", [1, 0], ids=["one beside", "all beside"])
-
-
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
-    with way_of(request.param, tmp_path, plugin_dir) as found:
-        yield found
 
 
 def settings(way: Way) -> dict[str, Any]:

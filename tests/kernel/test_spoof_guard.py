@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from harness import Host, Namespace, ip_json, nft_list, run_in, run_plugin
+from harness import Host, Namespace, Sandbox, ip_json, nft_list, run_in, run_plugin
+from harness.configs import host_local
+from harness.kernel_state import ruleset
+from harness.threads import at_once
 from pycni.kernel import namespace
 from pycni.plan.steps import SpoofGuard
 from pycni.spec.config import Attachment
 from pycni.spec.owner import Owner, Owners
 from pycni.steps import spoof_guard
 from pycni.steps.namespaces import HostAndSandbox
-
-Sandbox = Callable[[], Namespace]
 
 ETHERTYPE = 0x88B5  # for local experiments
 MAC = "0a:58:0a:0f:14:02"
@@ -35,10 +35,6 @@ def step(
     container: str = "one", link: str = "veth2", mac: str = MAC, net: str = "net"
 ) -> SpoofGuard:
     return SpoofGuard(Owner(net, container, "eth0"), link, mac)
-
-
-def ruleset() -> str:
-    return run_in(None, ["nft", "--stateless", "list", "ruleset"]).stdout
 
 
 @pytest.fixture
@@ -144,23 +140,12 @@ def test_check_tells_what_is_missing_and_apply_repairs_it(
 
 def test_threads(kernel: HostAndSandbox) -> None:
     steps = [step(f"c{number}", f"veth{number}") for number in range(24)]
-    failures: list[Exception] = []
-    start = threading.Barrier(len(steps))
 
     def attach(wanted: SpoofGuard) -> None:
-        try:
-            start.wait()
-            with HostAndSandbox(None) as own:
-                spoof_guard.apply(wanted, own)
-        except Exception as error:  # noqa: BLE001 - told by the test
-            failures.append(error)
+        with HostAndSandbox(None) as own:
+            spoof_guard.apply(wanted, own)
 
-    threads = [threading.Thread(target=attach, args=(wanted,)) for wanted in steps]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    assert at_once(attach, steps) == []
     assert [spoof_guard.check(wanted, kernel) for wanted in steps] == [[]] * len(steps)
     assert sum("rule" in entry for entry in nft_list()) == 1
 
@@ -186,11 +171,7 @@ def test_what_the_reference_made(
         "type": "bridge",
         "bridge": "br0",
         "macspoofchk": True,
-        "ipam": {
-            "type": "host-local",
-            "ranges": [[{"subnet": "10.15.20.0/24"}]],
-            "dataDir": str(tmp_path),
-        },
+        "ipam": host_local(tmp_path, "10.15.20.0/24"),
     }
     for container in ("one", "two"):
         inside = sandbox()

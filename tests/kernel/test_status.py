@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace
-from harness.ways import WAYS, Way, way_of
+from harness import Sandbox
+from harness.ways import Way
 from pycni.runtime import Network, PluginError
-
-Sandbox = Callable[[], Namespace]
-
-
-@pytest.fixture(params=WAYS)
-def way(
-    request: pytest.FixtureRequest, host: Host, tmp_path: Path, plugin_dir: Path
-) -> Iterator[Way]:
-    with way_of(request.param, tmp_path, plugin_dir) as found:
-        yield found
 
 
 def network(way: Way, **keys: Any) -> Network:

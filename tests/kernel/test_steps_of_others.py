@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from harness import Host, Namespace, run_in
+from harness import Host, Sandbox, run_in
 from pycni.runtime import Network
 from pycni.sdk import Plugin
-
-Sandbox = Callable[[], Namespace]
 
 SOURCE = """
 from pycni.sdk import SANDBOX, ChainedPlugin, Plan, Step

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from harness import Host, Namespace, run_in
+from harness import Host, Namespace, Sandbox, run_in
 from pycni.kernel import link, namespace
 from pycni.kernel.sysfs import link_inode
-
-Sandbox = Callable[[], Namespace]
 
 
 def inode(netns: Namespace, device: str, **changes: Any) -> int:

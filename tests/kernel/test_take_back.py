@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, nft_list, run_in
+from harness import Attachment, Host, Sandbox, ip_json, nft_list, run_in
+from harness.configs import host_local
 from harness.ways import notes
 from pycni.kernel import namespace
 from pycni.kernel.netfilter import iptables
@@ -89,7 +89,7 @@ def test_the_first_error_is_the_one_that_is_told(
 @pytest.mark.parametrize("failing", ["masquerade", "a later step"])
 def test_what_is_left_is_noted_for_del(
     host: Host,
-    sandbox: Callable[[], Namespace],
+    sandbox: Sandbox,
     tmp_path: Path,
     plugin_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -104,11 +104,7 @@ def test_what_is_left_is_noted_for_del(
         "isGateway": True,
         "ipMasq": True,
         "ipMasqBackend": "iptables",
-        "ipam": {
-            "type": "host-local",
-            "ranges": [[{"subnet": "10.30.0.0/24"}], [{"subnet": "fd00:30::/64"}]],
-            "dataDir": str(tmp_path / "leases"),
-        },
+        "ipam": host_local(tmp_path / "leases", "10.30.0.0/24", "fd00:30::/64"),
     }
     one = Attachment(plugin_dir / "bridge", config, sandbox(), "one")
     restore = iptables.restore
@@ -137,7 +133,7 @@ def test_what_is_left_is_noted_for_del(
 
 @pytest.mark.parametrize("another", [False, True])
 def test_a_macvlan_that_its_container_hides_meanwhile(
-    host: Host, sandbox: Callable[[], Namespace], another: bool
+    host: Host, sandbox: Sandbox, another: bool
 ) -> None:
     """Before anything of it was noted, and with another MAC address."""
     run_in(None, ["ip", "link", "add", "up0", "type", "veth", "peer", "up1"])

@@ -8,19 +8,15 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in, snapshot
+from harness import Attach, Attachment, Host, Sandbox, ip_json, run_in, snapshot
 from harness.faults import each_request_failing
 from harness.machines import fill_bridge
 from harness.namespaces import inside
-
-Sandbox = Callable[[], Namespace]
-Attach = Callable[..., Attachment]
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 V4 = {"address": "192.0.2.5/24", "gateway": "192.0.2.1"}
@@ -39,11 +35,6 @@ def attach(host: Host, plugin_dir: Path, sandbox: Sandbox) -> Attach:
         return Attachment(plugin_dir / "tap", config | keys, sandbox(), args=args)
 
     return make
-
-
-def link(one: Attachment, name: str = "eth0") -> Any:
-    (found,) = ip_json("-d", "link", "show", "dev", name, netns=one.sandbox)
-    return found
 
 
 def open_tap(one: Attachment, flags: int = 0) -> int:
@@ -87,7 +78,7 @@ def test_frames_come_out_at_the_other_end(attach: Attach) -> None:
 def test_owner_and_group(attach: Attach, keys: dict[str, int]) -> None:
     one = attach(V4, **keys)
     one.add()
-    data = link(one)["linkinfo"]["info_data"]
+    data = one.link()["linkinfo"]["info_data"]
     assert (data["type"], data["persist"], data["multi_queue"]) == ("tap", True, False)
     assert data.get("user") == keys.get("owner")
     assert data.get("group") == keys.get("group")
@@ -138,7 +129,7 @@ def test_mtu_and_hardware_address(attach: Attach, owner: dict[str, int]) -> None
     ):
         one = attach(V4, args=cni_args, mtu=1234, **owner, **keys)
         assert one.add()["interfaces"][0]["mac"] == wanted
-        assert (link(one)["address"], link(one)["mtu"]) == (wanted, 1234)
+        assert (one.link()["address"], one.link()["mtu"]) == (wanted, 1234)
         one.check()
         one.delete()
 
@@ -148,7 +139,7 @@ def test_bridge_in_the_sandbox(attach: Attach) -> None:
     assert one.refused()["msg"] == "failed to get bridge br0: Link not found"
     run_in(one.sandbox, ["ip", "link", "add", "br0", "type", "bridge"])
     one.add()
-    assert link(one)["master"] == "br0"
+    assert one.link()["master"] == "br0"
     one.check()
     run_in(one.sandbox, ["ip", "link", "set", "eth0", "nomaster"])
     assert "br0" in one.drift()
@@ -172,7 +163,7 @@ def test_bridge_that_is_full(attach: Attach) -> None:
 
 
 def test_ipv6_is_there_at_once(attach: Attach) -> None:
-    """Nobody holds the other end, so the kernel could not probe for duplicates."""
+    """No one holds the other end, so the kernel could not probe for duplicates."""
     one = attach(V4, V6)
     one.add()
     (found,) = ip_json("-6", "address", "show", "dev", "eth0", "to", "2001:db8::/64",
@@ -190,7 +181,7 @@ def test_result(attach: Attach, version: str) -> None:
         slot = {"ip": V4["address"], "gateway": V4["gateway"]}
         assert result == {"cniVersion": version, "ip4": slot, "dns": {}}
     else:
-        interface = {"name": "eth0", "mac": link(one)["address"], "sandbox": one.sandbox.path}
+        interface = {"name": "eth0", "mac": one.link()["address"], "sandbox": one.sandbox.path}
         assert result["interfaces"] == [interface]
         assert result["ips"][0].items() >= {"interface": 0, **V4}.items()
         if version in VERSIONS[4:]:
@@ -201,7 +192,7 @@ def test_result(attach: Attach, version: str) -> None:
 def test_network_without_addresses(attach: Attach) -> None:
     one = attach()
     assert set(one.add()) == {"cniVersion", "interfaces"}
-    assert "UP" in link(one)["flags"]
+    assert "UP" in one.link()["flags"]
     one.check()
     one.delete()
     assert "no valid IP" in attach(cniVersion="0.2.0").refused()["msg"]
@@ -248,26 +239,21 @@ def test_each_failure_leaves_everything_as_it_was(attach: Attach) -> None:
     ],
 )
 def test_check_finds_drift(attach: Attach, damage: str, told: str) -> None:
-    one = attach(V4)
-    one.add()
-    one.check()
-    assert one.sandbox is not None
-    run_in(None, ["ip", "-n", one.sandbox.name, *damage.split()])
-    assert told in one.drift()
+    attach(V4).drifts_by(damage, told)
 
 
 def test_existing_interface_is_not_touched(attach: Attach) -> None:
     one = attach(V4)
     one.add()
-    index = link(one)["ifindex"]
+    index = one.link()["ifindex"]
     assert one.refused()["code"] == 101
-    assert link(one)["ifindex"] == index
+    assert one.link()["ifindex"] == index
     one.delete()
     run_in(one.sandbox, ["ip", "link", "add", "eth0", "type", "bridge"])
     one.result = None
     assert one.refused()["code"] == 101
     one.delete()
-    assert link(one)["linkinfo"]["info_kind"] == "bridge", "DEL took what is not its own"
+    assert one.link()["linkinfo"]["info_kind"] == "bridge", "DEL took what is not its own"
 
 
 def test_selinux_context_without_selinux(attach: Attach) -> None:

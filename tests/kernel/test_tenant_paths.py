@@ -17,13 +17,12 @@ from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, PluginRun, call_plugin, run_in, run_plugin
+from harness import Host, PluginRun, Sandbox, call_plugin, run_in, run_plugin
 from harness.allowed import allow_paths
 from harness.ways import WAYS, Way, way_of
 from pycni.sdk import allowed_paths
 from pycni.spec.errors import INVALID_CONFIG, CNIError
 
-Sandbox = Callable[[], Namespace]
 SECRET = "root:secret\n"
 PREVIOUS = {"cniVersion": "1.1.0", "interfaces": [{"name": "eth0", "sandbox": "/nowhere"}]}
 
@@ -305,7 +304,7 @@ def test_subnet_file_elsewhere(way: Way, secret: Path) -> None:
 
 
 def test_daemon_socket_elsewhere(way: Way, tmp_path: Path) -> None:
-    """Nobody else's socket is connected to."""
+    """No one else's socket is connected to."""
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)

@@ -2,59 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in, run_plugin
-from harness.chained import VERSIONS, make_veth, previous_result
+from harness import Attach, Sandbox, run_in, run_plugin
+from harness.chained import VERSIONS
 from harness.faults import each_request_failing
+from harness.topics import tuning as kit
+from harness.topics.tuning import ALL, MAC, attributes, backup, sysctl
 from harness.ways import WAYS, way_of
-from pycni.kernel import namespace
-from pycni.plugins import tuning
 from pycni.runtime import PluginError
-from pycni.sdk.request import Request
-from pycni.spec.errors import CNIError
 
-Sandbox = Callable[[], Namespace]
-Attach = Callable[..., Attachment]
+attach = kit.attach
+
 
 ALLOWLIST = Path("/etc/cni/tuning/allowlist.conf")
-MAC = "0a:58:0a:01:02:03"
-ALL = {"mac": MAC, "mtu": 1400, "promisc": True, "allmulti": True, "txQLen": 500}
-
-
-@pytest.fixture
-def attach(host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path) -> Attach:
-    """Makes an attachment of a veth in a sandbox of its own, not yet added."""
-    count = 0
-
-    def make(
-        *, netns: Namespace | None = None, ifname: str = "eth0", version: str = "1.1.0", **keys: Any
-    ) -> Attachment:
-        nonlocal count
-        inside, host_name = netns or sandbox(), f"veth{count}"
-        count += 1
-        make_veth(inside, f"10.1.{count}.2/24", ifname=ifname, host_name=host_name)
-        address = (f"10.1.{count}.2/24", None)
-        config = {
-            "cniVersion": version,
-            "name": "net",
-            "type": "tuning",
-            "dataDir": str(tmp_path / "tuning"),
-            "prevResult": previous_result(
-                version, inside, address, ifname=ifname, host_name=host_name
-            ),
-        }
-        return Attachment(plugin_dir / "tuning", {**config, **keys}, inside, ifname=ifname)
-
-    return make
 
 
 @pytest.fixture
@@ -69,34 +34,15 @@ def allowlist() -> Iterator[Callable[[str], None]]:
     ALLOWLIST.unlink(missing_ok=True)
 
 
-def link(one: Attachment) -> dict[str, Any]:
-    (found,) = ip_json("-d", "link", "show", "dev", one.ifname, netns=one.sandbox)
-    return {
-        "mac": found["address"],
-        "mtu": found["mtu"],
-        "promisc": "PROMISC" in found["flags"],
-        "allmulti": "ALLMULTI" in found["flags"],
-        "txQLen": found.get("txqlen", 0),
-    }
-
-
-def sysctl(one: Attachment, path: str) -> str:
-    return run_in(one.sandbox, ["cat", f"/proc/sys/{path}"]).stdout.strip()
-
-
-def backup(tmp_path: Path, name: str = "pycni-test_eth0.json") -> Path:
-    return tmp_path / "tuning" / name
-
-
 # --- what is set and put back --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_link_attributes_are_set_and_put_back(attach: Attach, version: str, tmp_path: Path) -> None:
     one = attach(version=version, **ALL)
-    before = link(one)
+    before = attributes(one)
     result = one.add()
-    assert link(one) == ALL
+    assert attributes(one) == ALL
     expected = one.config["prevResult"]
     for interface in expected.get("interfaces", ()):
         if interface["name"] == "eth0":
@@ -105,7 +51,7 @@ def test_link_attributes_are_set_and_put_back(attach: Attach, version: str, tmp_
     if version >= "0.4.0":
         one.check()
     one.delete()
-    assert link(one) == before
+    assert attributes(one) == before
     assert not backup(tmp_path).exists()
     one.delete()
 
@@ -113,12 +59,12 @@ def test_link_attributes_are_set_and_put_back(attach: Attach, version: str, tmp_
 @pytest.mark.parametrize("key", ALL)
 def test_each_attribute_alone(attach: Attach, key: str) -> None:
     one = attach(**{key: ALL[key]})
-    before = link(one)
+    before = attributes(one)
     one.add()
-    assert link(one) == {**before, key: ALL[key]}
+    assert attributes(one) == {**before, key: ALL[key]}
     one.check()
     one.delete()
-    assert link(one) == before
+    assert attributes(one) == before
 
 
 @pytest.mark.parametrize("key", ALL)
@@ -232,9 +178,9 @@ def test_sysctl_of_an_interface_with_a_dot_in_its_name(attach: Attach) -> None:
 def test_false_and_zero_leave_things_alone(attach: Attach) -> None:
     one = attach(promisc=False, mtu=0)
     run_in(one.sandbox, ["ip", "link", "set", "eth0", "promisc", "on", "mtu", "1300"])
-    before = link(one)
+    before = attributes(one)
     one.add()
-    assert link(one) == before
+    assert attributes(one) == before
     # The reference takes a running packet capture for a difference.
     one.check()
 
@@ -243,9 +189,9 @@ def test_allmulti_false_switches_it_off(attach: Attach) -> None:
     one = attach(allmulti=False)
     run_in(one.sandbox, ["ip", "link", "set", "eth0", "allmulticast", "on"])
     one.add()
-    assert not link(one)["allmulti"]
+    assert not attributes(one)["allmulti"]
     one.delete()
-    assert link(one)["allmulti"]
+    assert attributes(one)["allmulti"]
 
 
 # --- where settings come from --------------------------------------------------------------------
@@ -266,7 +212,11 @@ def test_args_go_before_the_configuration(attach: Attach) -> None:
         },
     )
     one.add()
-    assert (link(one)["mtu"], link(one)["promisc"], link(one)["txQLen"]) == (1450, False, 0)
+    assert (attributes(one)["mtu"], attributes(one)["promisc"], attributes(one)["txQLen"]) == (
+        1450,
+        False,
+        0,
+    )
     assert sysctl(one, "net/core/somaxconn") == "600"
     assert sysctl(one, "net/ipv4/conf/eth0/arp_filter") == "1"
     one.check()
@@ -291,7 +241,7 @@ def test_mac_by_every_way(attach: Attach) -> None:
         elif number == 3:
             one.config["args"] = {"cni": {"mac": macs[3]}}
         result = one.add()
-        assert link(one)["mac"] == macs[number]
+        assert attributes(one)["mac"] == macs[number]
         assert result["interfaces"][1]["mac"] == macs[number]
         one.check()
 
@@ -311,240 +261,16 @@ def test_only_the_sandbox_s_interface_gets_the_mac_in_the_result(attach: Attach)
     assert macs[1:] == [MAC, "02:00:00:00:00:09"]
 
 
-# --- the backup ----------------------------------------------------------------------------------
-
-
-def test_backup_has_the_reference_s_name_and_keys(attach: Attach, tmp_path: Path) -> None:
-    one = attach(**ALL)
-    before = link(one)
-    one.add()
-    file = backup(tmp_path)
-    assert file.stat().st_mode & 0o777 == 0o600
-    found = json.loads(file.read_text())
-    ours = {name: found.pop(name) for name in ("network", "containerID", "ifname", "applied")}
-    assert found == before
-    assert ours == {
-        "network": "net",
-        "containerID": "pycni-test",
-        "ifname": "eth0",
-        "applied": ALL,
-    }
-    assert file.read_text().startswith('{\n "mac":')
-
-
-def test_second_add_keeps_what_there_was_before_the_first(attach: Attach, tmp_path: Path) -> None:
-    one = attach(**ALL, sysctl={"net.core.somaxconn": "500"})
-    before, queue = link(one), sysctl(one, "net/core/somaxconn")
-    one.add()
-    one.add()
-    one.delete()
-    assert (link(one), sysctl(one, "net/core/somaxconn")) == (before, queue)
-
-
-def test_delete_that_cannot_put_something_back(attach: Attach, tmp_path: Path) -> None:
-    """It tells, and puts back the rest; the next one tries again, and does not fail for it."""
-    one = attach(mtu=1400, sysctl={"net.core.somaxconn": "500"})
-    queue = sysctl(one, "net/core/somaxconn")
-    one.add()
-    (file,) = (tmp_path / "tuning").iterdir()
-    file.write_text(file.read_text().replace('"mtu": 1500', '"mtu": 1'))
-    run = one.run("DEL")
-    assert run.code == 1
-    assert "mtu 1" in run.result["msg"]
-    assert sysctl(one, "net/core/somaxconn") == queue
-    assert one.run("DEL").code == 0
-    assert not file.exists()
-
-
-def test_two_tunings_in_one_list(attach: Attach, tmp_path: Path) -> None:
-    one = attach(mtu=1400)
-    before = link(one)
-    one.add()
-    two = Attachment(one.plugin, {**one.config, "mtu": 0, "txQLen": 7}, one.sandbox)
-    two.add()
-    two.delete()
-    one.delete()
-    assert link(one) == before
-
-
-FIRST = {"mtu": 1300, "mac": "02:00:00:00:00:05", "sysctl": {"net.core.somaxconn": "500"}}
-SECOND = {"mtu": 1200, "mac": "02:00:00:00:00:06", "sysctl": {"net.core.somaxconn": "600"}}
-
-
-def test_two_tunings_of_which_one_cannot_put_something_back(attach: Attach, tmp_path: Path) -> None:
-    """The DEL of the list, in which both fail, is tried again, and no more."""
-    one = attach(mtu=1400)
-    two = replace(one, config={**one.config, "mtu": None, "txQLen": 500})
-    before = link(one)
-    one.add()
-    two.add()
-    path = tmp_path / "tuning/pycni-test_eth0.json"
-    sound = json.loads(path.read_text())
-    path.write_text(json.dumps({**sound, "mtu": 70000}))
-    for each in (two, one):
-        assert "mtu" in each.refused("DEL")["msg"]
-    path.write_text(json.dumps({**json.loads(path.read_text()), "mtu": sound["mtu"]}))
-    two.delete()
-    one.delete()
-    assert link(one) == before
-    assert not path.exists()
-    one.add()
-    two.add()
-    path.write_text(json.dumps({**json.loads(path.read_text()), "mtu": 70000}))
-    assert [each.run("DEL").code for each in (two, one, two, one)] == [1, 1, 0, 0]
-    assert not path.exists()
-
-
-def test_delete_where_the_namespace_cannot_be_opened(
-    attach: Attach, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """For want of descriptors, say; which holds nobody up for good."""
-    one = attach(mtu=1400)
-    one.add()
-    assert one.sandbox is not None
-    path, real = one.sandbox.path, namespace.open_path
-
-    def refuse(asked: str) -> namespace.Namespace:
-        if asked == path:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        return real(asked)
-
-    monkeypatch.setattr(namespace, "open_path", refuse)
-    request = Request("DEL", one.config, one.container, path, one.ifname)
-    with pytest.raises(CNIError, match=os.strerror(errno.EMFILE)):
-        tuning.plugin.delete(request)
-    tuning.plugin.delete(request)
-    assert list((tmp_path / "tuning").iterdir()) == []
-
-
-def test_two_tunings_of_the_same_settings(attach: Attach, tmp_path: Path) -> None:
-    """The last one's count while the container is attached, and those before the first after."""
-    one = attach(**FIRST)
-    before = link(one), sysctl(one, "net/core/somaxconn")
-    one.add()
-    two = Attachment(one.plugin, {**one.config, **SECOND}, one.sandbox)
-    two.config["prevResult"] = one.result
-    two.add()
-    one.result = two.result
-    assert (link(one)["mtu"], sysctl(one, "net/core/somaxconn")) == (1200, "600")
-    one.check()
-    two.check()
-    two.delete()
-    one.delete()
-    assert (link(one), sysctl(one, "net/core/somaxconn")) == before
-    assert not backup(tmp_path).exists()
-
-
-def test_two_tunings_of_which_the_second_fails(attach: Attach, tmp_path: Path) -> None:
-    one = attach(**FIRST)
-    before = link(one), sysctl(one, "net/core/somaxconn")
-    one.add()
-    within = link(one), sysctl(one, "net/core/somaxconn")
-    two = Attachment(one.plugin, {**one.config, **SECOND, "mtu": 70000}, one.sandbox)
-    two.refused()
-    assert (link(one), sysctl(one, "net/core/somaxconn")) == within
-    one.check()
-    one.delete()
-    assert (link(one), sysctl(one, "net/core/somaxconn")) == before
-    assert not backup(tmp_path).exists()
-
-
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_containers_whose_ids_begin_alike(attach: Attach, order: tuple[int, int]) -> None:
-    """`web` and `web_1` are two containers, though `web_1_eth0.json` begins with `web_`."""
-    first = attach(sysctl={"net.core.somaxconn": "500"})
-    second = attach(sysctl={"net.core.somaxconn": "500"})
-    first.container, second.container = "web", "web_1"
-    before = []
-    for one, value in ((first, "111"), (second, "222")):
-        run_in(one.sandbox, ["sysctl", "-q", "-w", f"net.core.somaxconn={value}"])
-        before.append(value)
-        one.add()
-    for number in order:
-        (first, second)[number].delete()
-    assert [sysctl(one, "net/core/somaxconn") for one in (first, second)] == before
-
-
-def test_attachments_with_one_file_name(attach: Attach, tmp_path: Path) -> None:
-    first, second = attach(mtu=1300), attach(mtu=1400, ifname="1_eth0")
-    first.container, second.container = "web_1", "web"
-    before = link(first), link(second)
-    first.add()
-    second.add()
-    assert len(list((tmp_path / "tuning").iterdir())) == 2
-    first.delete()
-    second.delete()
-    assert (link(first), link(second)) == before
-    assert list((tmp_path / "tuning").iterdir()) == []
-
-
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_two_attachments_with_one_sysctl(attach: Attach, order: tuple[int, int]) -> None:
-    first = attach(sysctl={"net.core.somaxconn": "500"})
-    second = attach(netns=first.sandbox, ifname="net1", sysctl={"net.core.somaxconn": "600"})
-    before = sysctl(first, "net/core/somaxconn")
-    first.add()
-    second.add()
-    (first, second)[order[0]].delete()
-    # What the other one asked for is in force still, or again.
-    assert sysctl(first, "net/core/somaxconn") == ("600" if order[0] == 0 else "500")
-    (first, second)[order[1]].delete()
-    assert sysctl(first, "net/core/somaxconn") == before
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"mtu": "x", "mac": 5, "sysctl": [1]}'])
-def test_damaged_backup_is_no_obstacle(attach: Attach, tmp_path: Path, content: str) -> None:
-    one = attach(**ALL)
-    one.add()
-    backup(tmp_path).write_text(content)
-    one.delete()
-    assert not backup(tmp_path).exists()
-
-
-def test_delete_without_namespace_or_interface(attach: Attach, tmp_path: Path) -> None:
-    """The reference leaves the file for ever."""
-    one, two, three = attach(**ALL), attach(**ALL), attach(**ALL)
-    for number, each in enumerate((one, two, three)):
-        each.container = f"container-{number}"
-        each.add()
-    run_in(one.sandbox, ["ip", "link", "delete", "eth0"])
-    one.delete()
-    assert two.sandbox is not None
-    two.sandbox.delete()
-    two.delete()
-    three.sandbox = None
-    three.result = None
-    del three.config["prevResult"]
-    three.delete()
-    assert list((tmp_path / "tuning").iterdir()) == []
-
-
-def test_gc_removes_files_of_its_network_that_are_not_kept(attach: Attach, tmp_path: Path) -> None:
-    kept, stale, other = attach(mtu=1400), attach(mtu=1400), attach(mtu=1400)
-    for number, each in enumerate((kept, stale, other)):
-        each.container = f"container_{number}"
-    other.config["name"] = "other"
-    for each in (kept, stale, other):
-        each.add()
-    foreign = backup(tmp_path, "container_9_eth0.json")
-    foreign.write_text('{"mtu": 1500}')  # the reference's: of what network, nobody knows
-    valid = [{"containerID": "container_0", "ifname": "eth0"}]
-    run = kept.run("GC", **{"cni.dev/valid-attachments": valid})
-    assert (run.code, run.stdout) == (0, "")
-    left = {file.name for file in (tmp_path / "tuning").iterdir()}
-    assert left == {"container_0_eth0.json", "container_2_eth0.json", "container_9_eth0.json"}
-
-
 # --- refusals ------------------------------------------------------------------------------------
 
 
 def test_failing_half_way_leaves_everything_as_it_was(attach: Attach, tmp_path: Path) -> None:
     one = attach(**ALL, sysctl={"net.core.somaxconn": "500"})
-    before, queue = link(one), sysctl(one, "net/core/somaxconn")
+    before, queue = attributes(one), sysctl(one, "net/core/somaxconn")
     refused = []
     for what in each_request_failing(lambda: one.run("ADD")):
         refused.append(what)
-        assert link(one) == before
+        assert attributes(one) == before
         assert sysctl(one, "net/core/somaxconn") == queue
         assert not backup(tmp_path).exists()
     assert any(what.startswith("set link") for what in refused)
@@ -552,11 +278,11 @@ def test_failing_half_way_leaves_everything_as_it_was(attach: Attach, tmp_path: 
 
 def test_attribute_refused_by_the_kernel(attach: Attach, tmp_path: Path) -> None:
     one = attach(mac=MAC, mtu=70000, sysctl={"net.core.somaxconn": "500"})
-    before, queue = link(one), sysctl(one, "net/core/somaxconn")
+    before, queue = attributes(one), sysctl(one, "net/core/somaxconn")
     error = one.refused()
     assert error["code"] == 100
     assert "mtu 70000" in error["msg"]
-    assert (link(one), sysctl(one, "net/core/somaxconn")) == (before, queue)
+    assert (attributes(one), sysctl(one, "net/core/somaxconn")) == (before, queue)
     assert not backup(tmp_path).exists()
 
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, Snapshot, ip_json, run_in
+from harness import Attachment, Host, Namespace, Sandbox, Snapshot, ip_json, run_in
+from harness.configs import host_local
 from harness.faults import each_change_failing
 from harness.ways import notes
 from pycni.kernel import namespace
@@ -53,11 +54,7 @@ def config(tmp_path: Path, **keys: Any) -> dict[str, Any]:
         "ipMasq": True,
         "macspoofchk": True,
         "hairpinMode": True,
-        "ipam": {
-            "type": "host-local",
-            "ranges": [[{"subnet": "10.8.0.0/24"}], [{"subnet": "fd00:8::/64"}]],
-            "dataDir": str(tmp_path / "leases"),
-        },
+        "ipam": host_local(tmp_path / "leases", "10.8.0.0/24", "fd00:8::/64"),
         **keys,
     }
 
@@ -83,7 +80,7 @@ def test_host_is_as_it_was(
     backend: str,
     exists: bool,
     host: Host,
-    sandbox: Callable[[], Namespace],
+    sandbox: Sandbox,
     plugin_dir: Path,
     tmp_path: Path,
 ) -> None:
@@ -129,7 +126,7 @@ def _set_forwarding(before: Snapshot) -> None:
 
 
 def test_killed_add_is_cleaned_up_by_del(
-    host: Host, sandbox: Callable[[], Namespace], plugin_dir: Path, tmp_path: Path
+    host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
 ) -> None:
     """SIGKILL at forty moments of an ADD; DEL, without a prevResult, leaves nothing of it."""
     conf = config(tmp_path)
@@ -169,7 +166,7 @@ def test_killed_add_is_cleaned_up_by_del(
 
 
 def test_what_one_batch_did_before_it_was_refused(
-    host: Host, sandbox: Callable[[], Namespace], plugin_dir: Path, tmp_path: Path
+    host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
 ) -> None:
     """A bridge without IPv6 takes the IPv4 gateway and refuses the other: neither stays."""
     subprocess.run(["ip", "link", "add", "br0", "type", "bridge"], check=True)
@@ -204,7 +201,7 @@ def test_the_first_failure_is_told_when_the_link_has_gone_meanwhile(
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])
 def test_what_cannot_be_undone_is_left_to_del(
     host: Host,
-    sandbox: Callable[[], Namespace],
+    sandbox: Sandbox,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     backend: str,

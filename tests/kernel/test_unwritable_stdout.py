@@ -1,23 +1,21 @@
-"""ADD whose result cannot be written: nobody knows of the attachment, so there is none."""
+"""ADD whose result cannot be written: no one knows of the attachment, so there is none."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json, nft_list
+from harness import Host, Namespace, Sandbox, ip_json, nft_list
+from harness.agent import PYCNI
+from harness.kernel_state import veths
 from harness.ways import Way, notes, way_of
 
-Sandbox = Callable[[], Namespace]
-
-PYCNI = Path(sys.executable).parent / "pycni"
 STDOUT = pytest.mark.parametrize("stdout", ["full", "nobody reads"])
 
 
@@ -62,8 +60,7 @@ def call(way: Way, plugin: str, stdin: dict[str, Any], stdout: int, box: Namespa
 
 def left_over(way: Way, box: Namespace) -> tuple[Any, ...]:
     inside = [link["ifname"] for link in ip_json("link", "show", netns=box)]
-    veths = [link["ifname"] for link in ip_json("link", "show", "type", "veth")]
-    return inside, veths, "10.61.0.2" in str(nft_list()), way.leases("n"), notes(), way.cached()
+    return inside, veths(), "10.61.0.2" in str(nft_list()), way.leases("n"), notes(), way.cached()
 
 
 NOTHING: tuple[Any, ...] = (["lo"], [], False, {}, [], [])

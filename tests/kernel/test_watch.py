@@ -13,13 +13,14 @@ import pytest
 
 from harness import ask, ip_json, run_in, run_plugin, service
 from harness.agent import AgentProcess
+from harness.configs import host_local
 from harness.locks import NOBODY, held
 from harness.machines import CLIENT, HOST, Machines
 from pycni.agent import server
 from pycni.agent.executables import LAUNCHER
 from pycni.runtime import Network
 
-PATIENCE = 15.0
+TIMEOUT = 15.0
 QUIET = 1.5  # longer than a burst and the agent's rest after a repair that was quick
 
 
@@ -37,11 +38,7 @@ class Watched:
             "bridge": "cni0",
             "isDefaultGateway": True,
             "ipMasq": True,
-            "ipam": {
-                "type": "host-local",
-                "dataDir": str(folder / "leases"),
-                "ranges": [[{"subnet": "10.1.0.0/16"}]],
-            },
+            "ipam": host_local(folder / "leases", "10.1.0.0/16"),
         }
         portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
         self.plugins: list[dict[str, Any]] = [bridge, portmap]
@@ -71,12 +68,12 @@ class Watched:
     def answer(self) -> bool:
         """Whether all containers' ports answer."""
         return all(
-            ask(self.machines.client, HOST[4], 8080 + number, patience=0.2) == f"{name} {CLIENT[4]}"
+            ask(self.machines.client, HOST[4], 8080 + number, timeout=0.2) == f"{name} {CLIENT[4]}"
             for number, name in enumerate(self.names)
         )
 
     def wait(self, ready: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not ready():
             assert time.monotonic() < deadline, self.repairs()
             time.sleep(0.05)

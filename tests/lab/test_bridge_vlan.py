@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in
+from harness import Attach, Attachment, Host, Sandbox, ip_json, run_in
 from harness.machines import fill_bridge
-
-Sandbox = Callable[[], Namespace]
-Attach = Callable[..., Attachment]
 
 RANGES = [[{"subnet": "10.8.0.0/24"}], [{"subnet": "fd00:8::/64"}]]
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json, run_in
+from harness import Host, Namespace, Sandbox, ip_json, run_in
 from harness.ways import Way, notes, way_of
 from pycni.kernel import namespace
 from pycni.runtime import Network, PluginError
-
-Sandbox = Callable[[], Namespace]
 
 NOTED = Path("/run/pycni/masters")
 

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from harness import Host, Namespace, ip_json, run_in
-
-
-def link(name: str) -> dict[str, Any]:
-    (found,) = ip_json("-d", "link", "show", "dev", name)
-    return found
+from harness import Host, Sandbox, run_in
+from harness.kernel_state import link
 
 
 def add(*args: str) -> None:
@@ -37,7 +30,7 @@ def test_ipvlan_modes(host: Host) -> None:
         run_in(None, ["ip", "link", "delete", f"ip-{mode}"])
 
 
-def test_ipvlan_carries_packets(host: Host, sandbox: Callable[[], Namespace]) -> None:
+def test_ipvlan_carries_packets(host: Host, sandbox: Sandbox) -> None:
     add("d0", "type", "dummy")
     run_in(None, ["ip", "link", "set", "d0", "up"])
     ends = [sandbox(), sandbox()]

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, ip_json, run_in
+from harness import Sandbox, run_in
+from harness.kernel_state import link as shown
 from pycni.kernel import link, namespace
 from pycni.kernel.link import Link, PortVlan
 from pycni.kernel.netlink import NetlinkSocket
 
 
 @pytest.fixture
-def netlink(host: Host) -> Iterator[NetlinkSocket]:
-    with NetlinkSocket() as socket:
-        yield socket
-
-
-@pytest.fixture
 def parent(netlink: NetlinkSocket) -> Link:
     return link.create(netlink, link.dummy("d0", mac="02:00:00:00:00:01", mtu=1400))
-
-
-def shown(name: str, netns: Namespace | None = None) -> dict[str, Any]:
-    (found,) = ip_json("-d", "link", "show", "dev", name, netns=netns)
-    return found
 
 
 def test_dummy(parent: Link) -> None:
@@ -36,7 +25,7 @@ def test_dummy(parent: Link) -> None:
     assert (there["address"], there["mtu"]) == ("02:00:00:00:00:01", 1400)
 
 
-def test_vlan(netlink: NetlinkSocket, parent: Link, sandbox: Callable[[], Namespace]) -> None:
+def test_vlan(netlink: NetlinkSocket, parent: Link, sandbox: Sandbox) -> None:
     made = link.create(netlink, link.vlan("d0.100", parent.index, 100, mtu=1300))
     there = shown("d0.100")
     assert there["linkinfo"]["info_data"] == {
@@ -55,9 +44,7 @@ def test_vlan(netlink: NetlinkSocket, parent: Link, sandbox: Callable[[], Namesp
 
 
 @pytest.mark.parametrize("mode", ["l2", "l3", "l3s"])
-def test_ipvlan(
-    netlink: NetlinkSocket, parent: Link, sandbox: Callable[[], Namespace], mode: str
-) -> None:
+def test_ipvlan(netlink: NetlinkSocket, parent: Link, sandbox: Sandbox, mode: str) -> None:
     box = sandbox()
     with namespace.open_path(box.path) as space, space.netlink() as inside:
         request = link.ipvlan("eth0", parent.index, mode, mtu=1300, netns=space.fd)

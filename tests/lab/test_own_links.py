@@ -5,19 +5,17 @@ In short: tests/kernel/test_own_links.py has the plugins that any kernel has the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Host, Namespace, run_in
+from harness import Host, Namespace, Sandbox, run_in
 from harness.tricks import AWAY, TRICKS, do, kind_of, links, own_of_container, play
 from harness.ways import Way, notes, way_of
 from pycni.runtime import PluginError
 from pycni.spec.errors import CNIError
-
-Sandbox = Callable[[], Namespace]
 
 PLUGINS: dict[str, dict[str, Any]] = {
     "vlan": {"master": "up0", "vlanId": 7},
@@ -74,7 +72,7 @@ def test_container(way: Way, sandbox: Sandbox, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", PLUGINS)
 def test_others_on_the_same_master_stay(way: Way, sandbox: Sandbox, kind: str) -> None:
-    """Of attachments, and of nobody's: those have the master's MAC address too."""
+    """Of attachments, and of no one's: those have the master's MAC address too."""
     network = way.network("n", maker(way, kind))
     # A master has one VLAN of each number.
     second, third = (

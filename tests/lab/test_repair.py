@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import Host, Namespace, ip_json, run_in
+from harness import Host, Sandbox, ip_json, run_in
+from harness.configs import host_local
 from pycni.runtime import Network
-
-Sandbox = Callable[[], Namespace]
 
 
 def network_of(folder: Path, plugins: Path, *chain: dict[str, Any]) -> Network:
@@ -21,16 +19,11 @@ def network_of(folder: Path, plugins: Path, *chain: dict[str, Any]) -> Network:
 
 
 def ipam(folder: Path) -> dict[str, Any]:
-    return {
-        "type": "host-local",
-        "dataDir": str(folder / "leases"),
-        "ranges": [[{"subnet": "10.1.0.0/24"}]],
-        "routes": [{"dst": "0.0.0.0/0"}],
-    }
+    return host_local(folder / "leases", "10.1.0.0/24", routes=[{"dst": "0.0.0.0/0"}])
 
 
-def must_be_mended(network: Network, *commands: str) -> list[str]:
-    """Break something, repair it; what was mended."""
+def must_be_repaired(network: Network, *commands: str) -> list[str]:
+    """Break something, repair it; what was repaired."""
     for command in commands:
         run_in(None, command.split())
     (report,) = network.repair()
@@ -68,7 +61,7 @@ def test_vlan_and_vrf(host: Host, sandbox: Sandbox, tmp_path: Path, plugin_dir: 
         [f"ip -n {box.name} link delete blue"],
         [f"ip link delete {veth}"],
     ):
-        must_be_mended(network, *commands)
+        must_be_repaired(network, *commands)
         ping()
     network.delete("one")
 
@@ -82,8 +75,8 @@ def test_sub_interfaces(host: Host, sandbox: Sandbox, tmp_path: Path, plugin_dir
         box = sandbox()
         network.add("one", box.path)
         (before,) = ip_json("address", "show", "eth0", netns=box)
-        must_be_mended(network, f"ip -n {box.name} address flush dev eth0")
-        must_be_mended(network, f"ip -n {box.name} link delete eth0")
+        must_be_repaired(network, f"ip -n {box.name} address flush dev eth0")
+        must_be_repaired(network, f"ip -n {box.name} link delete eth0")
         (after,) = ip_json("address", "show", "eth0", netns=box)
         assert after["address"] == before["address"]
         assert after["addr_info"][0]["local"] == before["addr_info"][0]["local"]

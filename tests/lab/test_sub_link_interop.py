@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in
+from harness import Attachment, Host, Sandbox, ip_json, run_in
 from harness.reference import VERSIONS, exchange
 
 V4 = {"address": "192.0.2.5/24", "gateway": "192.0.2.1"}
@@ -21,7 +20,7 @@ KEYS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("plugin", ["vlan", "ipvlan"])
 def test_exchange(
     host: Host,
-    sandbox: Callable[[], Namespace],
+    sandbox: Sandbox,
     plugin_dir: Path,
     reference_dir: Path,
     plugin: str,

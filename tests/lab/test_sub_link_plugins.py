@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Attachment, Host, Namespace, ip_json, run_in, snapshot
+from harness import Attach, Attachment, Host, Namespace, Sandbox, ip_json, run_in, snapshot
 from harness.faults import each_request_failing
-
-Sandbox = Callable[[], Namespace]
-Attach = Callable[..., Attachment]
+from harness.kernel_state import link_names
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 V4 = {"address": "192.0.2.5/24", "gateway": "192.0.2.1"}
@@ -61,15 +58,6 @@ def settle(netns: Namespace, interface: str) -> None:
         run_in(netns, ["ip", "address", "add", address, "dev", interface, *extra])
 
 
-def link(one: Attachment, name: str = "eth0") -> Any:
-    (found,) = ip_json("-d", "link", "show", "dev", name, netns=one.sandbox)
-    return found
-
-
-def names(netns: Namespace | None) -> set[str]:
-    return {item["ifname"] for item in ip_json("link", netns=netns)}
-
-
 def test_vlan(attach: Attach, neighbour: Namespace) -> None:
     settle(neighbour, "eth0.v")
     run_in(None, ["ip", "link", "add", "eth0", "type", "bridge"])  # as a host often has
@@ -77,7 +65,7 @@ def test_vlan(attach: Attach, neighbour: Namespace) -> None:
     one.add()
     run_in(one.sandbox, ["ping", "-c1", "-W3", "2001:db8::1"])
     run_in(one.sandbox, ["ping", "-c1", "-W3", "192.0.2.1"])
-    assert link(one)["linkinfo"]["info_data"]["id"] == VID
+    assert one.link()["linkinfo"]["info_data"]["id"] == VID
     one.check()
     # Another VLAN is another network.
     two = attach("vlan", {"address": "192.0.2.6/24"}, container="two", vlanId=7)
@@ -86,7 +74,7 @@ def test_vlan(attach: Attach, neighbour: Namespace) -> None:
     two.config["vlanId"] = 8
     assert "has the id 7, not 8" in two.drift()
     two.delete()
-    assert names(two.sandbox) == {"lo"}
+    assert link_names(two.sandbox) == {"lo"}
     # Each part of it that can change.
     assert one.sandbox is not None
     run_in(one.sandbox, ["ip", "route", "del", "default"])
@@ -94,7 +82,7 @@ def test_vlan(attach: Attach, neighbour: Namespace) -> None:
     one.config["mtu"] = 1400
     assert "MTU" in one.drift()
     one.delete()
-    assert names(one.sandbox) == {"lo"}
+    assert link_names(one.sandbox) == {"lo"}
     # A master that is down, or is not there, or has no room.
     for keys, told in (
         ({"master": ""}, '"master" field is required'),
@@ -119,11 +107,11 @@ def test_vlan(attach: Attach, neighbour: Namespace) -> None:
     run_in(three.sandbox, ["ip", "link", "set", "lan0", "up", "mtu", "1200"])
     three.config["linkInContainer"] = True
     three.add()
-    assert link(three)["mtu"] == 1200
+    assert three.link()["mtu"] == 1200
     run_in(three.sandbox, ["ping", "-c1", "-W3", "192.0.2.1"])
     three.check()
     three.delete()
-    assert names(three.sandbox) == {"lo", "lan0"}
+    assert link_names(three.sandbox) == {"lo", "lan0"}
 
 
 def test_ipvlan(attach: Attach, neighbour: Namespace) -> None:
@@ -132,7 +120,7 @@ def test_ipvlan(attach: Attach, neighbour: Namespace) -> None:
     for mode in ("l2", "l3", "l3s"):
         one = attach("ipvlan", V4, V6, mode=mode)
         result = one.add()
-        assert link(one)["linkinfo"]["info_data"]["mode"] == mode
+        assert one.link()["linkinfo"]["info_data"]["mode"] == mode
         # It shares the master's hardware address.
         assert result["interfaces"][0]["mac"] == ip_json("link", "show", "lan0")[0]["address"]
         if mode == "l2":
@@ -146,7 +134,7 @@ def test_ipvlan(attach: Attach, neighbour: Namespace) -> None:
         assert f"is in mode {mode}" in one.drift()
         two.delete()
         one.delete()
-        assert names(one.sandbox) == names(two.sandbox) == {"lo"}
+        assert link_names(one.sandbox) == link_names(two.sandbox) == {"lo"}
     for keys, told in (
         ({"mode": "l4"}, 'unknown ipvlan mode: "l4"'),
         ({"mtu": 1600}, "invalid MTU 1600"),
@@ -161,7 +149,7 @@ def test_ipvlan(attach: Attach, neighbour: Namespace) -> None:
     one.check()  # the reference cannot without a master
     run_in(None, ["ip", "route", "del", "default"])
     one.delete()  # nor could it do this
-    assert names(one.sandbox) == {"lo"}
+    assert link_names(one.sandbox) == {"lo"}
 
 
 def test_ipvlan_behind_another_plugin(attach: Attach, neighbour: Namespace) -> None:
@@ -180,14 +168,14 @@ def test_ipvlan_behind_another_plugin(attach: Attach, neighbour: Namespace) -> N
         **previous,
         "interfaces": [
             {"name": "lan0"},
-            {"name": "eth0", "mac": link(one)["address"], "sandbox": one.sandbox.path},
+            {"name": "eth0", "mac": one.link()["address"], "sandbox": one.sandbox.path},
         ],
         "ips": [{**V4, "interface": 1}],
     }
     run_in(one.sandbox, ["ping", "-c1", "-W3", "192.0.2.1"])
     one.check()
     one.delete()
-    assert names(one.sandbox) == {"lo"}
+    assert link_names(one.sandbox) == {"lo"}
     for interfaces in ([], [{"name": "a"}, {"name": "b"}]):
         broken = {**previous, "interfaces": interfaces, "ips": [V4]}
         told = attach("ipvlan", master="", prevResult=broken).refused()["msg"]
@@ -218,7 +206,7 @@ def test_dummy(attach: Attach) -> None:
     run_in(one.sandbox, ["ip", "link", "add", "eth0", "type", "bridge"])
     assert "not of type dummy" in one.drift()
     one.delete()
-    assert names(one.sandbox) == {"lo", "eth0"}
+    assert link_names(one.sandbox) == {"lo", "eth0"}
     none = attach("dummy")
     none.sandbox = Namespace("nowhere")
     assert none.refused()["msg"] == "dummy interface requires an IPAM configuration"
@@ -235,14 +223,14 @@ def test_results_and_deletions(attach: Attach, plugin: str) -> None:
             slot["routes"] = [{"dst": "0.0.0.0/0"}]  # type: ignore[assignment]
             assert result == {"cniVersion": version, "ip4": slot, "dns": {}}
         else:
-            interface = {"name": "eth0", "mac": link(one)["address"], "sandbox": one.sandbox.path}
+            interface = {"name": "eth0", "mac": one.link()["address"], "sandbox": one.sandbox.path}
             assert result["interfaces"] == [interface]
             assert result["ips"][0].items() >= {"interface": 0, **V4}.items()
             if version in VERSIONS[4:]:
                 one.check()
         one.delete()
         one.delete()
-        assert names(one.sandbox) == {"lo"}
+        assert link_names(one.sandbox) == {"lo"}
     one = attach(plugin, V4)
     one.add()
     if plugin != "dummy":
@@ -250,7 +238,7 @@ def test_results_and_deletions(attach: Attach, plugin: str) -> None:
     one.config = {**one.config, "mtu": 9999, "vlanId": "x", "mode": 4}
     before = snapshot()
     one.delete()
-    assert names(one.sandbox) == {"lo"}
+    assert link_names(one.sandbox) == {"lo"}
     assert one.sandbox is not None
     one.sandbox.delete()
     one.delete()

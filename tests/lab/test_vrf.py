@@ -10,27 +10,28 @@ from typing import Any
 import pytest
 
 from harness import (
+    Attach,
     Attachment,
     Host,
     Namespace,
     PluginRun,
+    Sandbox,
     call_plugin,
     ip_json,
     run_in,
     run_plugin,
 )
 from harness.chained import make_veth, previous_result
+from harness.configs import host_local
 from harness.dhcp import Program
 from harness.faults import each_request_failing
+from harness.kernel_state import addresses
 from harness.locks import NOBODY, held
 from pycni.dhcp import wire
 from pycni.dhcp.exchange import Client
 from pycni.dhcp.keeper import Keeper
 from pycni.dhcp.lease import Lease, LeaseRecord, now
 from pycni.runtime import Network
-
-Sandbox = Callable[[], Namespace]
-Attach = Callable[..., Attachment]
 
 ROUTES = {"10.2{n}.0.0/16 via 10.1.{n}.1 metric 7", "10.3{n}.0.0/16"}
 V6_ROUTES = {"2001:db8:{n}::/48 via fd00:{n}::1 metric 7", "default via fd00:{n}::1 metric {n}024"}
@@ -101,16 +102,6 @@ def vrfs(netns: Namespace | None) -> dict[str, int]:
     return {link["ifname"]: link["linkinfo"]["info_data"]["table"] for link in found}
 
 
-def link(one: Attachment) -> dict[str, Any]:
-    (found,) = ip_json("link", "show", "dev", one.ifname, netns=one.sandbox)
-    return found
-
-
-def addresses(one: Attachment) -> set[str]:
-    (found,) = ip_json("address", "show", "dev", one.ifname, netns=one.sandbox)
-    return {item["local"] for item in found["addr_info"] if item["scope"] == "global"}
-
-
 @pytest.mark.parametrize("keep", ["0", "1"])
 def test_routes_and_addresses_move_along(attach: Attach, keep: str) -> None:
     one = attach()
@@ -120,7 +111,7 @@ def test_routes_and_addresses_move_along(attach: Attach, keep: str) -> None:
     assert ("default", "fd00:1::1", 1024) in before
     assert one.add() == one.config["prevResult"]
     assert vrfs(one.sandbox) == {"blue": 1}
-    assert link(one)["master"] == "blue"
+    assert one.link()["master"] == "blue"
     assert addresses(one) == {"10.1.1.2", "fd00:1::2"}
     assert routes(one.sandbox, "net1", "1") == before
     assert routes(one.sandbox, "net1", "main") == set()
@@ -132,7 +123,7 @@ def test_routes_and_addresses_move_along(attach: Attach, keep: str) -> None:
     one.check()
     one.delete()
     assert vrfs(one.sandbox) == {}
-    assert "master" not in link(one)
+    assert "master" not in one.link()
     assert addresses(one) == {"10.1.1.2", "fd00:1::2"}
     assert routes(one.sandbox, "net1", "main") == before
     for address in ("fd00:1::1", "10.1.1.1"):
@@ -242,12 +233,11 @@ def test_repair_stays_within_the_vrf(
         run_in(lan, ["ip", *words.split()])
     run_in(lan, ["ip", "address", "add", "2001:db8::9", "dev", "lo"])
     run_in(lan, ["ip", "link", "set", "lo", "up"])
-    ipam = {
-        "type": "host-local",
-        "dataDir": str(tmp_path / "leases"),
-        "ranges": [[{"subnet": "fd61::/64", "gateway": "fd61::1"}]],
-        "routes": [{"dst": "::/0"}],
-    }
+    ipam = host_local(
+        tmp_path / "leases",
+        ranges=[[{"subnet": "fd61::/64", "gateway": "fd61::1"}]],
+        routes=[{"dst": "::/0"}],
+    )
     plugins = [
         {"type": "macvlan", "master": "up0", "ipam": ipam},
         {"type": "vrf", "vrfname": "blue"},
@@ -356,7 +346,7 @@ def test_failing_half_way_leaves_everything_as_it_was(attach: Attach) -> None:
     def state() -> list[Any]:
         return [
             vrfs(one.sandbox),
-            link(one).get("master"),
+            one.link().get("master"),
             addresses(one),
             routes(one.sandbox, "net1", "main"),
         ]
@@ -411,4 +401,4 @@ def test_one_of_us_and_the_reference(attach: Attach, reference_dir: Path, versio
             adder.check()
         deleter.delete()
         assert vrfs(ours.sandbox) == {}
-        assert "master" not in link(ours)
+        assert "master" not in ours.link()

@@ -120,7 +120,7 @@ class Mend(Operation):
 
 @dataclass(frozen=True, repr=False)
 class Vanish(Operation):
-    """A container's namespace goes, and nobody calls DEL. leaving: the file that it was mounted
+    """A container's namespace goes, and no one calls DEL. leaving: the file that it was mounted
     on stays, if it is "a file"."""
 
     slot: str

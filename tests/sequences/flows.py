@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from sequences.lab import inside
 from sequences.loop import Loop, Service, receive, send
-from sequences.packets import PATIENCE
+from sequences.packets import TIMEOUT
 
 OPENING = 1.5  # seconds
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
@@ -93,7 +93,7 @@ class Flows:
                     tokens[token] = flow
                     self._push(flow, token, towards_opener)
             arrived = self._loop.arrived
-            self._loop.run(lambda: arrived.keys() >= tokens.keys(), PATIENCE)  # noqa: B023
+            self._loop.run(lambda: arrived.keys() >= tokens.keys(), TIMEOUT)  # noqa: B023
             for token in tokens.keys() - arrived.keys():
                 broken[id(tokens[token])] = tokens[token]
         return list(broken.values())

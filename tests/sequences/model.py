@@ -150,7 +150,7 @@ class Attachment:
     slot: str
     generation: int
     ports: tuple[int, ...]
-    address: str = ""  # "" for one of which nobody knows more than its name
+    address: str = ""  # "" for one of which no one knows more than its name
     mac: str = ""
     outer: str = ""  # the host's end of the pair
     state: str = ALIVE

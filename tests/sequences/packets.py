@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from sequences.lab import inside
 from sequences.loop import Loop, receive, send
 
-PATIENCE = 0.4  # seconds that an answer may take
+TIMEOUT = 0.4  # seconds that an answer may take
 TRIES = 4
 SILENT, REFUSED = "silence", "refused"
 
@@ -57,7 +57,7 @@ class Probes:
                 return
             try:
                 self._start(missing)
-                self._loop.run(lambda: all(probe.is_done for probe in probes), PATIENCE)
+                self._loop.run(lambda: all(probe.is_done for probe in probes), TIMEOUT)
             finally:
                 for probe in missing:
                     if probe._sock is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import pycni
+from harness.agent import PYCNI
 from pycni.agent.executables import changeable
 
 ROOT = Path(pycni.__file__).parents[1]
@@ -111,8 +112,6 @@ def test_version_is_answered_in_the_version_asked_with(
 
 
 # --- who may write to what is installed --------------------------------------------------------
-
-PYCNI = Path(sys.executable).parent / "pycni"
 
 
 @pytest.mark.parametrize("umask", ["000", "077"])

@@ -93,7 +93,7 @@ def test_bombs(bomb: str) -> None:
                 }.get(surface, b"")
                 SURFACES[surface](prefix + data)
             code = 0
-        except BaseException:  # noqa: BLE001 - told by the test
+        except BaseException:  # noqa: BLE001 - reported by the test
             traceback.print_exc()
         finally:
             os._exit(code)

@@ -17,12 +17,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from harness import corpus
 from harness.surfaces import SURFACES
 from pycni import plugins
 from pycni.spec import versions
 from pycni.spec.schema import Anything, Config, Flag, Integer, Kind, ListOf, MapOf, Object
 
-CORPUS = Path(__file__).parents[2] / "fuzz" / "corpus"
 EXAMPLES = int(os.environ.get("PYCNI_EXAMPLES", "25"))
 
 bounded = settings(
@@ -33,15 +33,31 @@ bounded = settings(
 
 
 def test_every_surface_has_a_corpus() -> None:
-    assert {path.name for path in CORPUS.iterdir()} == set(SURFACES)
+    assert set(corpus.surfaces()) == set(SURFACES)
 
 
 @pytest.mark.parametrize("surface", SURFACES)
 def test_corpus(surface: str) -> None:
-    files = sorted((CORPUS / surface).iterdir())
-    assert files
-    for path in files:
-        SURFACES[surface](path.read_bytes())
+    inputs = corpus.read(surface)
+    assert inputs
+    for item in inputs:
+        SURFACES[surface](item.data)
+
+
+def test_new_inputs_take_the_place_of_those_without_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "CORPUS", tmp_path)
+    kept = corpus.Input("regression", b"\0 \r\n\\'\xff ")
+    corpus.write("result", [corpus.Input("-", b"gone"), corpus.Input("-", kept.data), kept])
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    corpus.unpack("result", folder)
+    assert sorted(path.read_bytes() for path in folder.iterdir()) == [kept.data, b"gone"]
+    for path in folder.iterdir():
+        path.write_bytes(b"new" if path.read_bytes() == b"gone" else kept.data)
+    corpus.pack("result", folder)
+    assert corpus.read("result") == [kept, corpus.Input("-", b"new")]
 
 
 # --- any bytes, and documents with the right keys ---------------------------------------------
@@ -282,7 +298,7 @@ def test_any_bytes(surface: str, data: bytes) -> None:
 def test_damaged_corpus(surface: str, seed: int) -> None:
     """What the real sender would send, with bytes changed, cut off, repeated."""
     chance = random.Random(seed)
-    data = bytearray(chance.choice(sorted((CORPUS / surface).iterdir())).read_bytes())
+    data = bytearray(chance.choice(corpus.read(surface)).data)
     for _ in range(chance.randrange(1, 5)):
         at = chance.randrange(len(data) + 1)
         end = min(len(data), at + chance.randrange(9))

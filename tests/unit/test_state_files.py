@@ -251,12 +251,12 @@ def test_threads_that_wait_for_a_lock_get_it_in_turn(tmp_path: Path) -> None:
     with Lock(path):
         for number, thread in enumerate(threads, 1):
             thread.start()
-            while sum(map(len, files.queues.values())) < number:
+            while sum(map(len, files._queues.values())) < number:
                 time.sleep(0.001)
     for thread in threads:
         thread.join()
     assert entered == list(range(8))
-    assert files.queues == {}
+    assert files._queues == {}
 
 
 def test_a_wait_for_a_lock_ends_when_nobody_wants_it_any_more(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_wait_for_a_lock_ends_when_nobody_wants_it_any_more(tmp_path: Path) ->
         second = threading.Thread(target=work, args=(None,))
         for number, thread in enumerate((first, second), 1):
             thread.start()
-            while sum(map(len, files.queues.values())) < number:
+            while sum(map(len, files._queues.values())) < number:
                 time.sleep(0.001)
         os.close(writer)
         first.join()

@@ -1,0 +1,3 @@
+"""What the test files of one topic share, a module for each topic."""
+
+from __future__ import annotations
