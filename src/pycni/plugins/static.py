@@ -6,8 +6,8 @@ in the place of both; runtimeConfig.ips in the place of all.
 
 from __future__ import annotations
 
-from pycni.sdk.planned import require_prev_result
 from pycni.sdk.plugin import Plugin
+from pycni.sdk.request import require_prev_result
 from pycni.spec.args import known_args, valid_args
 from pycni.spec.config import DNS, NetConf
 from pycni.spec.errors import CHECK_FAILED, INVALID_ENVIRONMENT, CNIError, invalid_config

@@ -20,7 +20,7 @@ from pycni.plugins.shared.tuning_backup import (
 )
 from pycni.sdk.chained import ChainedPlugin
 from pycni.sdk.netns import find_sandbox, open_sandbox
-from pycni.sdk.planned import require_prev_result
+from pycni.sdk.request import require_prev_result
 from pycni.spec.args import known_args
 from pycni.spec.config import NetConf
 from pycni.spec.errors import INVALID_CONFIG, UNAVAILABLE, CNIError, invalid_config, join_errors

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from pycni.sdk.netns import find_sandbox as find_sandbox
     from pycni.sdk.netns import open_sandbox as open_sandbox
     from pycni.sdk.planned import PlannedPlugin as PlannedPlugin
-    from pycni.sdk.planned import require_prev_result as require_prev_result
     from pycni.sdk.plugin import Plugin as Plugin
     from pycni.sdk.request import Request as Request
+    from pycni.sdk.request import require_prev_result as require_prev_result
     from pycni.spec import errors as errors
     from pycni.spec import versions as versions
     from pycni.spec.config import DNS as DNS
@@ -106,7 +106,7 @@ _NAMES = {
     "main": ("pycni.sdk.entry", "main"),
     "nftables": ("pycni.kernel.netfilter.nftables", ""),
     "open_sandbox": ("pycni.sdk.netns", "open_sandbox"),
-    "require_prev_result": ("pycni.sdk.planned", "require_prev_result"),
+    "require_prev_result": ("pycni.sdk.request", "require_prev_result"),
     "steps": ("pycni.plan.steps", ""),
     "translate": ("pycni.steps.executor", "translate"),
     "versions": ("pycni.spec.versions", ""),

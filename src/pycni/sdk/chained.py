@@ -6,7 +6,8 @@ They take prevResult and hand it on. See `pycni.sdk.planned` for what such a plu
 from __future__ import annotations
 
 from pycni.sdk.netns import open_sandbox
-from pycni.sdk.planned import PlannedPlugin, require_prev_result
+from pycni.sdk.planned import PlannedPlugin
+from pycni.sdk.request import require_prev_result
 from pycni.steps import executor
 
 TYPE_CHECKING = False

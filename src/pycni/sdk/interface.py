@@ -12,7 +12,8 @@ from pycni.plan.steps import HOST, SANDBOX
 from pycni.sdk.addressing import mtu_told
 from pycni.sdk.ipam import Allocation, needs_link
 from pycni.sdk.netns import evict, open_sandbox, supersede_if_gone
-from pycni.sdk.planned import PlannedPlugin, own_addresses
+from pycni.sdk.planned import PlannedPlugin
+from pycni.sdk.request import own_addresses
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError
 from pycni.spec.result import FAMILIES, Interface, Result, merge
 from pycni.steps import executor

@@ -12,10 +12,10 @@ from pycni.plan.steps import HOST
 from pycni.sdk.ipam import delegate_ipam, have_ipam, needs_link
 from pycni.sdk.netns import find_sandbox, open_sandbox, plugin_type, without_others
 from pycni.sdk.plugin import Plugin
+from pycni.sdk.request import NO_PREV_RESULT, prev_result_or_empty, require_prev_result
 from pycni.spec.args import valid_args
-from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError, join_errors
+from pycni.spec.errors import CHECK_FAILED, CNIError, join_errors
 from pycni.spec.owner import Owners
-from pycni.spec.result import Result
 from pycni.state.attachments import remove_files
 from pycni.steps import executor, ownership
 from pycni.steps.namespaces import HostAndSandbox
@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from pycni.plan.difference import Difference, StepReport
     from pycni.sdk.request import Request
     from pycni.spec.config import Attachment
+    from pycni.spec.result import Result
     from pycni.spec.schema import Fault
-
-LOOPBACK = "lo"
 
 
 class PlannedPlugin(Plugin):
@@ -43,7 +42,7 @@ class PlannedPlugin(Plugin):
     gives_addresses: ClassVar[bool] = False
     kinds: ClassVar[tuple[str, ...]] = ()
     makes_link: ClassVar[bool] = False
-    unchained: ClassVar[str] = "Required prevResult missing"
+    unchained: ClassVar[str] = NO_PREV_RESULT
 
     def plan(self, request: Request, config: Any, network: Result) -> Plan:
         """What should exist for the request's attachment. Pure: asks nothing of the kernel.
@@ -62,7 +61,7 @@ class PlannedPlugin(Plugin):
         return config
 
     def fill_in_gateways(self, config: Any, network: Result) -> Result:
-        """Addresses, routes and DNS as the result shall tell them.
+        """Addresses, routes and DNS as the result shall list them.
 
         Called for CHECK and DEL with a prevResult that went through it before, so doing it twice
         must change nothing more.
@@ -187,58 +186,6 @@ class PlannedPlugin(Plugin):
         with HostAndSandbox(None) as kernel:
             self.check_status(config, kernel)
         delegate_ipam(request, "STATUS")
-
-
-def require_prev_result(request: Request, message: str = PlannedPlugin.unchained) -> Result:
-    """The previous result, for operations that cannot do without. Raises CNIError (code 7)."""
-    previous = request.prev_result
-    if previous is None:
-        raise CNIError(
-            INVALID_CONFIG,
-            message,
-            f"{request.command} works on the result of the plugins before it, "
-            "which the runtime hands on as prevResult",
-        )
-    return previous
-
-
-def prev_result_or_empty(request: Request) -> Result:
-    """What DEL knows of the attachment; a missing or unreadable prevResult is no obstacle."""
-    try:
-        previous = request.prev_result
-    except CNIError:
-        return Result()
-    if previous is None:
-        return Result()
-    return own_addresses(request, previous)
-
-
-def own_addresses(request: Request, previous: Result) -> Result:
-    """A previous result with the addresses of the attachment's own interface only.
-
-    Where it lists other interfaces of the sandbox, the routes are those by the own one's gateways
-    and neighbours: what leaves its gateway open may be another's.
-    """
-    own = []
-    alone = True
-    for index, interface in enumerate(previous.interfaces):
-        if interface.name == request.ifname and interface.sandbox:
-            own.append(index)
-        elif interface.sandbox and interface.name != LOOPBACK:
-            alone = False
-    ips = tuple(entry for entry in previous.ips if entry.interface in own)
-    if not ips:
-        ips = tuple(entry for entry in previous.ips if entry.interface is None)
-    if alone:
-        return previous.replace(ips=ips)
-    gateways = {entry.gateway for entry in ips}
-    routes = tuple(
-        route
-        for route in previous.routes
-        if route.gw is not None
-        and (route.gw in gateways or any(entry.address.contains(route.gw) for entry in ips))
-    )
-    return previous.replace(ips=ips, routes=routes)
 
 
 def check_interfaces(kernel: HostAndSandbox, plan: Plan, previous: Result) -> list[str]:
