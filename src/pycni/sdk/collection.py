@@ -14,7 +14,8 @@ from pycni.spec.errors import TRY_AGAIN_LATER, CNIError, join_errors
 from pycni.spec.identity import now
 from pycni.spec.owner import Owner, Owners
 from pycni.state import attachments
-from pycni.state.attachments import LOCK_TIMEOUT, AttachmentLock
+from pycni.state.attachments import AttachmentLock
+from pycni.state.files import LOCK_TIMEOUT
 from pycni.steps import executor, ownership
 from pycni.steps.namespaces import HostAndSandbox
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pycni.plan.plan import Plan
 from pycni.plan.steps import HOST, SANDBOX
-from pycni.sdk.addressing import mtu_told
+from pycni.sdk.addressing import listed_mtu
 from pycni.sdk.ipam import Allocation, needs_link
 from pycni.sdk.netns import evict, open_sandbox, supersede_if_gone
 from pycni.sdk.planned import PlannedPlugin
@@ -89,7 +89,7 @@ class InterfacePlugin(PlannedPlugin):
             )
         own = own_addresses(request, previous)
         if any(item.mtu for item in own.interfaces) and not needs_link(request):
-            # Then the interface's own plugin tells it, as the reference's do, and tuning may have
+            # Then the interface's own plugin lists it, as the reference's do, and tuning may have
             # changed it since.
             own = own.replace(interfaces=tuple(item.replace(mtu=0) for item in own.interfaces))
         return own
@@ -137,7 +137,7 @@ def report(kernel: HostAndSandbox, request: Request, plan: Plan, network: Result
             # Later plugins have netfilter match this name, which knows no alternative ones.
             name, mac = found.name, found.mac
         if reported.where == SANDBOX and reported.name == request.ifname:
-            container, mtu = index, mtu_told(network, reported.name)
+            container, mtu = index, listed_mtu(network, reported.name)
         interfaces.append(Interface(name=name, mac=mac, mtu=mtu, sandbox=site.path))
     return Result(
         interfaces=tuple(interfaces),

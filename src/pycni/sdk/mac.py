@@ -43,8 +43,8 @@ def mac_of_owner(owner: Owner) -> str:
     return bytes.fromhex(f"0e{digits}").hex(":")
 
 
-def mac_of(network: IPNetwork) -> str:
-    """The MAC address that goes with an IPv4 address: 0a:58 and the address, as old releases of the
+def mac_from_ip(network: IPNetwork) -> str:
+    """The MAC address made from an IPv4 address: 0a:58 and the address, as old releases of the
     reference had it.
     """
     return (b"\x0a\x58" + network.address.packed).hex(":")

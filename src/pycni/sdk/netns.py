@@ -6,6 +6,7 @@ There is an error for each way in which the namespace that a request names can b
 from __future__ import annotations
 
 from pycni.kernel import namespace
+from pycni.plan.steps import SANDBOX
 from pycni.spec.errors import (
     ALREADY_EXISTS,
     CHECK_FAILED,
@@ -52,7 +53,7 @@ def open_sandbox(request: Request) -> HostAndSandbox:
         raise
     try:
         disregard_other_host(kernel, notes)
-        if not ownership.is_own_namespace(notes.identity, kernel.netns("sandbox")):
+        if not ownership.is_own_namespace(notes.identity, kernel.netns(SANDBOX)):
             if request.command != "ADD":
                 raise _replaced(request)
             supersede(kernel, files=True)

@@ -15,6 +15,7 @@ import time
 from pycni.kernel import link as links
 from pycni.kernel import tc
 from pycni.kernel.netlink.errors import NetlinkError
+from pycni.plan.steps import SANDBOX
 from pycni.spec.errors import ALREADY_EXISTS, INVALID_CONFIG, CNIError
 from pycni.spec.owner import hashed_name
 from pycni.steps import disable_ipv6, ownership
@@ -193,7 +194,7 @@ def _tag(link: Link) -> str:
 
 def host_end(step: Shaping, kernel: HostAndSandbox) -> Link:
     """The host end of the sandbox's veth. Raises CNIError."""
-    inner = kernel.netns("sandbox").link(step.link)
+    inner = kernel.netns(SANDBOX).link(step.link)
     if inner.kind != "veth" or not inner.link:
         raise CNIError(
             INVALID_CONFIG,

@@ -19,6 +19,7 @@ from pycni.kernel.netlink.constants import RT_SCOPE_LINK, RT_SCOPE_UNIVERSE
 from pycni.kernel.netlink.errors import NetlinkError
 from pycni.kernel.route import KernelRoute
 from pycni.kernel.rule import Rule
+from pycni.plan.steps import SANDBOX
 from pycni.spec.ip import default_network, host_network
 from pycni.steps import ownership
 from pycni.steps.returned_routes import give_back
@@ -36,7 +37,7 @@ FIRST_TABLE = 100
 
 
 def apply(step: SourceRouting, kernel: HostAndSandbox) -> Undo:
-    site = kernel.netns("sandbox")
+    site = kernel.netns(SANDBOX)
     changes = Changes(site)
     try:
         with kernel.lock_sandbox():
@@ -52,7 +53,7 @@ def apply(step: SourceRouting, kernel: HostAndSandbox) -> Undo:
 
 
 def check(step: SourceRouting, kernel: HostAndSandbox) -> list[str]:
-    site = kernel.netns("sandbox")
+    site = kernel.netns(SANDBOX)
     index = site.index(step.link)
     differences = []
     for source in step.sources:
@@ -83,7 +84,7 @@ def check(step: SourceRouting, kernel: HostAndSandbox) -> list[str]:
 
 
 def repair(step: SourceRouting, kernel: HostAndSandbox) -> None:
-    site = kernel.netns("sandbox")
+    site = kernel.netns(SANDBOX)
     index = site.index(step.link)
     changes = Changes(site)
     with kernel.lock_sandbox():

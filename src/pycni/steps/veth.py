@@ -6,6 +6,7 @@ import errno
 
 from pycni.kernel import link as links
 from pycni.kernel.netlink.errors import NetlinkError
+from pycni.plan.steps import SANDBOX
 from pycni.steps import ownership
 
 TYPE_CHECKING = False
@@ -23,7 +24,7 @@ def apply(step: VethPair, kernel: HostAndSandbox) -> Undo:
     made = host.remember(_create(step, kernel))
     if step.mac:  # else the kernel has chosen one
         inner = links.Link(index=made.link, name=step.name, kind="veth", mac=step.mac, mtu=made.mtu)
-        kernel.netns("sandbox").remember(inner)
+        kernel.netns(SANDBOX).remember(inner)
     try:
         _set_up_host_end(step, made, host)
     except BaseException:
@@ -33,7 +34,7 @@ def apply(step: VethPair, kernel: HostAndSandbox) -> Undo:
 
 
 def check(step: VethPair, kernel: HostAndSandbox) -> list[str]:
-    inner = kernel.netns("sandbox").find(step.name)
+    inner = kernel.netns(SANDBOX).find(step.name)
     if inner is None:
         return [f"interface {step.name} is missing in the sandbox"]
     if inner.kind != "veth":
@@ -52,7 +53,7 @@ def check(step: VethPair, kernel: HostAndSandbox) -> list[str]:
 def repair(step: VethPair, kernel: HostAndSandbox) -> None:
     from pycni.plan.difference import unrepairable
 
-    host, sandbox = kernel.host, kernel.netns("sandbox")
+    host, sandbox = kernel.host, kernel.netns(SANDBOX)
     inner = sandbox.find(step.name)
     if inner is None:
         apply(step, kernel)
@@ -140,7 +141,7 @@ def collect(kernel: HostAndSandbox, owners: Owners) -> None:
 
 def _create(step: VethPair, kernel: HostAndSandbox) -> Link:
     host = kernel.host
-    sandbox = kernel.netns("sandbox")
+    sandbox = kernel.netns(SANDBOX)
     request = links.veth(
         step.host_name,
         step.name,

@@ -25,6 +25,7 @@ from pycni.kernel.netlink.constants import (
     RTPROT_RA,
 )
 from pycni.kernel.netlink.errors import EventsLost, NetlinkError
+from pycni.plan.steps import SANDBOX
 from pycni.spec.errors import ALREADY_EXISTS, INVALID_CONFIG, TRY_AGAIN_LATER, CNIError
 from pycni.steps import ownership
 from pycni.steps.child_link import require_free
@@ -44,7 +45,7 @@ TIMEOUT = 5.0  # seconds for IPv6 addresses to be usable again, longer than thei
 
 
 def apply(step: VRFMember, kernel: HostAndSandbox) -> Undo:
-    site = kernel.netns("sandbox")
+    site = kernel.netns(SANDBOX)
     with kernel.lock_sandbox():
         link = site.link(step.link)
         if link.master:
@@ -74,7 +75,7 @@ def apply(step: VRFMember, kernel: HostAndSandbox) -> Undo:
 
 
 def check(step: VRFMember, kernel: HostAndSandbox) -> list[str]:
-    site = kernel.netns("sandbox")
+    site = kernel.netns(SANDBOX)
     vrf = site.find(step.vrf)
     if vrf is None or vrf.kind != "vrf":
         return [f"there is no VRF {step.vrf} in the sandbox"]
@@ -91,7 +92,7 @@ def check(step: VRFMember, kernel: HostAndSandbox) -> list[str]:
 
 
 def repair(step: VRFMember, kernel: HostAndSandbox) -> None:
-    site = kernel.netns("sandbox")
+    site = kernel.netns(SANDBOX)
     found = site.find(step.vrf)
     if found is not None and found.kind == "vrf" and not found.is_up:
         site.request(links.update(found, up=True))
