@@ -12,7 +12,7 @@ from _socket import AF_INET6
 
 from pycni.kernel.netlink.constants import MIN_IPV4_MTU, MIN_IPV6_MTU
 from pycni.plugins.shared.dhcp import SOCKET, NoDaemon, ask
-from pycni.sdk.execute import tell
+from pycni.sdk.execute import write_or_give_up
 from pycni.sdk.plugin import Plugin
 from pycni.spec.config import DNS, NetConf
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError, invalid_config
@@ -274,7 +274,7 @@ def _set_mtu(request: Request, mtu: int) -> None:
         reason = str(error)
     if reason:
         note = f"dhcp: the server's MTU of {mtu} for {request.ifname} is not used: {reason}\n"
-        tell(request.stderr, note.encode())
+        write_or_give_up(request.stderr, note.encode())
 
 
 def _why_not(mtu: int, found: Link, has_ipv6: bool) -> str:
@@ -312,7 +312,7 @@ def _ask_if_there(request: Request, question: Mapping[str, Any]) -> None:
         ask(path, question)
     except NoDaemon as error:
         note = f"dhcp: {question['command']} without a daemon: {error}\n"
-        tell(request.stderr, note.encode())
+        write_or_give_up(request.stderr, note.encode())
 
 
 def _socket_path(request: Request) -> str:

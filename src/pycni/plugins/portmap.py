@@ -264,12 +264,12 @@ class PortmapPlugin(ChainedPlugin):
     ) -> Result:
         """The previous result. Tells whose ports of the host lead to the container instead."""
         if any(mapping.is_valid for mapping in config.runtime_config.port_mappings):
-            from pycni.sdk.execute import tell
+            from pycni.sdk.execute import write_or_give_up
             from pycni.steps.port_map import shadowed
 
             for step in self.plan(request, config, previous).steps:
                 for text in shadowed.listeners(step, kernel) if isinstance(step, PortMap) else ():
-                    tell(request.stderr, f"portmap: {text}\n".encode())
+                    write_or_give_up(request.stderr, f"portmap: {text}\n".encode())
         return previous
 
 

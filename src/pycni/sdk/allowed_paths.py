@@ -103,10 +103,10 @@ def require_or(request: Request, key: str, path: str, default: str) -> str:
 
 def tell_refused(request: Request, error: CNIError) -> None:
     """Say on stderr that a path is not used, where the operation goes on without it."""
-    from pycni.sdk.execute import tell
+    from pycni.sdk.execute import write_or_give_up
 
     text = f"{request.document.get('type', 'plugin')}: {request.command} without it: {error}"
-    tell(request.stderr, quote(text)[1:-1].encode("utf-8", "replace") + b"\n")
+    write_or_give_up(request.stderr, quote(text)[1:-1].encode("utf-8", "replace") + b"\n")
 
 
 def way_out(key: str, path: str, environ: Mapping[str, str]) -> str:

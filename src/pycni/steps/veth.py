@@ -70,9 +70,7 @@ def repair(step: VethPair, kernel: HostAndSandbox) -> None:
         from pycni.steps.bridge import plug_in
 
         plug_in(host, port.bridge, links.update(outer, master=master))
-    from pycni.steps import disable_ipv6
-
-    disable_ipv6.disable_ipv6(host, outer.name)
+    host.disable_ipv6(outer.name)
     # What a later plugin has switched on stays.
     hairpin, isolated = port.hairpin or None, port.isolated or None
     host.request(links.update(outer, up=True, hairpin=hairpin, isolated=isolated))
@@ -183,9 +181,7 @@ def _set_up_host_end(step: VethPair, made: Link, host: Netns) -> None:
     bridge = host.known(port.bridge, altnames=True)
     if bridge.bridge_id != bridge.mac or made.mac < bridge.mac:
         host.forget(bridge.name)  # it may have taken over its new port's address
-    from pycni.steps import disable_ipv6
-
-    disable_ipv6.disable_ipv6(host, made.name)
+    host.disable_ipv6(made.name)
     host.request(
         links.update(made, up=True, alias=alias, hairpin=port.hairpin, isolated=port.isolated)
     )
