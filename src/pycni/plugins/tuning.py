@@ -21,19 +21,12 @@ from pycni.plugins.shared.tuning_backup import (
 from pycni.sdk.chained import ChainedPlugin
 from pycni.sdk.netns import find_sandbox, open_sandbox
 from pycni.sdk.request import require_prev_result
-from pycni.spec.args import known_args
+from pycni.spec.args import mac_argument
 from pycni.spec.config import NetConf
 from pycni.spec.errors import INVALID_CONFIG, UNAVAILABLE, CNIError, invalid_config, join_errors
 from pycni.spec.jsontext import lookup, repeated_keys
 from pycni.spec.owner import Owner
-from pycni.spec.schema import (
-    Config,
-    MACAddress,
-    Object,
-    Text,
-    field,
-    normal_mac,
-)
+from pycni.spec.schema import Config, MACAddress, Object, Text, field
 from pycni.state.attachment_files import Documents
 from pycni.state.files import read_file
 from pycni.steps import executor, ownership
@@ -52,7 +45,6 @@ if TYPE_CHECKING:
 
 ALLOWLIST = "/etc/cni/tuning/allowlist.conf"
 DATA_DIR = "/run/cni/tuning"
-MAX_MTU = (1 << 31) - 1
 
 
 class TuningArgs(Config):
@@ -108,7 +100,7 @@ class TuningConfig(Settings, NetConf):
             first, own = getattr(given, name), getattr(self, name)
             values[name] = own if first is None else first
         values["sysctl"] = {**(self.sysctl or {}), **(given.sysctl or {})}
-        values["mac"] = given.mac or self.runtime_config.mac or _mac_argument(cni_args) or self.mac
+        values["mac"] = given.mac or self.runtime_config.mac or mac_argument(cni_args) or self.mac
         return Settings(**values)
 
 
@@ -245,7 +237,7 @@ def _is_in_place(ifname: str, kernel: HostAndSandbox) -> bool:
 
 
 def refuse_repeated(document: Mapping[str, Any]) -> None:
-    """Raise a CNIError if one sysctl is given twice: which value is meant, nobody can tell."""
+    """Raise a CNIError if one sysctl is given twice: which value is meant is unknown."""
     sysctl = lookup(document, "sysctl")
     repeated = repeated_keys(sysctl) if isinstance(sysctl, dict) else ()
     if repeated:
@@ -301,15 +293,6 @@ def refuse_unlisted(config: TuningConfig) -> None:
             f"[{' '.join(patterns)}]",
             f"the administrator of this host keeps the list in {ALLOWLIST}",
         )
-
-
-def _mac_argument(cni_args: str) -> str:
-    given = known_args(cni_args, "MAC").get("MAC", "")
-    if given and not normal_mac(given):
-        raise invalid_config(
-            f'"{given}" in CNI_ARGS is not a MAC address', "expected one such as 0a:58:0a:01:02:03"
-        )
-    return normal_mac(given)
 
 
 plugin = Tuning()

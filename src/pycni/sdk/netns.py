@@ -106,7 +106,7 @@ def disregard_other_host(kernel: HostAndSandbox, notes: AttachmentLock) -> None:
 
 def supersede_if_gone(kernel: HostAndSandbox, ifname: str) -> None:
     """`supersede` an attachment to the same sandbox whose interface is not there any more."""
-    identity = None if kernel.claim is None else kernel.claim.identity
+    identity = kernel.identity
     if (
         identity is not None
         and identity.has_made_links

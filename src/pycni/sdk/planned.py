@@ -122,7 +122,7 @@ class PlannedPlugin(Plugin):
             failures = ownership.problems(kernel)
             left = self._left_over(kernel, plan, request.ifname)
             failures += executor.remove(rest, kernel)
-            identity = None if kernel.claim is None else kernel.claim.identity
+            identity = kernel.identity
             if left:
                 if identity is None:
                     addresses = tuple(str(entry.address.address) for entry in known.ips)
@@ -158,7 +158,7 @@ class PlannedPlugin(Plugin):
         can.
         """
         claim = kernel.claim
-        identity = None if claim is None else claim.identity
+        identity = kernel.identity
         if identity is not None:
             kinds = identity.kinds
             if not self.makes_link:

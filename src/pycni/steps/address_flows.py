@@ -52,7 +52,7 @@ def end(addresses: Collection[IPAddress], kernel: HostAndSandbox) -> None:
 def end_with_interface(addresses: Collection[IPAddress], kernel: HostAndSandbox) -> None:
     """Forget all flows of addresses: now, or (the attachment's own) with its interface's DEL."""
     claim = kernel.claim
-    identity = None if claim is None else claim.identity
+    identity = kernel.identity
     if claim is not None and identity is not None:
         noted = set(ownership.noted_addresses(kernel))
         is_to_come = any(
@@ -66,7 +66,7 @@ def end_with_interface(addresses: Collection[IPAddress], kernel: HostAndSandbox)
 
 def left(kernel: HostAndSandbox) -> set[IPAddress]:
     """The addresses of the attachment whose flows firewall has left to this DEL."""
-    identity = None if kernel.claim is None else kernel.claim.identity
+    identity = kernel.identity
     if identity is None or KIND not in identity.kinds:
         return set()
     return set(ownership.noted_addresses(kernel))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pycni.kernel.namespace import Entered, Namespace
     from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
     from pycni.kernel.netlink.codec import NetlinkRequest
+    from pycni.spec.identity import Identity
     from pycni.spec.ip import IPAddress
     from pycni.steps.ownership import Claim
 
@@ -223,6 +224,11 @@ class HostAndSandbox:
             self._sandbox = self._find(self.host.namespace)
             self._find = None
         return self._sandbox
+
+    @property
+    def identity(self) -> Identity | None:
+        """What is noted of the attachment, None for nothing."""
+        return None if self.claim is None else self.claim.identity
 
     def is_attached(self, tag: str) -> bool | None:
         """Whether the attachment with an owner's tag is there; None if nothing is noted of it."""

@@ -91,7 +91,7 @@ def find_inside(kernel: HostAndSandbox, device: OwnDevice, index: int = 0) -> Ma
     if sandbox is None:
         return None
     if not index:
-        identity = None if kernel.claim is None else kernel.claim.identity
+        identity = kernel.identity
         own = None if identity is None else identity.link(SANDBOX, device.inside)
         index = device.index if own is None else own.index
     for found in _candidates(sandbox, index):

@@ -192,7 +192,7 @@ def own_link(kernel: HostAndSandbox, name: str) -> Link | None:
         return None
     from pycni.steps import noted_links  # ADD does without
 
-    identity = None if claim is None else claim.identity
+    identity = kernel.identity
     noted = None
     if identity is not None:
         noted = identity.link(SANDBOX, name) or identity.link(FOUND, name)
@@ -210,7 +210,7 @@ def own_link(kernel: HostAndSandbox, name: str) -> Link | None:
 def own_host_end(kernel: HostAndSandbox, name: str) -> Link | None:
     """The host end of the attachment's pair, by the name that its plan has for it."""
     host, claim = kernel.host, kernel.claim
-    identity = None if claim is None else claim.identity
+    identity = kernel.identity
     noted = None if identity is None else identity.link(HOST, name)
     found = host.find(name if noted is None else noted.index)
     if found is None or found.kind != "veth":
@@ -318,7 +318,7 @@ def is_same_container(kernel: HostAndSandbox, comment: str, owner: Owner) -> boo
 
 def noted_addresses(kernel: HostAndSandbox) -> tuple[IPAddress, ...]:
     """The addresses that are noted of the attachment, whether or not there is a prevResult."""
-    identity = None if kernel.claim is None else kernel.claim.identity
+    identity = kernel.identity
     return () if identity is None else tuple(map(parse_address, identity.addresses))
 
 
@@ -391,7 +391,7 @@ def note_device(kernel: HostAndSandbox, device: OwnDevice) -> None:
 
 def noted_device(kernel: HostAndSandbox, inside: str) -> OwnDevice | None:
     """What is noted of the device that was put into the sandbox under a name."""
-    identity = None if kernel.claim is None else kernel.claim.identity
+    identity = kernel.identity
     return None if identity is None else identity.device(inside)
 
 
@@ -401,7 +401,7 @@ def forget(kernel: HostAndSandbox, *, with_interface: bool = False) -> None:
     with_interface: and what other plugins have left with the interface.
     """
     claim = kernel.claim
-    known = None if claim is None else claim.identity
+    known = kernel.identity
     if claim is None or known is None:
         if claim is not None and claim.notes.is_known:
             claim.notes.remove()
@@ -418,7 +418,7 @@ def forget(kernel: HostAndSandbox, *, with_interface: bool = False) -> None:
 def keep_part(kernel: HostAndSandbox) -> None:
     """Note that a plugin keeps what it has for another DEL, and no other one removes it."""
     claim = kernel.claim
-    identity = None if claim is None else claim.identity
+    identity = kernel.identity
     if claim is not None and identity is not None:
         kept = identity.with_part(claim.plugin, awaits_delete=True)
         claim.notes.write(kept.replace(detaching=True))
@@ -426,7 +426,7 @@ def keep_part(kernel: HostAndSandbox) -> None:
 
 def note_failed_delete(kernel: HostAndSandbox) -> None:
     """Note that a DEL has begun, which is still to be completed. Raises CNIError."""
-    identity = None if kernel.claim is None else kernel.claim.identity
+    identity = kernel.identity
     if kernel.claim is not None and identity is not None and not identity.detaching:
         kernel.claim.notes.write(identity.replace(detaching=True))
 
