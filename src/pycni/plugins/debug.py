@@ -95,7 +95,7 @@ def record(request: Request, command: str, path: str) -> None:
 
 
 def run_hooks(request: Request, hooks: Hooks) -> None:
-    """Run commands in the container's namespace; what fails is only told on stderr.
+    """Run commands in the container's namespace; what fails is only reported on stderr.
 
     Raises CNIError (code 7) for a program that is not allowed, before any is run.
     """
@@ -127,7 +127,7 @@ def _program(request: Request, program: str) -> str:
 
 
 def _is_allowed(request: Request, key: str, path: str) -> bool:
-    """Whether a path may be used. Raises CNIError (code 7); a DEL tells, and goes on without it."""
+    """Whether a path may be used. Raises CNIError (code 7); a DEL goes on without it."""
     from pycni.sdk import allowed_paths  # most configurations name none
 
     return allowed_paths.require_or(request, key, path, "") != ""

@@ -257,9 +257,9 @@ def make_result(lease: Mapping[str, Any], wanted: tuple[int, ...], priority: int
 
 
 def _set_mtu(request: Request, mtu: int) -> None:
-    """Give the interface the MTU that a server says, or tell why it is not used.
+    """Give the interface the MTU that a server says, or report why it is not used.
 
-    The plugin of the interface tells of it in the result, and puts it back.
+    The plugin of the interface lists it in the result, and puts it back.
     """
     from pycni.kernel import address, link, namespace  # few networks ask for it
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pycni.spec.schema import Fault
 
 # What a file has besides the delegate's configuration: which interface of the container it is for,
-# and which container, where its name does not tell.
+# and which container, where its name does not say.
 MARK = "pycni"
 DATA_DIR = "/var/lib/cni/flannel"
 SUBNET_FILE = "/run/flannel/subnet.env"
@@ -228,7 +228,7 @@ def _add(
             else:
                 documents.remove(name)
         except CNIError:
-            pass  # the runtime's DEL needs the file, and will tell
+            pass  # the runtime's DEL needs the file, and will report it
         raise
 
 

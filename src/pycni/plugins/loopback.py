@@ -120,7 +120,7 @@ def _set_up(kernel: HostAndSandbox, lo: Link) -> list[InterfaceAddress]:
             try:
                 sandbox.request(links.update(lo, up=False))
             except OSError:
-                pass  # the failure that led here is the one to tell
+                pass  # the failure that led here is the one to report
         raise
 
 

@@ -1,8 +1,7 @@
 """portmap: ports of the host lead to the container.
 
 The ports come from the runtime (capability portMappings). What they become on the host stands in
-`pycni.steps.port_map.nftables` and `port_map_iptables`; DEL removes all but what containers
-share.
+`pycni.steps.port_map`; DEL removes all but what containers share.
 """
 
 from __future__ import annotations
@@ -262,7 +261,7 @@ class PortmapPlugin(ChainedPlugin):
     def result(
         self, request: Request, config: PortmapConfig, previous: Result, kernel: HostAndSandbox
     ) -> Result:
-        """The previous result. Tells whose ports of the host lead to the container instead."""
+        """The previous result. Reports whose ports of the host lead to the container instead."""
         if any(mapping.is_valid for mapping in config.runtime_config.port_mappings):
             from pycni.sdk.execute import write_or_give_up
             from pycni.steps.port_map import shadowed

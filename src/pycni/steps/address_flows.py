@@ -2,7 +2,7 @@
 
 A firewall that lets the answers to containers through goes by connection tracking: by the entries
 of an earlier container it would let strangers' packets in to the next one. So when `firewall` no
-longer lets an address through, its flows are forgotten, whoever opened them.
+longer lets an address through, its flows are forgotten, whichever side opened them.
 
 A kind of its own in what is noted of an attachment: where masquerading is still to be removed, for
 which flows of the same address have to be found, DEL of firewall leaves that to the DEL of the
@@ -27,7 +27,7 @@ KIND = "address_flows"
 
 
 def end(addresses: Collection[IPAddress], kernel: HostAndSandbox) -> None:
-    """Forget all flows of addresses. That nobody has them any more is for the caller to know.
+    """Forget all flows of addresses. The caller knows that no container has them any more.
 
     Raises NetlinkError.
     """
@@ -73,7 +73,7 @@ def left(kernel: HostAndSandbox) -> set[IPAddress]:
 
 
 def collect(kernel: HostAndSandbox, owners: Owners) -> None:
-    """Forget what `end_with_interface` has left, unless somebody has the address by now."""
+    """Forget what `end_with_interface` has left, unless another has the address by now."""
     from pycni.steps.firewall import nftables as firewall_sets
 
     netfilter = kernel.host.netfilter

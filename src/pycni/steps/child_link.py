@@ -43,7 +43,7 @@ def apply(step: ChildLink, kernel: HostAndSandbox) -> Undo:
 def check(step: ChildLink, kernel: HostAndSandbox) -> list[str]:
     found = kernel.netns(SANDBOX).find(step.name)
     if found is None:
-        return []  # told where the interfaces of the result are checked
+        return []  # reported where the interfaces of the result are checked
     if found.kind != step.type:
         return [f"interface {step.name} is not of type {step.type}"]
     differences = []

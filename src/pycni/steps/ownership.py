@@ -6,7 +6,7 @@ and the path of its namespace may lead to the next container by now. What decide
 1. the identity noted at ADD: the namespace by the kernel's numbers, links by index;
 2. the alias of a host link, which carries its owner's tag, if the note was lost;
 3. prevResult, for what the reference made: the host link or the MAC address that it lists;
-4. the name, where the runtime has nothing else to tell (before 0.4.0 DEL has no prevResult), and
+4. the name, where the runtime gives nothing else (before 0.4.0 DEL has no prevResult), and
    nothing says that the interface is another attachment's.
 
 Used by the steps, by the executor, and by `pycni.sdk`.
@@ -85,7 +85,7 @@ def no_others() -> Iterator[Identity]:
 class Claim:
     """What one request says of its attachment, and where more is noted.
 
-    plugin: the type of who asks; previous: gives prevResult, None for none; by_name: whether a name
+    plugin: its type; previous: gives prevResult, None for none; by_name: whether a name
     alone may decide; others: gives the identities of all attachments of the node, for the rare case
     that nothing else decides. left: the kinds of what DEL leaves to that of the interface's plugin.
     """
@@ -118,7 +118,7 @@ class Claim:
 
 
 def netns_id(site: Netns) -> NetnsID:
-    """What the kernel tells a site's namespace by."""
+    """What the kernel distinguishes a namespace by."""
     space = site.namespace
     return NetnsID(space.device, space.inode, site.netlink.netns_cookie)
 
@@ -226,7 +226,7 @@ def own_host_end(kernel: HostAndSandbox, name: str) -> Link | None:
     listed = _listed_mac(claim, name, sandbox=False)
     if listed is None:
         return found
-    # With both ends on the host it is no container's, whoever lists it.
+    # With both ends on the host it is no container's, whatever lists it.
     return found if found.link_netnsid is not None and listed in ("", found.mac) else None
 
 
@@ -439,7 +439,7 @@ def note_for_delete(kernel: HostAndSandbox, plan: Plan, kinds: tuple[str, ...]) 
         note(kernel, plan.replace(steps=tuple(s for s in plan.steps if not s.makes_link)), kinds)
         note_failed_delete(kernel)
     except (OSError, CNIError):
-        pass  # the failure that led here is the one to tell
+        pass  # the failure that led here is the one to report
     kernel.claim.notes.keep()
 
 

@@ -22,7 +22,7 @@ from pycni.kernel.rule import Rule
 from pycni.plan.steps import SANDBOX
 from pycni.spec.ip import default_network, host_network
 from pycni.steps import ownership
-from pycni.steps.returned_routes import give_back
+from pycni.steps.returned_routes import restore_to_main
 from pycni.steps.unused_table import unused_table
 
 TYPE_CHECKING = False
@@ -161,7 +161,7 @@ def _put_back(step: SourceRouting, site: Netns, index: int, moved: list[KernelRo
     for route in sorted(moved, key=lambda route: bool(route.gateways)):
         if route.dst.is_default and route.dst.family not in step.defaults:
             continue
-        give_back(site, route)
+        restore_to_main(site, route)
 
 
 class Changes:
@@ -246,9 +246,9 @@ def routes_of(
 
 
 def belongs_to(route: KernelRoute, source: Source, sources: tuple[Source, ...]) -> bool:
-    """Whether a route is the source's: by its own source or gateway, or as these are nobody's.
+    """Whether a route is the source's: by its own source or gateway, or as these are no source's.
 
-    Nobody's are link-local gateways, and those that are outside the subnets.
+    Those are link-local gateways, and such that are outside the subnets.
     """
     if route.dst.family != source.address.family:
         return False
@@ -278,7 +278,7 @@ def hint_of(
 
 
 def is_on_link(route: KernelRoute) -> bool:
-    """Whether a route leads to neighbours. IPv6 has no scope that tells."""
+    """Whether a route leads to neighbours. IPv6 has no scope to go by."""
     if route.dst.is_ipv4:
         return route.scope == RT_SCOPE_LINK
     return not route.gateways and not route.dst.is_default

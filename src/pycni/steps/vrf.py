@@ -1,7 +1,7 @@
 """An interface's membership in a VRF of the sandbox (`plan.steps.VRFMember`).
 
 Joining sets the interface down and up again, and so does leaving: the kernel drops its routes, and
-IPv6 addresses unless told to keep them. Both are put back, the routes in the table that holds then.
+IPv6 addresses unless set to keep them. Both are put back, the routes in the table that holds then.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pycni.plan.steps import SANDBOX
 from pycni.spec.errors import ALREADY_EXISTS, INVALID_CONFIG, TRY_AGAIN_LATER, CNIError
 from pycni.steps import ownership
 from pycni.steps.child_link import require_free
-from pycni.steps.returned_routes import give_back
+from pycni.steps.returned_routes import restore_to_main
 from pycni.steps.unused_table import unused_table
 
 TYPE_CHECKING = False
@@ -202,7 +202,7 @@ class Load:
         ]
         for route in alone:
             if table == RT_TABLE_MAIN:
-                give_back(site, route)
+                restore_to_main(site, route)
             else:
                 _append(site, route.replace(table=table))
         site.request(*map(routes.replace, together))
