@@ -2,23 +2,18 @@
 
 Such a plugin says one thing only, in `plan`: what should exist for an attachment, as data. All
 operations follow from it. ADD makes it, CHECK compares it, DEL removes it, GC removes what steps
-left behind that outlive an interface, repair makes again what is missing of it.
+left behind that outlive an interface, repair makes again what is missing of it. Operations load
+what they are done with, which VERSION does without.
 """
 
 from __future__ import annotations
 
 from pycni.plan.plan import Plan
 from pycni.plan.steps import HOST
-from pycni.sdk.ipam import delegate_ipam, have_ipam, needs_link
-from pycni.sdk.netns import find_sandbox, open_sandbox, plugin_type, without_others
 from pycni.sdk.plugin import Plugin
-from pycni.sdk.request import NO_PREV_RESULT, prev_result_or_empty, require_prev_result
+from pycni.sdk.request import NO_PREV_RESULT, require_prev_result
 from pycni.spec.args import valid_args
-from pycni.spec.errors import CHECK_FAILED, CNIError, join_errors
-from pycni.spec.owner import Owners
-from pycni.state.attachments import remove_files
-from pycni.steps import executor, ownership
-from pycni.steps.namespaces import HostAndSandbox
+from pycni.spec.errors import CHECK_FAILED, CNIError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +23,7 @@ if TYPE_CHECKING:
     from pycni.sdk.request import Request
     from pycni.spec.config import Attachment
     from pycni.spec.result import Result
-    from pycni.spec.schema import Fault
+    from pycni.steps.namespaces import HostAndSandbox
 
 
 class PlannedPlugin(Plugin):
@@ -80,6 +75,10 @@ class PlannedPlugin(Plugin):
         return request.replace(args=valid_args(request.args))
 
     def check(self, request: Request) -> None:
+        from pycni.sdk.ipam import delegate_ipam
+        from pycni.sdk.netns import open_sandbox
+        from pycni.steps import executor
+
         checked = self.as_checked(request)
         config = self.resolve(self.config.decode(checked.document))
         previous = require_prev_result(checked, self.unchained)
@@ -110,71 +109,9 @@ class PlannedPlugin(Plugin):
         return inspect_planned(self, request)
 
     def delete(self, request: Request) -> None:
-        faults: list[Fault] = []
-        # Faults of what asks for something are no reason to leak what was made.
-        config = self.config.read_lenient(request.document, "", faults)
-        with find_sandbox(request) as kernel:
-            known = without_others(kernel, request.owner, prev_result_or_empty(request))
-            plan = self.plan(request.replace(args=""), config, self.fill_in_gateways(config, known))
-            # Addresses are released last, when nothing names them any more; but while the interface
-            # is there, if releasing takes that. What could not be removed keeps them reserved.
-            interface, rest = plan.split() if needs_link(request) else (Plan(), plan)
-            failures = ownership.problems(kernel)
-            left = self._left_over(kernel, plan, request.ifname)
-            failures += executor.remove(rest, kernel)
-            identity = kernel.identity
-            if left:
-                if identity is None:
-                    addresses = tuple(str(entry.address.address) for entry in known.ips)
-                else:
-                    addresses = identity.addresses
-                noted = dict.fromkeys(left, addresses)
-                owner = request.owner
-                owners = Owners(owner.network, (owner.attachment,), addresses=noted)
-                failures += executor.collect(left, kernel, owners)
-            if self.makes_link:
-                failures += remove_files(identity, plugin_type(request))
-            is_released = not failures
-            if is_released:
-                failures += have_ipam(request, "DEL")
-            failures += executor.remove(interface, kernel)
-            if not failures:
-                ownership.forget(kernel, with_interface=self.makes_link)
-            else:
-                try:
-                    ownership.note_failed_delete(kernel)
-                except CNIError as error:
-                    failures.append(error)
-        if failures:
-            raise join_errors(failures) if is_released else _not_released(failures, request)
+        from pycni.sdk.deletion import delete
 
-    def _left_over(self, kernel: HostAndSandbox, plan: Plan, ifname: str) -> tuple[str, ...]:
-        """The kinds of steps that this DEL has to sweep by owner, since its plan has none of them.
-
-        The configuration may have been another at ADD: of a plugin's own kinds, those that are
-        noted. With the interface, whatever is noted goes: a later plugin that made it has been
-        dropped from the list, or has failed. Where nothing is noted but there is a result, or the
-        interface, all that the plugin can make is looked for, and with the interface what others
-        can.
-        """
-        claim = kernel.claim
-        identity = kernel.identity
-        if identity is not None:
-            kinds = identity.kinds
-            if not self.makes_link:
-                kinds = tuple(kind for kind in kinds if kind in self.kinds)
-        elif claim is None:
-            kinds = ()
-        elif (
-            self.makes_link and (claim.previous() or ownership.own_link(kernel, ifname)) is not None
-        ):
-            kinds = executor.MARKED_KINDS
-        elif claim.previous() is not None:
-            kinds = self.kinds
-        else:
-            kinds = ()
-        planned = {step.kind for step in plan.steps}
-        return tuple(kind for kind in kinds if kind not in planned)
+        delete(self, request)
 
     def gc(self, request: Request, keep: frozenset[Attachment]) -> None:
         from pycni.sdk.collection import collect
@@ -182,6 +119,9 @@ class PlannedPlugin(Plugin):
         collect(self, request, keep)
 
     def status(self, request: Request) -> None:
+        from pycni.sdk.ipam import delegate_ipam
+        from pycni.steps.namespaces import HostAndSandbox
+
         config = self.config.decode(request.document)
         with HostAndSandbox(None) as kernel:
             self.check_status(config, kernel)
@@ -208,11 +148,3 @@ def check_interfaces(kernel: HostAndSandbox, plan: Plan, previous: Result) -> li
                     f"prevResult has {interface.mac}"
                 )
     return differences
-
-
-def _not_released(failures: list[CNIError], request: Request) -> CNIError:
-    error = join_errors(failures)
-    if request.ipam_type:
-        hint = "its addresses stay reserved until DEL has removed that"
-        error.details = f"{error.details}; {hint}" if error.details else hint
-    return error
