@@ -24,19 +24,8 @@ from pycni.plan.steps import (
     VLANGateway,
     VLANs,
 )
-from pycni.plugins.shared.masquerading import (
-    IP_MASQ,
-    IP_MASQ_BACKEND,
-    check_backend,
-    forwarding,
-)
-from pycni.sdk.addressing import (
-    announce,
-    configure,
-    own_addresses,
-    wait_for_dad,
-    with_gateway,
-)
+from pycni.plugins.shared import masquerading
+from pycni.sdk.addressing import announce, configure, own_addresses, wait_for_dad, with_gateway
 from pycni.sdk.interface import InterfacePlugin
 from pycni.sdk.mac import MACConf, mac_from_ip, mac_of_owner, requested_mac
 from pycni.sdk.veth_name import host_end
@@ -103,8 +92,8 @@ class BridgeConfig(MACConf):
         False,
         doc="replace a conflicting address of the bridge instead of failing",
     )
-    ip_masq: bool = IP_MASQ
-    ip_masq_backend: str = IP_MASQ_BACKEND
+    ip_masq: bool = masquerading.IP_MASQ
+    ip_masq_backend: str = masquerading.IP_MASQ_BACKEND
     mtu: int = field(
         "mtu",
         Integer(0, 65535),
@@ -195,7 +184,7 @@ class BridgeConfig(MACConf):
                 "cannot set hairpin mode and promiscuous mode at the same time",
                 'drop "hairpinMode" or "promiscMode": together they return every frame twice',
             )
-        check_backend(self.ip_masq_backend)
+        masquerading.check_backend(self.ip_masq_backend)
         if self.gateway and len(self.gateway_link.encode()) > MAX_INTERFACE_NAME:
             raise invalid_config(
                 f'interface name "{self.gateway_link}" is too long',
@@ -242,7 +231,7 @@ class BridgePlugin(InterfacePlugin):
             *_container(request.ifname, config, network, mac),
             *_running(request.ifname, config, network, outer, mac),
             *_masquerade(request, config, network),
-            *forwarding({gateway.family for gateway in gateways}),
+            *masquerading.forwarding({gateway.family for gateway in gateways}),
         ]
         interfaces = [
             Reported(HOST, config.bridge),
@@ -374,13 +363,11 @@ def _mac(request: Request, config: BridgeConfig, network: Result) -> str:
     address, so neighbours that remember it are not mistaken, and it need not be announced, which
     costs a frame to every port of the bridge. "" if nothing says, which is after ADD only.
     """
-    listed = [
-        item.mac for item in network.interfaces if item.sandbox and item.name == request.ifname
-    ]
+    seen = [item.mac for item in network.interfaces if item.sandbox and item.name == request.ifname]
     asked = requested_mac(config, request.args)
     if request.command != "ADD":
-        return next(iter(listed), "") or asked
-    if asked or listed:
+        return next(iter(seen), "") or asked
+    if asked or seen:
         return asked or mac_of_owner(request.owner)
     from_ip = (mac_from_ip(entry.address) for entry in network.ips if entry.address.is_ipv4)
     return next(from_ip, "") or mac_of_owner(request.owner)

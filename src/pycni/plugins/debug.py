@@ -74,7 +74,8 @@ class Debug(Plugin):
 
 def record(request: Request, command: str, path: str) -> None:
     """Append a call to a file. Raises CNIError."""
-    if not path or not _is_allowed(request, "debug.cniOutput", path):
+    path = request.allowed_path("debug.cniOutput", path)
+    if not path:
         return
     lines = (
         command,
@@ -123,14 +124,7 @@ def _program(request: Request, program: str) -> str:
             write_or_give_up(request.stderr, f"ERR: {program}: no such program\n".encode())
             return ""
         program = found
-    return program if _is_allowed(request, "debug.hooks", program) else ""
-
-
-def _is_allowed(request: Request, key: str, path: str) -> bool:
-    """Whether a path may be used. Raises CNIError (code 7); a DEL goes on without it."""
-    from pycni.sdk import allowed_paths  # most configurations name none
-
-    return allowed_paths.require_or(request, key, path, "") != ""
+    return request.allowed_path("debug.hooks", program)
 
 
 def _run(request: Request, hook: tuple[str, ...], program: str) -> None:

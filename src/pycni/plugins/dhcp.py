@@ -328,11 +328,7 @@ def _socket_path(request: Request) -> str:
             str(faults[0]) if faults else f'ipam.daemonSocketPath: "{path}" is not valid',
             f"expected the absolute path of a socket, by default {SOCKET}",
         )
-    if path == SOCKET:
-        return path
-    from pycni.sdk import allowed_paths  # most configurations name none
-
-    return allowed_paths.require_or(request, "dhcp.daemonSocketPath", path, SOCKET)
+    return request.allowed_path("dhcp.daemonSocketPath", path, SOCKET)
 
 
 class _Socket(Config):

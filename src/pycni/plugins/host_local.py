@@ -139,7 +139,7 @@ class HostLocal(Plugin):
             dns = read_resolv_conf(request, ipam.resolv_conf)
         attachment = request.owner.attachment
         with LeaseStore(
-            _allowed(request, ipam.data_dir),
+            request.allowed_path("host-local.dataDir", ipam.data_dir, DATA_DIR),
             request.network,
             create=True,
             cancel=request.cancel,
@@ -393,15 +393,7 @@ def _data_dir(request: Request) -> str:
     data_dir = _IPAMDirectory.read_lenient(ipam, "ipam", faults).data_dir
     if faults:
         raise faults_error(faults)
-    return _allowed(request, data_dir)
-
-
-def _allowed(request: Request, data_dir: str) -> str:
-    if data_dir in ("", DATA_DIR):
-        return DATA_DIR
-    from pycni.sdk import allowed_paths  # most configurations name none
-
-    return allowed_paths.require_or(request, "host-local.dataDir", data_dir, DATA_DIR)
+    return request.allowed_path("host-local.dataDir", data_dir, DATA_DIR)
 
 
 def _existing_leases(request: Request, gives: Callable[[IPAddress], bool] = _none) -> LeaseStore:

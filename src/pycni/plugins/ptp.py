@@ -19,12 +19,7 @@ from pycni.plan.steps import (
     Sysctl,
     VethPair,
 )
-from pycni.plugins.shared.masquerading import (
-    IP_MASQ,
-    IP_MASQ_BACKEND,
-    check_backend,
-    forwarding,
-)
+from pycni.plugins.shared import masquerading
 from pycni.sdk.addressing import configure, own_addresses, with_gateway
 from pycni.sdk.interface import InterfacePlugin
 from pycni.sdk.veth_name import host_end
@@ -45,14 +40,14 @@ if TYPE_CHECKING:
 class PtpConfig(NetConf):
     """The keys of ptp."""
 
-    ip_masq: bool = IP_MASQ
-    ip_masq_backend: str = IP_MASQ_BACKEND
+    ip_masq: bool = masquerading.IP_MASQ
+    ip_masq_backend: str = masquerading.IP_MASQ_BACKEND
     mtu: int = field(
         "mtu", Integer(0, 65535), 0, doc="bytes, of both ends", default_doc="the kernel's choice"
     )
 
     def validate(self) -> None:
-        check_backend(self.ip_masq_backend)
+        masquerading.check_backend(self.ip_masq_backend)
 
 
 class PtpPlugin(InterfacePlugin):
@@ -82,7 +77,7 @@ class PtpPlugin(InterfacePlugin):
         addresses = tuple(entry.address for entry in network.ips)
         if config.ip_masq:
             steps.append(Masquerade(owner, addresses, config.ip_masq_backend))
-        steps += forwarding({address.family for address in addresses})
+        steps += masquerading.forwarding({address.family for address in addresses})
         return Plan(tuple(steps), (Reported(HOST, outer), Reported(SANDBOX, ifname)))
 
 

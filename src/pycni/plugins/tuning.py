@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from pycni.sdk.request import Request
     from pycni.spec.config import Attachment
     from pycni.spec.result import Result
-    from pycni.spec.schema import Fault
     from pycni.steps.namespaces import HostAndSandbox
 
 ALLOWLIST = "/etc/cni/tuning/allowlist.conf"
@@ -84,13 +83,7 @@ class TuningConfig(Settings, NetConf):
 
     def documents(self, request: Request) -> Documents:
         """Where backups are. Raises CNIError for a directory that is not allowed."""
-        directory = self.data_dir or DATA_DIR
-        if directory != DATA_DIR:
-            from pycni.sdk import allowed_paths  # most configurations name none
-
-            key = "tuning.dataDir"
-            directory = allowed_paths.require_or(request, key, directory, DATA_DIR)
-        return Documents(directory)
+        return Documents(request.allowed_path("tuning.dataDir", self.data_dir, DATA_DIR))
 
     def wanted(self, cni_args: str) -> Settings:
         """What all the places that can ask for something ask for together."""
@@ -166,8 +159,7 @@ class Tuning(ChainedPlugin):
     def as_checked(self, request: Request) -> Request:
         """What a later tuning of the list has set is as it should be."""
         request = super().as_checked(request)
-        faults: list[Fault] = []
-        config = self.config.read_lenient(request.document, "", faults)
+        config = self.config.read_lenient(request.document, "", [])
         given, now = config.wanted(request.args), in_force(config.documents(request), request)
         changed: dict[str, Any] = {
             name: getattr(now, name) if getattr(now, name) is not None else value
@@ -182,8 +174,7 @@ class Tuning(ChainedPlugin):
         return request.replace(document={**request.document, "args": {"cni": settings}})
 
     def delete(self, request: Request) -> None:
-        faults: list[Fault] = []
-        config = self.config.read_lenient(request.document, "", faults)
+        config = self.config.read_lenient(request.document, "", [])
         with (
             find_sandbox(request) as kernel,
             Backup(config.documents(request), request) as backup,
@@ -208,8 +199,7 @@ class Tuning(ChainedPlugin):
             raise join_errors(failures)
 
     def gc(self, request: Request, keep: frozenset[Attachment]) -> None:
-        faults: list[Fault] = []
-        config = self.config.read_lenient(request.document, "", faults)
+        config = self.config.read_lenient(request.document, "", [])
         documents = config.documents(request)
         for name in documents.names():
             saved = saved_in(documents.read(name)) if name.endswith(".json") else None

@@ -90,8 +90,6 @@ def require_or(request: Request, key: str, path: str, default: str) -> str:
 
     No ADD has made anything at a path that is not allowed.
     """
-    if not path or path == default:
-        return default
     try:
         return require(key, path, request.environ)
     except CNIError as error:

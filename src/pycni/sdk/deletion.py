@@ -15,15 +15,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.sdk.planned import PlannedPlugin
     from pycni.sdk.request import Request
-    from pycni.spec.schema import Fault
     from pycni.steps.namespaces import HostAndSandbox
 
 
 def delete(plugin: PlannedPlugin, request: Request) -> None:
     """Remove what an attachment has, whatever is missing of it. Raises CNIError: what failed."""
-    faults: list[Fault] = []
     # Faults of what asks for something are no reason to leak what was made.
-    config = plugin.config.read_lenient(request.document, "", faults)
+    config = plugin.config.read_lenient(request.document, "", [])
     with find_sandbox(request) as kernel:
         known = without_others(kernel, request.owner, prev_result_or_empty(request))
         plan = plugin.plan(request.replace(args=""), config, plugin.fill_in_gateways(config, known))

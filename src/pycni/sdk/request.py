@@ -76,6 +76,17 @@ class Request(Record):
         """The result handed on by the runtime, None if there is none. Raises CNIError."""
         return parse_prev_result(self.document, self.version)
 
+    def allowed_path(self, key: str, path: str, default: str = "") -> str:
+        """The path that a key of the configuration has, if configurations may have it there.
+
+        key, and what DEL and GC get otherwise: see `pycni.sdk.allowed_paths`. Raises CNIError.
+        """
+        if path in ("", default):
+            return default
+        from pycni.sdk.allowed_paths import require_or  # most configurations name none
+
+        return require_or(self, key, path, default)
+
     @property
     def log(self) -> Log:
         """Where the plugin may write what it does: see `pycni.sdk.log`."""

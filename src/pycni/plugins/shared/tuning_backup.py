@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pycni.plan.plan import Plan
     from pycni.plan.steps import Step
     from pycni.sdk.request import Request
-    from pycni.spec.schema import Fault
     from pycni.state.attachment_files import Documents
 
 # How many ADDs have noted something, and how many DELs have failed: a list may have more tunings.
@@ -299,5 +298,4 @@ def _values(plan: Plan) -> dict[str, Any]:
 
 def saved_in(document: dict[str, Any] | None) -> Saved:
     """A backup file's document; what cannot be read of it counts as not noted."""
-    faults: list[Fault] = []
-    return Saved.read_lenient(document or {}, "", faults)
+    return Saved.read_lenient(document or {}, "", [])
