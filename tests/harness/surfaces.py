@@ -41,8 +41,8 @@ from pycni.runtime.lint import lint_file
 from pycni.sdk.delegate import read_answer
 from pycni.sdk.dispatch import Outcome, check_variables, make_request, serve
 from pycni.sdk.execute import failed
-from pycni.sdk.planned import PlannedPlugin, prev_result_or_empty
-from pycni.sdk.request import Request
+from pycni.sdk.planned import PlannedPlugin
+from pycni.sdk.request import Request, prev_result_or_empty
 from pycni.spec import identity as identities
 from pycni.spec import versions
 from pycni.spec.args import known_args, parse_args

@@ -25,7 +25,7 @@ from pycni import __version__
 from pycni.agent import protocol, server
 from pycni.agent.listener import listen
 from pycni.agent.metrics import LONGEST_ERROR, Metrics
-from pycni.sdk.execute import tell
+from pycni.sdk.execute import write_or_give_up
 from pycni.spec.errors import CNIError
 
 LOOPBACK = {"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}
@@ -186,9 +186,9 @@ def test_stderr_that_nobody_reads() -> None:
         while os.write(writer, bytes(4096)):
             pass
     os.set_blocking(writer, True)
-    tell(writer, b"text", 0.1)  # returns
+    write_or_give_up(writer, b"text", 0.1)  # returns
     os.close(reader)
-    tell(writer, b"text")  # to a pipe without a reader, too
+    write_or_give_up(writer, b"text")  # to a pipe without a reader, too
     os.close(writer)
 
 

@@ -56,7 +56,7 @@ def damage_module(package: Path) -> None:
 
 
 def cut_module(package: Path) -> None:
-    (package / "kernel/link.py").write_text("def parse(\n")
+    (package / "sdk/planned.py").write_text("def parse(\n")
 
 
 @pytest.mark.parametrize(

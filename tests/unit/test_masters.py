@@ -10,7 +10,7 @@ import pytest
 
 from pycni.spec.errors import IO_FAILURE, TRY_AGAIN_LATER, CNIError
 from pycni.spec.identity import NetnsID
-from pycni.state import masters
+from pycni.state import masters, run_lock
 from pycni.state.masters import MasterNote
 
 HOST = NetnsID(4, 4026531840, 1)
@@ -52,7 +52,7 @@ def test_an_index_counts_in_its_namespace() -> None:
 
 
 def test_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(masters, "LOCK_TIMEOUT", 0.05)
+    monkeypatch.setattr(run_lock, "LOCK_TIMEOUT", 0.05)
     seen: list[str] = []
 
     def second() -> None:

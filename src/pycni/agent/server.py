@@ -29,7 +29,7 @@ from pycni.agent.metrics import Metrics
 from pycni.agent.package import Package, load
 from pycni.agent.pool import Pool
 from pycni.sdk.dispatch import serve
-from pycni.sdk.execute import tell
+from pycni.sdk.execute import write_or_give_up
 from pycni.spec.errors import IO_FAILURE, CNIError
 from pycni.spec.jsontext import MAX_SIZE
 
@@ -162,7 +162,7 @@ class Agent:
             try:
                 if call.plugin == protocol.STATUS:
                     connection.sendall(protocol.BEGUN)
-                    tell(call.reply, protocol.encode_answer(0, self._status(call)))
+                    write_or_give_up(call.reply, protocol.encode_answer(0, self._status(call)))
                 else:
                     perform(connection, call)
             finally:
@@ -209,8 +209,8 @@ class Agent:
         )
         error = outcome.stdout if outcome.code else ""
         self.metrics.end(call.plugin, command, time.monotonic() - begin, error)
-        tell(stderr, outcome.stderr.encode())
-        tell(reply, protocol.encode_answer(outcome.code, outcome.stdout))
+        write_or_give_up(stderr, outcome.stderr.encode())
+        write_or_give_up(reply, protocol.encode_answer(outcome.code, outcome.stdout))
         self._heartbeat.beat()
 
     def _status(self, call: protocol.Call) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _PROC = "/proc"
 _ROOT = f"{_PROC}/sys"
 _NET = f"{_ROOT}/net/"
-_NO_PARTS = frozenset(("", ".", ".."))
+NO_PARTS = frozenset(("", ".", ".."))
 # Most values are short, and for each read the kernel clears a buffer of the size asked for.
 _USUAL = 4096
 _LIMIT = 64 * 1024
@@ -38,13 +38,21 @@ class SysctlRejected(OSError):
     """The kernel took a number and went on to hold the one before."""
 
 
+def with_slashes(key: str) -> str:
+    """A key with slashes between its parts, as they are below /proc/sys."""
+    dot, slash = key.find("."), key.find("/")
+    return swapped(key) if dot >= 0 and (slash < 0 or dot < slash) else key
+
+
+def swapped(key: str) -> str:
+    """A key with slashes for its dots and the other way round: in the other of its two forms."""
+    return key.translate({ord("."): "/", ord("/"): "."})
+
+
 def path(key: str) -> str:
     """The file of a key. Raises ValueError for what is not a key, or leads out of /proc/sys."""
-    dot, slash = key.find("."), key.find("/")
-    if dot >= 0 and (slash < 0 or dot < slash):
-        key = key.translate({ord("."): "/", ord("/"): "."})
-    parts = key.split("/")
-    if not _NO_PARTS.isdisjoint(parts) or "\0" in key:
+    key = with_slashes(key)
+    if not NO_PARTS.isdisjoint(key.split("/")) or "\0" in key:
         raise ValueError(f"not a sysctl key: {key!r}")
     return f"{_ROOT}/{key}"
 

@@ -6,8 +6,6 @@ address and the host's forwarding are shared by attachments and stay; DEL remove
 
 from __future__ import annotations
 
-from _socket import AF_INET, AF_INET6
-
 from pycni.kernel.netlink.constants import RT_TABLE_MAIN
 from pycni.plan.plan import Plan, Reported
 from pycni.plan.steps import (
@@ -15,7 +13,6 @@ from pycni.plan.steps import (
     SANDBOX,
     Bridge,
     BridgePort,
-    Forwarding,
     GatewayAddress,
     GratuitousARP,
     LinkUp,
@@ -27,9 +24,10 @@ from pycni.plan.steps import (
     VLANGateway,
     VLANs,
 )
-from pycni.sdk.addressing import announce, configure, own_addresses, settle, with_gateway
+from pycni.plugins.shared import masquerading
+from pycni.sdk.addressing import announce, configure, own_addresses, wait_for_dad, with_gateway
 from pycni.sdk.interface import InterfacePlugin
-from pycni.sdk.mac import MACConf, mac_of, mac_of_owner, requested_mac
+from pycni.sdk.mac import MACConf, mac_from_ip, mac_of_owner, requested_mac
 from pycni.sdk.veth_name import host_end
 from pycni.spec.errors import UNAVAILABLE, CNIError, invalid_config
 from pycni.spec.ip import IPNetwork, default_network
@@ -39,6 +37,7 @@ from pycni.spec.schema import Config, Flag, Integer, ListOf, Object, Text, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import ClassVar
 
     from pycni.plan.steps import Step
@@ -93,16 +92,8 @@ class BridgeConfig(MACConf):
         False,
         doc="replace a conflicting address of the bridge instead of failing",
     )
-    ip_masq: bool = field(
-        "ipMasq", Flag(), False, doc="what leaves the container's subnet has the host's address"
-    )
-    ip_masq_backend: str = field(
-        "ipMasqBackend",
-        Text(),
-        "",
-        doc="`nftables` or `iptables`",
-        default_doc="nftables where the host has it",
-    )
+    ip_masq: bool = masquerading.IP_MASQ
+    ip_masq_backend: str = masquerading.IP_MASQ_BACKEND
     mtu: int = field(
         "mtu",
         Integer(0, 65535),
@@ -193,11 +184,7 @@ class BridgeConfig(MACConf):
                 "cannot set hairpin mode and promiscuous mode at the same time",
                 'drop "hairpinMode" or "promiscMode": together they return every frame twice',
             )
-        if self.ip_masq_backend not in ("", "nftables", "iptables"):
-            raise invalid_config(
-                f'unknown ipmasq backend "{self.ip_masq_backend}"',
-                'expected "nftables" or "iptables" in "ipMasqBackend"',
-            )
+        masquerading.check_backend(self.ip_masq_backend)
         if self.gateway and len(self.gateway_link.encode()) > MAX_INTERFACE_NAME:
             raise invalid_config(
                 f'interface name "{self.gateway_link}" is too long',
@@ -235,70 +222,99 @@ class BridgePlugin(InterfacePlugin):
             )
 
     def plan(self, request: Request, config: BridgeConfig, network: Result) -> Plan:
-        owner, ifname = request.owner, request.ifname
         outer = host_end(request, network, config.bridge, config.gateway_link)
         mac = _mac(request, config, network)
-        port = BridgePort(config.bridge, config.hairpin_mode, config.port_isolation, config.vlans)
-        gateways = tuple(
-            IPNetwork(entry.gateway, entry.address.prefix)
-            for entry in network.ips
-            if config.gateway and entry.gateway is not None
-        )
-        steps: list[Step] = [
-            Bridge(
-                config.bridge,
-                config.mtu,
-                config.filters_vlans,
-                config.promisc_mode,
-                mcast_snooping=not gateways,
-            )
+        gateways = _gateways(config, network)
+        steps = [
+            *_bridge(config, gateways),
+            *_port(request, config, outer, mac),
+            *_container(request.ifname, config, network, mac),
+            *_running(request.ifname, config, network, outer, mac),
+            *_masquerade(request, config, network),
+            *masquerading.forwarding({gateway.family for gateway in gateways}),
         ]
         interfaces = [
             Reported(HOST, config.bridge),
             Reported(HOST, outer),
-            Reported(SANDBOX, ifname),
+            Reported(SANDBOX, request.ifname),
         ]
-        if gateways:
-            if config.vlan:
-                vlans = VLANs(config.vlan, keep_default=config.preserve_default_vlan)
-                steps.append(VLANGateway(config.gateway_link, config.bridge, vlans))
-                interfaces.append(Reported(HOST, config.gateway_link))
-            steps.append(GatewayAddress(config.gateway_link, gateways, config.force_address))
-        steps.append(VethPair(owner, ifname, outer, config.mtu, mac, port))
-        if config.macspoofchk:
-            steps.append(SpoofGuard(owner, outer, mac))
-        if config.ipam_type:
-            # In a network without IPv6 whose router this host is, nobody has a use for link-local
-            # addresses, and each would be told to every port of the bridge.
-            link_local = config.enable_dad or not config.gateway or _has_ipv6(network)
-            if link_local:
-                steps += _probing(ifname, config.enable_dad)
-            if config.gateway:
-                # Whoever else says that he is the router is another container (CVE-2020-10749).
-                steps.append(Sysctl(SANDBOX, f"net/ipv6/conf/{ifname}/accept_ra", "0"))
-            if not _goes_with_address(mac, network):
-                steps += announce(ifname)
-            steps += configure(ifname, network, dad=config.enable_dad, link_local=link_local)
-        elif not config.disable_container_interface:
-            steps.append(LinkUp(SANDBOX, ifname))
-        if not config.disable_container_interface:
-            steps.append(PortRunning(outer))
-        if config.ipam_type:
-            # From here on the bridge carries what these send.
-            steps += settle(ifname, network)
-            if not _goes_with_address(mac, network):
-                steps.append(GratuitousARP(SANDBOX, ifname))
-        if config.ip_masq and config.ipam_type:
-            ips = network.ips
-            if request.command == "CHECK":
-                # What a later plugin added is not masqueraded. It comes last, without a gateway.
-                ips = own_addresses(network) or ips[:1]
-            addresses = tuple(entry.address for entry in ips)
-            steps.append(Masquerade(owner, addresses, config.ip_masq_backend))
-        # Last, since it is the one thing that cannot be taken back once others rely on it.
-        families = {gateway.family for gateway in gateways}
-        steps += [Forwarding(family) for family in (AF_INET, AF_INET6) if family in families]
+        if gateways and config.vlan:
+            interfaces.append(Reported(HOST, config.gateway_link))
         return Plan(tuple(steps), tuple(interfaces))
+
+
+def _gateways(config: BridgeConfig, network: Result) -> tuple[IPNetwork, ...]:
+    """The host's own addresses: the container's gateways, if the host is to be that."""
+    return tuple(
+        IPNetwork(entry.gateway, entry.address.prefix)
+        for entry in network.ips
+        if config.gateway and entry.gateway is not None
+    )
+
+
+def _bridge(config: BridgeConfig, gateways: tuple[IPNetwork, ...]) -> Iterator[Step]:
+    """What attachments share: the bridge, and the host's addresses on it or on a VLAN of it."""
+    yield Bridge(
+        config.bridge,
+        config.mtu,
+        config.filters_vlans,
+        config.promisc_mode,
+        mcast_snooping=not gateways,
+    )
+    if gateways and config.vlan:
+        vlans = VLANs(config.vlan, keep_default=config.preserve_default_vlan)
+        yield VLANGateway(config.gateway_link, config.bridge, vlans)
+    if gateways:
+        yield GatewayAddress(config.gateway_link, gateways, config.force_address)
+
+
+def _port(request: Request, config: BridgeConfig, outer: str, mac: str) -> Iterator[Step]:
+    """The pair, whose outer end is a port of the bridge, and what guards that."""
+    port = BridgePort(config.bridge, config.hairpin_mode, config.port_isolation, config.vlans)
+    yield VethPair(request.owner, request.ifname, outer, config.mtu, mac, port)
+    if config.macspoofchk:
+        yield SpoofGuard(request.owner, outer, mac)
+
+
+def _container(ifname: str, config: BridgeConfig, network: Result, mac: str) -> list[Step]:
+    """The settings, addresses and routes of the container's interface, which comes up with them."""
+    if not config.ipam_type:
+        return [] if config.disable_container_interface else [LinkUp(SANDBOX, ifname)]
+    steps: list[Step] = []
+    # In a network without IPv6 whose router this host is, no container has a use for link-local
+    # addresses, and each would be announced to every port of the bridge.
+    link_local = config.enable_dad or not config.gateway or _has_ipv6(network)
+    if link_local:
+        steps += _probing(ifname, config.enable_dad)
+    if config.gateway:
+        # Any other that says it is the router is another container (CVE-2020-10749).
+        steps.append(Sysctl(SANDBOX, f"net/ipv6/conf/{ifname}/accept_ra", "0"))
+    if not is_mac_from_ip(mac, network):
+        steps += announce(ifname)
+    return steps + configure(ifname, network, dad=config.enable_dad, link_local=link_local)
+
+
+def _running(
+    ifname: str, config: BridgeConfig, network: Result, outer: str, mac: str
+) -> Iterator[Step]:
+    """Wait until the bridge forwards for the port, which carries what the next ones send."""
+    if not config.disable_container_interface:
+        yield PortRunning(outer)
+    if config.ipam_type:
+        yield from wait_for_dad(ifname, network)
+        if not is_mac_from_ip(mac, network):
+            yield GratuitousARP(SANDBOX, ifname)
+
+
+def _masquerade(request: Request, config: BridgeConfig, network: Result) -> Iterator[Step]:
+    if not (config.ip_masq and config.ipam_type):
+        return
+    ips = network.ips
+    if request.command == "CHECK":
+        # What a later plugin added is not masqueraded. It comes last, without a gateway.
+        ips = own_addresses(network) or ips[:1]
+    addresses = tuple(entry.address for entry in ips)
+    yield Masquerade(request.owner, addresses, config.ip_masq_backend)
 
 
 def _with_default(routes: tuple[Route, ...], entry: IPConfig) -> tuple[Route, ...]:
@@ -342,24 +358,24 @@ def trunk_ranges(items: tuple[TrunkItem, ...]) -> tuple[tuple[int, int], ...]:
 def _mac(request: Request, config: BridgeConfig, network: Result) -> str:
     """The container's MAC address: a container, which can change it, is never asked.
 
-    It is the one that the result tells, which a later plugin may have set; at ADD, if none is asked
-    for, one that goes with the IPv4 address. Whoever is given that address next has the same MAC
-    address, so neighbours that remember it are not mistaken, and need not be told: telling costs a
-    frame to every port of the bridge. "" if nothing tells, which is after ADD only.
+    It is the one that the result lists, which a later plugin may have set; at ADD, if none is asked
+    for, one made from the IPv4 address. The next container with that address has the same MAC
+    address, so neighbours that remember it are not mistaken, and it need not be announced, which
+    costs a frame to every port of the bridge. "" if nothing says, which is after ADD only.
     """
-    told = [item.mac for item in network.interfaces if item.sandbox and item.name == request.ifname]
+    seen = [item.mac for item in network.interfaces if item.sandbox and item.name == request.ifname]
     asked = requested_mac(config, request.args)
     if request.command != "ADD":
-        return next(iter(told), "") or asked
-    if asked or told:
+        return next(iter(seen), "") or asked
+    if asked or seen:
         return asked or mac_of_owner(request.owner)
-    lasting = (mac_of(entry.address) for entry in network.ips if entry.address.is_ipv4)
-    return next(lasting, "") or mac_of_owner(request.owner)
+    from_ip = (mac_from_ip(entry.address) for entry in network.ips if entry.address.is_ipv4)
+    return next(from_ip, "") or mac_of_owner(request.owner)
 
 
-def _goes_with_address(mac: str, network: Result) -> bool:
-    """Whether all addresses of the container are its MAC address's own."""
-    return all(entry.address.is_ipv4 and mac == mac_of(entry.address) for entry in network.ips)
+def is_mac_from_ip(mac: str, network: Result) -> bool:
+    """Whether all addresses of the container are the one that its MAC address is made from."""
+    return all(entry.address.is_ipv4 and mac == mac_from_ip(entry.address) for entry in network.ips)
 
 
 def _has_ipv6(network: Result) -> bool:

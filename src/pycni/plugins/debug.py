@@ -6,7 +6,7 @@ Chained behind other plugins it shows what a runtime hands on; it changes nothin
 from __future__ import annotations
 
 from pycni.kernel import namespace, process
-from pycni.sdk.execute import tell
+from pycni.sdk.execute import write_or_give_up
 from pycni.sdk.plugin import Plugin
 from pycni.spec.config import NetConf
 from pycni.spec.errors import IO_FAILURE, CNIError
@@ -74,7 +74,8 @@ class Debug(Plugin):
 
 def record(request: Request, command: str, path: str) -> None:
     """Append a call to a file. Raises CNIError."""
-    if not path or not _is_allowed(request, "debug.cniOutput", path):
+    path = request.allowed_path("debug.cniOutput", path)
+    if not path:
         return
     lines = (
         command,
@@ -95,7 +96,7 @@ def record(request: Request, command: str, path: str) -> None:
 
 
 def run_hooks(request: Request, hooks: Hooks) -> None:
-    """Run commands in the container's namespace; what fails is only told on stderr.
+    """Run commands in the container's namespace; what fails is only reported on stderr.
 
     Raises CNIError (code 7) for a program that is not allowed, before any is run.
     """
@@ -108,7 +109,7 @@ def run_hooks(request: Request, hooks: Hooks) -> None:
         else:
             space = namespace.open_path(request.netns)
     except OSError as error:
-        tell(request.stderr, f"hooks are not run: {error}\n".encode())
+        write_or_give_up(request.stderr, f"hooks are not run: {error}\n".encode())
         return
     with space, space.enter():
         for hook, program in found:
@@ -120,28 +121,21 @@ def _program(request: Request, program: str) -> str:
     if "/" not in program:
         found = process.find(program, request.environ.get("PATH", _DEFAULT_PATH))
         if not found:
-            tell(request.stderr, f"ERR: {program}: no such program\n".encode())
+            write_or_give_up(request.stderr, f"ERR: {program}: no such program\n".encode())
             return ""
         program = found
-    return program if _is_allowed(request, "debug.hooks", program) else ""
-
-
-def _is_allowed(request: Request, key: str, path: str) -> bool:
-    """Whether a path may be used. Raises CNIError (code 7); a DEL tells, and goes on without it."""
-    from pycni.sdk import allowed_paths  # most configurations name none
-
-    return allowed_paths.require_or(request, key, path, "") != ""
+    return request.allowed_path("debug.hooks", program)
 
 
 def _run(request: Request, hook: tuple[str, ...], program: str) -> None:
     try:
         code, stdout, stderr = process.run([program, *hook[1:]], env=request.environ)
     except OSError as error:
-        tell(request.stderr, f"ERR: {' '.join(hook)}: {error}\n".encode())
+        write_or_give_up(request.stderr, f"ERR: {' '.join(hook)}: {error}\n".encode())
         return
-    tell(request.stderr, b"OUTPUT: " + stdout + stderr)
+    write_or_give_up(request.stderr, b"OUTPUT: " + stdout + stderr)
     if code:
-        tell(request.stderr, f"ERR: {' '.join(hook)}: exit status {code}\n".encode())
+        write_or_give_up(request.stderr, f"ERR: {' '.join(hook)}: exit status {code}\n".encode())
 
 
 plugin = Debug()

@@ -12,7 +12,7 @@ from _socket import AF_INET6
 
 from pycni.kernel.netlink.constants import MIN_IPV4_MTU, MIN_IPV6_MTU
 from pycni.plugins.shared.dhcp import SOCKET, NoDaemon, ask
-from pycni.sdk.execute import tell
+from pycni.sdk.execute import write_or_give_up
 from pycni.sdk.plugin import Plugin
 from pycni.spec.config import DNS, NetConf
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError, invalid_config
@@ -257,9 +257,9 @@ def make_result(lease: Mapping[str, Any], wanted: tuple[int, ...], priority: int
 
 
 def _set_mtu(request: Request, mtu: int) -> None:
-    """Give the interface the MTU that a server says, or tell why it is not used.
+    """Give the interface the MTU that a server says, or report why it is not used.
 
-    The plugin of the interface tells of it in the result, and puts it back.
+    The plugin of the interface lists it in the result, and puts it back.
     """
     from pycni.kernel import address, link, namespace  # few networks ask for it
 
@@ -274,7 +274,7 @@ def _set_mtu(request: Request, mtu: int) -> None:
         reason = str(error)
     if reason:
         note = f"dhcp: the server's MTU of {mtu} for {request.ifname} is not used: {reason}\n"
-        tell(request.stderr, note.encode())
+        write_or_give_up(request.stderr, note.encode())
 
 
 def _why_not(mtu: int, found: Link, has_ipv6: bool) -> str:
@@ -312,7 +312,7 @@ def _ask_if_there(request: Request, question: Mapping[str, Any]) -> None:
         ask(path, question)
     except NoDaemon as error:
         note = f"dhcp: {question['command']} without a daemon: {error}\n"
-        tell(request.stderr, note.encode())
+        write_or_give_up(request.stderr, note.encode())
 
 
 def _socket_path(request: Request) -> str:
@@ -328,11 +328,7 @@ def _socket_path(request: Request) -> str:
             str(faults[0]) if faults else f'ipam.daemonSocketPath: "{path}" is not valid',
             f"expected the absolute path of a socket, by default {SOCKET}",
         )
-    if path == SOCKET:
-        return path
-    from pycni.sdk import allowed_paths  # most configurations name none
-
-    return allowed_paths.require_or(request, "dhcp.daemonSocketPath", path, SOCKET)
+    return request.allowed_path("dhcp.daemonSocketPath", path, SOCKET)
 
 
 class _Socket(Config):

@@ -33,10 +33,9 @@ if TYPE_CHECKING:
     from pycni.plugins.shared.subnet_env import SubnetEnv
     from pycni.sdk.request import Request
     from pycni.spec.result import Result
-    from pycni.spec.schema import Fault
 
 # What a file has besides the delegate's configuration: which interface of the container it is for,
-# and which container, where its name does not tell.
+# and which container, where its name does not say.
 MARK = "pycni"
 DATA_DIR = "/var/lib/cni/flannel"
 SUBNET_FILE = "/run/flannel/subnet.env"
@@ -82,12 +81,12 @@ class FlannelConfig(NetConf):
 
     def documents(self, request: Request) -> Documents:
         """Where configurations are kept. Raises CNIError for a directory that is not allowed."""
-        return Documents(_allowed(request, "dataDir", self.data_dir or DATA_DIR, DATA_DIR))
+        return Documents(request.allowed_path("flannel.dataDir", self.data_dir, DATA_DIR))
 
     def environment(self, request: Request) -> SubnetEnv:
         """What flanneld says. Raises CNIError."""
-        file = self.subnet_file or SUBNET_FILE
-        return subnet_env.load(_allowed(request, "subnetFile", file, SUBNET_FILE))
+        file = request.allowed_path("flannel.subnetFile", self.subnet_file, SUBNET_FILE)
+        return subnet_env.load(file)
 
     def validate(self) -> None:
         given = self.delegate or {}
@@ -206,8 +205,7 @@ class Flannel(Plugin):
         delegate(request, config.delegate_type, "STATUS", document)
 
     def _read(self, request: Request) -> FlannelConfig:
-        faults: list[Fault] = []
-        return self.config.read_lenient(request.document, "", faults)
+        return self.config.read_lenient(request.document, "", [])
 
 
 def _add(
@@ -228,7 +226,7 @@ def _add(
             else:
                 documents.remove(name)
         except CNIError:
-            pass  # the runtime's DEL needs the file, and will tell
+            pass  # the runtime's DEL needs the file, and will report it
         raise
 
 
@@ -263,14 +261,6 @@ def _without_flanneld(config: FlannelConfig, request: Request) -> dict[str, Any]
         return delegate_config(config, config.environment(request))
     except CNIError:
         return delegate_config(config, subnet_env.SubnetEnv((), (), 0, False))
-
-
-def _allowed(request: Request, key: str, path: str, default: str) -> str:
-    if path == default:
-        return default
-    from pycni.sdk import allowed_paths  # most configurations name none
-
-    return allowed_paths.require_or(request, f"flannel.{key}", path, default)
 
 
 # --- the files -----------------------------------------------------------------------------------

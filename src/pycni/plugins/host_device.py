@@ -1,14 +1,14 @@
 """host-device: moves a network device of the host into the sandbox, and back.
 
 What it makes for an attachment stands in `HostDevicePlugin.plan`, in order. A device that a program
-drives by itself (DPDK) stays where it is, and the result only tells of it.
+drives by itself (DPDK) stays where it is, and is only listed in the result.
 """
 
 from __future__ import annotations
 
 from pycni.plan.plan import Plan, Reported
 from pycni.plan.steps import SANDBOX, Device, MoveDevice
-from pycni.sdk.addressing import announce, configure, settle
+from pycni.sdk.addressing import configure_announced
 from pycni.sdk.interface import InterfacePlugin
 from pycni.spec.config import NetConf
 from pycni.spec.errors import UNAVAILABLE, CNIError, invalid_config
@@ -19,7 +19,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, ClassVar
 
-    from pycni.plan.steps import Step
     from pycni.sdk.request import Request
     from pycni.spec.result import Result
     from pycni.steps.namespaces import HostAndSandbox
@@ -130,7 +129,7 @@ class HostDevicePlugin(InterfacePlugin):
     def check_status(self, config: HostDeviceConfig, kernel: HostAndSandbox) -> None:
         device = config.selected
         if not device:
-            return  # the runtime tells with each ADD
+            return  # the runtime names it with each ADD
         try:
             if not self.resolve(config).dpdk_mode:
                 devices.locate(kernel.host, device)
@@ -141,12 +140,8 @@ class HostDevicePlugin(InterfacePlugin):
         ifname = request.ifname
         if config.dpdk_mode:
             return Plan((), (Reported(SANDBOX, ifname, in_kernel=False),))
-        steps: list[Step] = [MoveDevice(ifname, config.selected)]
-        if config.ipam_type:
-            steps += announce(ifname)
-        steps += configure(ifname, network, dad=True)
-        steps += settle(ifname, network)
-        return Plan(tuple(steps), (Reported(SANDBOX, ifname),))
+        addresses = configure_announced(ifname, network, announced=bool(config.ipam_type))
+        return Plan((MoveDevice(ifname, config.selected), *addresses), (Reported(SANDBOX, ifname),))
 
 
 plugin = HostDevicePlugin()

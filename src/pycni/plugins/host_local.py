@@ -8,8 +8,8 @@ keeps the whole network locked meanwhile; it takes all or nothing. The state is 
 from __future__ import annotations
 
 import posix
-import time
 
+from pycni.plugins.shared.address_plugin import AddressConf, RequestedIPs
 from pycni.plugins.shared.ranges import Range, RangeConfig, RangeSet, make_range_sets
 from pycni.sdk.plugin import Plugin
 from pycni.spec.args import known_args
@@ -20,7 +20,6 @@ from pycni.spec.errors import (
     CHECK_FAILED,
     INVALID_CONFIG,
     INVALID_ENVIRONMENT,
-    IO_FAILURE,
     UNAVAILABLE,
     CNIError,
     invalid_config,
@@ -29,9 +28,8 @@ from pycni.spec.ip import IPAddress, IPNetwork, parse_address_or_network
 from pycni.spec.owner import Owner
 from pycni.spec.result import IPConfig, Result, Route
 from pycni.spec.schema import Config, Fault, Flag, ListOf, Object, Text, faults_error, field
-from pycni.spec.versions import at_least
 from pycni.state import attachments
-from pycni.state.files import below, read_file
+from pycni.state.files import below
 from pycni.state.leases import DATA_DIR, LeaseStore
 
 TYPE_CHECKING = False
@@ -71,12 +69,9 @@ class IPAM(RangeConfig):
     )
 
 
-class HostLocalRuntimeConfig(Config):
+class HostLocalRuntimeConfig(RequestedIPs):
     """What a runtime passes for the capabilities `ips` and `ipRanges`."""
 
-    ips: tuple[str, ...] = field(
-        "ips", ListOf(Text()), (), doc="addresses to give; capability `ips`"
-    )
     ip_ranges: tuple[tuple[RangeConfig, ...], ...] = field(
         "ipRanges",
         _RANGES,
@@ -85,19 +80,7 @@ class HostLocalRuntimeConfig(Config):
     )
 
 
-class ConventionalArgs(Config):
-    """`args.cni`, by the conventions of the specification."""
-
-    ips: tuple[str, ...] = field("ips", ListOf(Text()), (), doc="addresses to give")
-
-
-class HostLocalArgs(Config):
-    """`args`."""
-
-    cni: ConventionalArgs = field("cni", Object(ConventionalArgs), ConventionalArgs(), doc="ips")
-
-
-class HostLocalConf(NetConf):
+class HostLocalConf(AddressConf):
     """The configuration of a plugin that delegates to host-local, as far as it reads it."""
 
     ipam: IPAM | None = field("ipam", Object(IPAM), None, doc="addresses and how to give them")
@@ -106,9 +89,6 @@ class HostLocalConf(NetConf):
         Object(HostLocalRuntimeConfig),
         HostLocalRuntimeConfig(),
         doc="what the runtime gives",
-    )
-    args: HostLocalArgs = field(
-        "args", Object(HostLocalArgs), HostLocalArgs(), doc="free arguments"
     )
 
     def validate(self) -> None:
@@ -128,12 +108,7 @@ class HostLocalConf(NetConf):
                 "no IP ranges specified",
                 '"ipam" needs "subnet": "10.1.0.0/16" or "ranges": [[{"subnet": "10.1.0.0/16"}]]',
             )
-        families = [item.family for item in sets]
-        if len(set(families)) < len(families) and not at_least(self.version, "0.3.0"):
-            raise invalid_config(
-                f"CNI version {self.version} does not support more than 1 address per family",
-                'use "cniVersion": "0.3.0" or newer',
-            )
+        self.require_room(item.family for item in sets)
         return sets
 
 
@@ -157,10 +132,14 @@ class HostLocal(Plugin):
         ipam = config.ipam
         assert ipam is not None
         requested = _requested(config, request.args)
-        dns = _read_resolv_conf(request, ipam.resolv_conf) if ipam.resolv_conf else DNS()
+        dns = DNS()
+        if ipam.resolv_conf:
+            from pycni.plugins.shared.resolvconf import read_resolv_conf
+
+            dns = read_resolv_conf(request, ipam.resolv_conf)
         attachment = request.owner.attachment
         with LeaseStore(
-            _allowed(request, ipam.data_dir),
+            request.allowed_path("host-local.dataDir", ipam.data_dir, DATA_DIR),
             request.network,
             create=True,
             cancel=request.cancel,
@@ -185,7 +164,7 @@ class HostLocal(Plugin):
             raise CNIError(
                 CHECK_FAILED,
                 f"host-local: Failed to find address added by container {request.container_id}",
-                f"no file in {where} tells of it and interface {request.ifname}",
+                f"no file in {where} names it and interface {request.ifname}",
             )
         previous = request.prev_result
         if previous is None:
@@ -217,9 +196,11 @@ class HostLocal(Plugin):
             leases.collect(keep, is_noted)
 
     def status(self, request: Request) -> None:
+        from pycni.plugins.shared.lease_usage import require_writable, usage
+
         config = HostLocalConf.decode_unvalidated(request.document)
         sets = config.range_sets()
-        _require_writable(below(_data_dir(request), request.network))
+        require_writable(below(_data_dir(request), request.network))
         with _existing_leases(request, _ranges_of(sets)) as leases:
             allocator = _Allocator(leases, sets, Attachment("", ""), request.network)
             for range_set in sets:
@@ -228,15 +209,15 @@ class HostLocal(Plugin):
                 full = CNIError(
                     UNAVAILABLE,
                     f"no IP addresses available in range set: {range_set}",
-                    allocator.usage(range_set),
+                    usage(leases, range_set),
                 )
                 assert config.ipam is not None
                 if config.ipam.strict_status:
                     raise full
-                from pycni.sdk.execute import tell  # no other operation needs it
+                from pycni.sdk.execute import write_or_give_up  # no other operation needs it
 
                 # Runtimes put off the GC that would free some until STATUS succeeds.
-                tell(request.stderr, f"host-local: {full}\n".encode())
+                write_or_give_up(request.stderr, f"host-local: {full}\n".encode())
 
 
 class _Allocator:
@@ -286,34 +267,12 @@ class _Allocator:
             try:
                 self._leases.release(self._attachment, self._taken)
             except OSError:
-                pass  # the failure that led here is the one to tell; DEL will try again
+                pass  # the failure that led here is the one to report; DEL will try again
 
     def has_free(self, range_set: RangeSet) -> bool:
         """Whether the range set has an address to give."""
         return any(True for _ in self._free(range_set, None)) or (
             self._leases.recheck() and any(True for _ in self._free(range_set, None))
-        )
-
-    def usage(self, range_set: RangeSet) -> str:
-        """Who holds a full range set's addresses, for the details of an error."""
-        leases = [item for item in self._leases.leases() if range_set.range_of(item.address)]
-        if not leases:
-            return "the only addresses in it are gateways; widen the range"
-        oldest = min(leases, key=lambda lease: lease.since)
-        text = (
-            f"{_count(len(leases), 'address', 'addresses')} held by "
-            f"{_count(len({lease.container_id for lease in leases}), 'container', 'containers')}, "
-            f"the oldest, {oldest.address}, by {_holder(oldest.container_id, oldest.ifname)} "
-            f"since {_date(oldest.since)}"
-        )
-        start = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-        stale = sum(lease.since < start for lease in leases)
-        if stale:
-            text += f"; {stale} of them from before this machine was started"
-        return (
-            f"{text}. Containers that ended without DEL still hold theirs in {self._leases.path}: "
-            "'pycni ipam reclaim' frees them, or the runtime's GC. "
-            "If all are alive, widen the range"
         )
 
     def _refuse_second(self, range_set: RangeSet, held: list[IPAddress]) -> None:
@@ -334,10 +293,12 @@ class _Allocator:
                 if self._reserve(address, index):
                     return item, address
             if not self._leases.recheck():
+                from pycni.plugins.shared.lease_usage import usage
+
                 raise CNIError(
                     ADDRESS_UNAVAILABLE,
                     f"no IP addresses available in range set: {range_set}",
-                    self.usage(range_set),
+                    usage(self._leases, range_set),
                 )
 
     def _request(
@@ -352,14 +313,13 @@ class _Allocator:
                 "ask for another address, or set another gateway",
             )
         if not self._reserve(address, index):
+            from pycni.plugins.shared.lease_usage import held_by
+
             lease = self._leases.holder(address)
-            by = ""
-            if lease is not None:
-                by = f" by {_holder(lease.container_id, lease.ifname)} since {_date(lease.since)}"
             raise CNIError(
                 ADDRESS_UNAVAILABLE,
                 f"requested IP address {address} is not available in range set {range_set}",
-                f"it is held{by}",
+                f"it is held{'' if lease is None else held_by(lease)}",
             )
         return item, address
 
@@ -433,15 +393,7 @@ def _data_dir(request: Request) -> str:
     data_dir = _IPAMDirectory.read_lenient(ipam, "ipam", faults).data_dir
     if faults:
         raise faults_error(faults)
-    return _allowed(request, data_dir)
-
-
-def _allowed(request: Request, data_dir: str) -> str:
-    if data_dir in ("", DATA_DIR):
-        return DATA_DIR
-    from pycni.sdk import allowed_paths  # most configurations name none
-
-    return allowed_paths.require_or(request, "host-local.dataDir", data_dir, DATA_DIR)
+    return request.allowed_path("host-local.dataDir", data_dir, DATA_DIR)
 
 
 def _existing_leases(request: Request, gives: Callable[[IPAddress], bool] = _none) -> LeaseStore:
@@ -473,53 +425,6 @@ def _is_set(address: IPAddress) -> bool:
     from pycni.kernel import all_addresses  # hardly ever needed
 
     return address in all_addresses.addresses()
-
-
-def _read_resolv_conf(request: Request, path: str) -> DNS:
-    import os  # few configurations name one
-
-    from pycni.plugins.shared.resolvconf import parse_resolv_conf
-    from pycni.sdk import allowed_paths
-
-    allowed_paths.require("host-local.resolvConf", path, request.environ)
-    try:
-        # /etc/resolv.conf is a symbolic link on many hosts.
-        data = read_file(os.path.realpath(path))
-    except OSError as error:
-        raise CNIError(
-            IO_FAILURE,
-            f"cannot read resolvConf {path}: {error.strerror}",
-            '"resolvConf" of "ipam" must name a readable file',
-        ) from None
-    return parse_resolv_conf(data.decode("utf-8", "replace"))
-
-
-def _require_writable(path: str) -> None:
-    import os  # only STATUS asks
-
-    existing = path
-    while not os.path.lexists(existing) and os.path.dirname(existing) != existing:
-        existing = os.path.dirname(existing)
-    if not os.path.isdir(existing) or not os.access(existing, os.W_OK | os.X_OK):
-        raise CNIError(
-            UNAVAILABLE,
-            f"host-local cannot keep addresses in {path}",
-            f'{existing} must be a directory that this user may write to; "dataDir" of "ipam" '
-            "names another",
-        )
-
-
-def _count(number: int, one: str, more: str) -> str:
-    return f"{number} {one if number == 1 else more}"
-
-
-def _holder(container_id: str, ifname: str) -> str:
-    interface = f", interface {ifname}" if ifname else ""
-    return f"container {container_id or '(unknown)'}{interface}"
-
-
-def _date(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
 def _note(text: str) -> None:

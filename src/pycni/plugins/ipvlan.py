@@ -1,34 +1,30 @@
-"""ipvlan: an interface that shares the hardware address of one of the host's, told apart by IP.
+"""ipvlan: an interface that shares the hardware address of one of the host's.
 
-What it makes for an attachment stands in `IpvlanPlugin.plan`, in order. All of it is in the
+What it makes for an attachment stands in `ChildPlugin.plan`, in order. All of it is in the
 sandbox; nothing is left on the host. Behind another plugin it can take that one's interface as
 master, and that one's addresses.
 """
 
 from __future__ import annotations
 
-from pycni.plan.plan import Plan, Reported
-from pycni.plan.steps import HOST, SANDBOX, ChildLink
-from pycni.plugins.shared.master import require_master
-from pycni.sdk.addressing import announce, configure, settle
-from pycni.sdk.interface import InterfacePlugin
+from pycni.plan.steps import ChildLink
+from pycni.plugins.shared.child_link import ChildKeys, ChildPlugin
 from pycni.spec.config import NetConf
 from pycni.spec.errors import invalid_config
 from pycni.spec.result import Result
-from pycni.spec.schema import Anything, Flag, Integer, Text, field
+from pycni.spec.schema import Anything, Text, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, ClassVar
 
-    from pycni.plan.steps import Step
     from pycni.sdk.request import Request
     from pycni.steps.namespaces import HostAndSandbox
 
 MODES = ("l2", "l3", "l3s")
 
 
-class IpvlanConfig(NetConf):
+class IpvlanConfig(ChildKeys, NetConf):
     """The keys of ipvlan."""
 
     master: str = field(
@@ -39,12 +35,6 @@ class IpvlanConfig(NetConf):
         default_doc="the only one of prevResult, else that of the default route",
     )
     mode: str = field("mode", Text(), "", doc="`l2`, `l3` or `l3s`", default_doc="`l2`")
-    mtu: int = field(
-        "mtu", Integer(), 0, doc="bytes, up to the master's", default_doc="the master's"
-    )
-    link_in_container: bool = field(
-        "linkInContainer", Flag(), False, doc="the master is in the container's namespace"
-    )
     ipam: Any = field(
         "ipam",
         Anything(),
@@ -60,7 +50,7 @@ class IpvlanConfig(NetConf):
             )
 
 
-class IpvlanPlugin(InterfacePlugin):
+class IpvlanPlugin(ChildPlugin):
     """An ipvlan in the sandbox."""
 
     type: ClassVar[str] = "ipvlan"
@@ -69,35 +59,28 @@ class IpvlanPlugin(InterfacePlugin):
 
     def check_status(self, config: IpvlanConfig, kernel: HostAndSandbox) -> None:
         # Without a master it may be a plugin before this one that makes it.
-        if config.master and not config.link_in_container:
-            require_master(kernel, config.master)
+        if config.master:
+            super().check_status(config, kernel)
 
     def inherited(self, previous: Result) -> Result:
         """The addresses of the plugin before, whose interface is to be the master."""
         return previous
 
-    def plan(self, request: Request, config: IpvlanConfig, network: Result) -> Plan:
-        ifname = request.ifname
-        steps: list[Step] = [
-            ChildLink(
-                ifname,
-                "ipvlan",
-                config.master or _chained_master(request),
-                SANDBOX if config.link_in_container else HOST,
-                mode=config.mode or "l2",
-                mtu=config.mtu,
-            )
-        ]
-        steps += announce(ifname)
-        steps += configure(ifname, network, dad=True)
-        steps += settle(ifname, network)
-        return Plan(tuple(steps), (Reported(SANDBOX, ifname),))
+    def child(self, request: Request, config: IpvlanConfig) -> ChildLink:
+        return ChildLink(
+            request.ifname,
+            "ipvlan",
+            config.master or _chained_master(request),
+            config.master_in,
+            mode=config.mode or "l2",
+            mtu=config.mtu,
+        )
 
 
 def _chained_master(request: Request) -> str:
     """The only interface of the plugin before; "" if there is none before.
 
-    At CHECK and DEL prevResult tells of the attachment itself, so the master is not known.
+    At CHECK and DEL prevResult is the attachment's own, so the master is not known.
     """
     if request.command != "ADD":
         return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pycni.kernel import address as addresses
 from pycni.kernel import link as links
 from pycni.plan.plan import Plan
+from pycni.plan.steps import SANDBOX
 from pycni.sdk.netns import find_sandbox, open_sandbox
 from pycni.sdk.plugin import Plugin
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError
@@ -38,7 +39,7 @@ class Loopback(Plugin):
     def add(self, request: Request) -> Result:
         previous = request.prev_result
         with open_sandbox(request) as kernel:
-            sandbox = kernel.netns("sandbox")
+            sandbox = kernel.netns(SANDBOX)
             try:
                 lo = sandbox.link(LO)
                 for found in addresses.dump(sandbox.netlink, lo.index):
@@ -59,7 +60,7 @@ class Loopback(Plugin):
     def check(self, request: Request) -> None:
         previous = request.prev_result
         with open_sandbox(request) as kernel:
-            sandbox = kernel.netns("sandbox")
+            sandbox = kernel.netns(SANDBOX)
             try:
                 lo = sandbox.link(LO)
                 present = {found.network for found in addresses.dump(sandbox.netlink, lo.index)}
@@ -108,7 +109,7 @@ class Loopback(Plugin):
 
 def _set_up(kernel: HostAndSandbox, lo: Link) -> list[InterfaceAddress]:
     """Set lo up and return the addresses it has then; if that fails, it is as it was."""
-    sandbox = kernel.netns("sandbox")
+    sandbox = kernel.netns(SANDBOX)
     try:
         sandbox.request(links.update(lo, up=True))
         found = addresses.dump(sandbox.netlink, lo.index)
@@ -119,7 +120,7 @@ def _set_up(kernel: HostAndSandbox, lo: Link) -> list[InterfaceAddress]:
             try:
                 sandbox.request(links.update(lo, up=False))
             except OSError:
-                pass  # the failure that led here is the one to tell
+                pass  # the failure that led here is the one to report
         raise
 
 

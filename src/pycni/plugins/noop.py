@@ -1,4 +1,4 @@
-"""noop: does nothing but what a file tells it to. For tests of runtimes.
+"""noop: does nothing but what a file says. For tests of runtimes.
 
 The file (CNI_ARGS "DEBUG=PATH", or "debugFile") says what to answer, and gets what was asked. Names
 and keys are those of the reference's plugin, whose Go structures the file mirrors.

@@ -1,8 +1,7 @@
 """portmap: ports of the host lead to the container.
 
 The ports come from the runtime (capability portMappings). What they become on the host stands in
-`pycni.steps.port_map.nftables` and `iptables` beside it; DEL removes all but what containers
-share.
+`pycni.steps.port_map`; DEL removes all but what containers share.
 """
 
 from __future__ import annotations
@@ -262,12 +261,12 @@ class PortmapPlugin(ChainedPlugin):
     ) -> Result:
         """The previous result. Reports whose ports of the host lead to the container instead."""
         if any(mapping.is_valid for mapping in config.runtime_config.port_mappings):
-            from pycni.sdk.execute import tell
+            from pycni.sdk.execute import write_or_give_up
             from pycni.steps.port_map import shadowed
 
             for step in self.plan(request, config, previous).steps:
                 for text in shadowed.listeners(step, kernel) if isinstance(step, PortMap) else ():
-                    tell(request.stderr, f"portmap: {text}\n".encode())
+                    write_or_give_up(request.stderr, f"portmap: {text}\n".encode())
         return previous
 
 

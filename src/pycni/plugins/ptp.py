@@ -6,7 +6,7 @@ DEL removes the rest.
 
 from __future__ import annotations
 
-from _socket import AF_INET, AF_INET6
+from _socket import AF_INET6
 
 from pycni.kernel.netlink.constants import RT_SCOPE_HOST
 from pycni.plan.plan import Plan, Reported
@@ -14,19 +14,19 @@ from pycni.plan.steps import (
     HOST,
     SANDBOX,
     Address,
-    Forwarding,
     Masquerade,
     Route,
     Sysctl,
     VethPair,
 )
+from pycni.plugins.shared import masquerading
 from pycni.sdk.addressing import configure, own_addresses, with_gateway
 from pycni.sdk.interface import InterfacePlugin
 from pycni.sdk.veth_name import host_end
 from pycni.spec.config import NetConf
 from pycni.spec.errors import invalid_config
 from pycni.spec.ip import host_network
-from pycni.spec.schema import Flag, Integer, Text, field
+from pycni.spec.schema import Integer, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,26 +40,14 @@ if TYPE_CHECKING:
 class PtpConfig(NetConf):
     """The keys of ptp."""
 
-    ip_masq: bool = field(
-        "ipMasq", Flag(), False, doc="what leaves the container's subnet has the host's address"
-    )
-    ip_masq_backend: str = field(
-        "ipMasqBackend",
-        Text(),
-        "",
-        doc="`nftables` or `iptables`",
-        default_doc="nftables where the host has it",
-    )
+    ip_masq: bool = masquerading.IP_MASQ
+    ip_masq_backend: str = masquerading.IP_MASQ_BACKEND
     mtu: int = field(
         "mtu", Integer(0, 65535), 0, doc="bytes, of both ends", default_doc="the kernel's choice"
     )
 
     def validate(self) -> None:
-        if self.ip_masq_backend not in ("", "nftables", "iptables"):
-            raise invalid_config(
-                f'unknown ipmasq backend "{self.ip_masq_backend}"',
-                'expected "nftables" or "iptables" in "ipMasqBackend"',
-            )
+        masquerading.check_backend(self.ip_masq_backend)
 
 
 class PtpPlugin(InterfacePlugin):
@@ -79,7 +67,7 @@ class PtpPlugin(InterfacePlugin):
         outer = host_end(request, network)
         steps: list[Step] = [VethPair(owner, ifname, outer, config.mtu)]
         if any(entry.address.family == AF_INET6 for entry in network.ips):
-            # There is nobody on the link whose address it could be.
+            # No one else is on the link whose address it could be.
             steps.append(Sysctl(HOST, f"net/ipv6/conf/{outer}/accept_dad", "0"))
             steps.append(Sysctl(SANDBOX, f"net/ipv6/conf/{ifname}/accept_dad", "0"))
         host_side = [step for entry in network.ips for step in _host_side(request, outer, entry)]
@@ -89,9 +77,7 @@ class PtpPlugin(InterfacePlugin):
         addresses = tuple(entry.address for entry in network.ips)
         if config.ip_masq:
             steps.append(Masquerade(owner, addresses, config.ip_masq_backend))
-        # Last, since it is the one thing that cannot be taken back once others rely on it.
-        families = {address.family for address in addresses}
-        steps += [Forwarding(family) for family in (AF_INET, AF_INET6) if family in families]
+        steps += masquerading.forwarding({address.family for address in addresses})
         return Plan(tuple(steps), (Reported(HOST, outer), Reported(SANDBOX, ifname)))
 
 

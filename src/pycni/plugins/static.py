@@ -6,15 +6,15 @@ in the place of both; runtimeConfig.ips in the place of all.
 
 from __future__ import annotations
 
-from pycni.sdk.planned import require_prev_result
+from pycni.plugins.shared.address_plugin import AddressConf, RequestedIPs
 from pycni.sdk.plugin import Plugin
+from pycni.sdk.request import require_prev_result
 from pycni.spec.args import known_args, valid_args
-from pycni.spec.config import DNS, NetConf
+from pycni.spec.config import DNS
 from pycni.spec.errors import CHECK_FAILED, INVALID_ENVIRONMENT, CNIError, invalid_config
 from pycni.spec.ip import parse_address, parse_network
 from pycni.spec.result import IPConfig, Result, Route
 from pycni.spec.schema import Address, Config, ListOf, Object, Text, field
-from pycni.spec.versions import at_least
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,35 +53,15 @@ class IPAM(Config):
     dns: DNS = field("dns", Object(DNS), DNS(), doc="name resolution for the result")
 
 
-class Requested(Config):
-    """Addresses from the runtime, in runtimeConfig or args.cni."""
-
-    ips: tuple[str, ...] = field(
-        "ips",
-        ListOf(Text()),
-        (),
-        doc="addresses with prefix lengths, in the place of all others, without gateways",
-    )
-
-
-class StaticArgs(Config):
-    """`args`."""
-
-    cni: Requested = field("cni", Object(Requested), Requested(), doc="ips")
-
-
-class StaticConf(NetConf):
+class StaticConf(AddressConf):
     """The configuration of a plugin that delegates to static, as far as it reads it."""
 
     ipam: IPAM | None = field("ipam", Object(IPAM), None, doc="addresses, routes, DNS")
-    runtime_config: Requested = field(
+    runtime_config: RequestedIPs = field(
         "runtimeConfig",
-        Object(Requested),
-        Requested(),
+        Object(RequestedIPs),
+        RequestedIPs(),
         doc="what the runtime gives for capability `ips`",
-    )
-    args: StaticArgs = field(
-        "args", Object(StaticArgs), StaticArgs(), doc="free arguments; args.cni.ips"
     )
 
     def validate(self) -> None:
@@ -102,12 +82,7 @@ class Static(Plugin):
         config = StaticConf.decode(request.document)
         assert config.ipam is not None
         ips = _addresses(config, request.args)
-        families = [entry.address.family for entry in ips]
-        if len(set(families)) < len(families) and not at_least(config.version, "0.3.0"):
-            raise invalid_config(
-                f"CNI version {config.version} does not support more than 1 address per family",
-                'use "cniVersion": "0.3.0" or newer',
-            )
+        config.require_room(entry.address.family for entry in ips)
         return Result(ips=ips, routes=config.ipam.routes, dns=config.ipam.dns)
 
     def check(self, request: Request) -> None:

@@ -79,7 +79,7 @@ class TapPlugin(InterfacePlugin):
         ]
         if config.ipam_type:
             steps += announce(ifname)
-        # Nobody has the other end yet, so there is nobody who could answer a probe for duplicates.
+        # No program has the other end yet, so no one could answer a probe for duplicates.
         steps += configure(ifname, network)
         return Plan(tuple(steps), (Reported(SANDBOX, ifname),))
 

@@ -20,20 +20,13 @@ from pycni.plugins.shared.tuning_backup import (
 )
 from pycni.sdk.chained import ChainedPlugin
 from pycni.sdk.netns import find_sandbox, open_sandbox
-from pycni.sdk.planned import require_prev_result
-from pycni.spec.args import known_args
+from pycni.sdk.request import require_prev_result
+from pycni.spec.args import mac_argument
 from pycni.spec.config import NetConf
 from pycni.spec.errors import INVALID_CONFIG, UNAVAILABLE, CNIError, invalid_config, join_errors
 from pycni.spec.jsontext import lookup, repeated_keys
 from pycni.spec.owner import Owner
-from pycni.spec.schema import (
-    Config,
-    MACAddress,
-    Object,
-    Text,
-    field,
-    normal_mac,
-)
+from pycni.spec.schema import Config, MACAddress, Object, Text, field
 from pycni.state.attachment_files import Documents
 from pycni.state.files import read_file
 from pycni.steps import executor, ownership
@@ -47,12 +40,10 @@ if TYPE_CHECKING:
     from pycni.sdk.request import Request
     from pycni.spec.config import Attachment
     from pycni.spec.result import Result
-    from pycni.spec.schema import Fault
     from pycni.steps.namespaces import HostAndSandbox
 
 ALLOWLIST = "/etc/cni/tuning/allowlist.conf"
 DATA_DIR = "/run/cni/tuning"
-MAX_MTU = (1 << 31) - 1
 
 
 class TuningArgs(Config):
@@ -92,13 +83,7 @@ class TuningConfig(Settings, NetConf):
 
     def documents(self, request: Request) -> Documents:
         """Where backups are. Raises CNIError for a directory that is not allowed."""
-        directory = self.data_dir or DATA_DIR
-        if directory != DATA_DIR:
-            from pycni.sdk import allowed_paths  # most configurations name none
-
-            key = "tuning.dataDir"
-            directory = allowed_paths.require_or(request, key, directory, DATA_DIR)
-        return Documents(directory)
+        return Documents(request.allowed_path("tuning.dataDir", self.data_dir, DATA_DIR))
 
     def wanted(self, cni_args: str) -> Settings:
         """What all the places that can ask for something ask for together."""
@@ -108,7 +93,7 @@ class TuningConfig(Settings, NetConf):
             first, own = getattr(given, name), getattr(self, name)
             values[name] = own if first is None else first
         values["sysctl"] = {**(self.sysctl or {}), **(given.sysctl or {})}
-        values["mac"] = given.mac or self.runtime_config.mac or _mac_argument(cni_args) or self.mac
+        values["mac"] = given.mac or self.runtime_config.mac or mac_argument(cni_args) or self.mac
         return Settings(**values)
 
 
@@ -174,8 +159,7 @@ class Tuning(ChainedPlugin):
     def as_checked(self, request: Request) -> Request:
         """What a later tuning of the list has set is as it should be."""
         request = super().as_checked(request)
-        faults: list[Fault] = []
-        config = self.config.read_lenient(request.document, "", faults)
+        config = self.config.read_lenient(request.document, "", [])
         given, now = config.wanted(request.args), in_force(config.documents(request), request)
         changed: dict[str, Any] = {
             name: getattr(now, name) if getattr(now, name) is not None else value
@@ -190,8 +174,7 @@ class Tuning(ChainedPlugin):
         return request.replace(document={**request.document, "args": {"cni": settings}})
 
     def delete(self, request: Request) -> None:
-        faults: list[Fault] = []
-        config = self.config.read_lenient(request.document, "", faults)
+        config = self.config.read_lenient(request.document, "", [])
         with (
             find_sandbox(request) as kernel,
             Backup(config.documents(request), request) as backup,
@@ -216,8 +199,7 @@ class Tuning(ChainedPlugin):
             raise join_errors(failures)
 
     def gc(self, request: Request, keep: frozenset[Attachment]) -> None:
-        faults: list[Fault] = []
-        config = self.config.read_lenient(request.document, "", faults)
+        config = self.config.read_lenient(request.document, "", [])
         documents = config.documents(request)
         for name in documents.names():
             saved = saved_in(documents.read(name)) if name.endswith(".json") else None
@@ -245,7 +227,7 @@ def _is_in_place(ifname: str, kernel: HostAndSandbox) -> bool:
 
 
 def refuse_repeated(document: Mapping[str, Any]) -> None:
-    """Raise a CNIError if one sysctl is given twice: which value is meant, nobody can tell."""
+    """Raise a CNIError if one sysctl is given twice: which value is meant is unknown."""
     sysctl = lookup(document, "sysctl")
     repeated = repeated_keys(sysctl) if isinstance(sysctl, dict) else ()
     if repeated:
@@ -301,15 +283,6 @@ def refuse_unlisted(config: TuningConfig) -> None:
             f"[{' '.join(patterns)}]",
             f"the administrator of this host keeps the list in {ALLOWLIST}",
         )
-
-
-def _mac_argument(cni_args: str) -> str:
-    given = known_args(cni_args, "MAC").get("MAC", "")
-    if given and not normal_mac(given):
-        raise invalid_config(
-            f'"{given}" in CNI_ARGS is not a MAC address', "expected one such as 0a:58:0a:01:02:03"
-        )
-    return normal_mac(given)
 
 
 plugin = Tuning()

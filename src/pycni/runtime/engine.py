@@ -12,9 +12,9 @@ import os
 
 from pycni.runtime.foreign import Foreign, guarded
 from pycni.runtime.options import environment
-from pycni.sdk.delegate import process_environ, read_answer
+from pycni.sdk.delegate import did_you_mean, find_plugin, process_environ, read_answer
 from pycni.sdk.dispatch import internal_error, perform
-from pycni.sdk.execute import did_you_mean, execute, find_plugin
+from pycni.sdk.execute import execute
 from pycni.sdk.request import Request
 from pycni.spec import versions
 from pycni.spec.errors import INVALID_CONFIG, CNIError

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from pycni.sdk.netns import find_sandbox as find_sandbox
     from pycni.sdk.netns import open_sandbox as open_sandbox
     from pycni.sdk.planned import PlannedPlugin as PlannedPlugin
-    from pycni.sdk.planned import require_prev_result as require_prev_result
     from pycni.sdk.plugin import Plugin as Plugin
     from pycni.sdk.request import Request as Request
+    from pycni.sdk.request import require_prev_result as require_prev_result
     from pycni.spec import errors as errors
     from pycni.spec import versions as versions
     from pycni.spec.config import DNS as DNS
@@ -61,64 +61,38 @@ if TYPE_CHECKING:
     from pycni.steps.namespaces import HostAndSandbox as HostAndSandbox
 
 
-# Where each name is: a module, and what of it; the module itself for "".
-_NAMES = {
-    "Address": ("pycni.spec.schema", "Address"),
-    "Anything": ("pycni.spec.schema", "Anything"),
-    "Flag": ("pycni.spec.schema", "Flag"),
-    "Integer": ("pycni.spec.schema", "Integer"),
-    "ListOf": ("pycni.spec.schema", "ListOf"),
-    "MACAddress": ("pycni.spec.schema", "MACAddress"),
-    "MapOf": ("pycni.spec.schema", "MapOf"),
-    "CIDR": ("pycni.spec.schema", "CIDR"),
-    "Object": ("pycni.spec.schema", "Object"),
-    "Text": ("pycni.spec.schema", "Text"),
-    "Allocation": ("pycni.sdk.ipam", "Allocation"),
-    "Attachment": ("pycni.spec.config", "Attachment"),
-    "CNIError": ("pycni.spec.errors", "CNIError"),
-    "ChainedPlugin": ("pycni.sdk.chained", "ChainedPlugin"),
-    "Config": ("pycni.spec.schema", "Config"),
-    "DNS": ("pycni.spec.config", "DNS"),
-    "HOST": ("pycni.plan.steps", "HOST"),
-    "IPAddress": ("pycni.spec.ip", "IPAddress"),
-    "IPConfig": ("pycni.spec.result", "IPConfig"),
-    "IPNetwork": ("pycni.spec.ip", "IPNetwork"),
-    "Interface": ("pycni.spec.result", "Interface"),
-    "InterfacePlugin": ("pycni.sdk.interface", "InterfacePlugin"),
-    "HostAndSandbox": ("pycni.steps.namespaces", "HostAndSandbox"),
-    "NetConf": ("pycni.spec.config", "NetConf"),
-    "Owner": ("pycni.spec.owner", "Owner"),
-    "Plan": ("pycni.plan.plan", "Plan"),
-    "PlannedPlugin": ("pycni.sdk.planned", "PlannedPlugin"),
-    "Plugin": ("pycni.sdk.plugin", "Plugin"),
-    "Reported": ("pycni.plan.plan", "Reported"),
-    "Request": ("pycni.sdk.request", "Request"),
-    "Result": ("pycni.spec.result", "Result"),
-    "Route": ("pycni.spec.result", "Route"),
-    "SANDBOX": ("pycni.plan.steps", "SANDBOX"),
-    "Step": ("pycni.plan.steps", "Step"),
-    "Transaction": ("pycni.steps.executor", "Transaction"),
-    "delegate_ipam": ("pycni.sdk.ipam", "delegate_ipam"),
-    "errors": ("pycni.spec.errors", ""),
-    "field": ("pycni.spec.schema", "field"),
-    "find_sandbox": ("pycni.sdk.netns", "find_sandbox"),
-    "invalid_config": ("pycni.spec.errors", "invalid_config"),
-    "main": ("pycni.sdk.entry", "main"),
-    "nftables": ("pycni.kernel.netfilter.nftables", ""),
-    "open_sandbox": ("pycni.sdk.netns", "open_sandbox"),
-    "require_prev_result": ("pycni.sdk.planned", "require_prev_result"),
-    "steps": ("pycni.plan.steps", ""),
-    "translate": ("pycni.steps.executor", "translate"),
-    "versions": ("pycni.spec.versions", ""),
+# The names that each module has; of a package, its modules.
+_HOMES = {
+    "pycni.kernel.netfilter": "nftables",
+    "pycni.plan": "steps",
+    "pycni.plan.plan": "Plan Reported",
+    "pycni.plan.steps": "HOST SANDBOX Step",
+    "pycni.sdk.chained": "ChainedPlugin",
+    "pycni.sdk.entry": "main",
+    "pycni.sdk.interface": "InterfacePlugin",
+    "pycni.sdk.ipam": "Allocation delegate_ipam",
+    "pycni.sdk.netns": "find_sandbox open_sandbox",
+    "pycni.sdk.planned": "PlannedPlugin",
+    "pycni.sdk.plugin": "Plugin",
+    "pycni.sdk.request": "Request require_prev_result",
+    "pycni.spec": "errors versions",
+    "pycni.spec.config": "Attachment DNS NetConf",
+    "pycni.spec.errors": "CNIError invalid_config",
+    "pycni.spec.ip": "IPAddress IPNetwork",
+    "pycni.spec.owner": "Owner",
+    "pycni.spec.result": "IPConfig Interface Result Route",
+    "pycni.spec.schema": "Address Anything CIDR Config Flag Integer ListOf MACAddress MapOf Object "
+    "Text field",
+    "pycni.steps.executor": "Transaction translate",
+    "pycni.steps.namespaces": "HostAndSandbox",
 }
+_NAMES = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> object:
     if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    path, attribute = _NAMES[name]
-    module = __import__(path, fromlist=[attribute])
-    value = getattr(module, attribute) if attribute else module
+    value = getattr(__import__(_NAMES[name], fromlist=[name]), name)
     globals()[name] = value
     return value
 

@@ -31,7 +31,7 @@ def configure(
     The addresses come first so that the kernel announces them when the interface comes up
     (arp_notify, ndisc_notify); before them an MTU that the address plugin gave it. dad: have the
     kernel look for duplicates of IPv6 addresses first, which delays them by a second or two;
-    `settle` waits for it. by_gateway: the gateways alone are on the link, even the rest of an
+    `wait_for_dad` waits for it. by_gateway: the gateways alone are on the link, even the rest of an
     address's own network is reached through them. link_local: whether the interface gets an IPv6
     link-local address as well.
     """
@@ -42,7 +42,7 @@ def configure(
             Sysctl(SANDBOX, f"net/ipv6/conf/{link}/disable_ipv6", "0"),
             Sysctl(SANDBOX, f"net/ipv6/conf/{link}/keep_addr_on_down", "1"),
         ]
-    if mtu := mtu_told(network, link):
+    if mtu := listed_mtu(network, link):
         steps.append(LinkSettings(SANDBOX, link, mtu=mtu))
     steps += [Address(SANDBOX, link, entry.address, dad, not by_gateway) for entry in network.ips]
     steps.append(LinkUp(SANDBOX, link, link_local))
@@ -71,7 +71,16 @@ def configure(
     return steps
 
 
-def mtu_told(network: Result, link: str) -> int:
+def configure_announced(link: str, network: Result, *, announced: bool = True) -> list[Step]:
+    """`configure` on a network of other machines: announced, free of duplicates, and waited for."""
+    return [
+        *(announce(link) if announced else ()),
+        *configure(link, network, dad=True),
+        *wait_for_dad(link, network),
+    ]
+
+
+def listed_mtu(network: Result, link: str) -> int:
     """The MTU that an address plugin gave the interface `link` in the sandbox, 0 for none."""
     return next((item.mtu for item in network.interfaces if item.sandbox and item.name == link), 0)
 
@@ -118,7 +127,7 @@ def _is_alone(network: Result, family: int) -> bool:
 def own_addresses(network: Result) -> tuple[IPConfig, ...]:
     """The addresses of a plugin that gives each of its own a gateway.
 
-    What a plugin later in the chain added to the interface, as prevResult tells, has none.
+    What a plugin later in the chain added to the interface, as prevResult shows, has none.
     """
     if not network.interfaces:
         return network.ips
@@ -147,7 +156,7 @@ def _to_gateway(link: str, entry: IPConfig) -> list[Step]:
 
 
 def announce(link: str) -> list[Step]:
-    """Have neighbours told of the interface's addresses when it comes up.
+    """Have the interface's addresses announced to neighbours when it comes up.
 
     The kernel does so at once, when a bridge does not forward for it yet: see `GratuitousARP`.
     """
@@ -157,7 +166,7 @@ def announce(link: str) -> list[Step]:
     ]
 
 
-def settle(link: str, network: Result) -> list[Step]:
+def wait_for_dad(link: str, network: Result) -> list[Step]:
     """Wait until the IPv6 addresses can be used, the link-local one too.
 
     Without `dad` (above) that is a matter of microseconds.

@@ -11,7 +11,7 @@ that are CNI's own (`DEFAULTS`), or into those that the host's administrator has
 It is a file, since all runtimes of a host must go by it; for a runtime with other rights
 PYCNI_ALLOWED_PATHS in its environment, which no configuration can set, names another one. The file
 counts only if none but root, or this user, may write to it. What lies below an allowed directory is
-allowed, whoever may write there: so allow none that others may write to.
+allowed, no matter who may write there: so allow none that others may write to.
 
 Loaded only by calls whose configuration names a path. Used by the log, plugins, `pycni ipam`.
 """
@@ -90,23 +90,21 @@ def require_or(request: Request, key: str, path: str, default: str) -> str:
 
     No ADD has made anything at a path that is not allowed.
     """
-    if not path or path == default:
-        return default
     try:
         return require(key, path, request.environ)
     except CNIError as error:
         if request.command not in ("DEL", "GC"):
             raise
-        tell_refused(request, error)
+        report_refused(request, error)
         return default
 
 
-def tell_refused(request: Request, error: CNIError) -> None:
+def report_refused(request: Request, error: CNIError) -> None:
     """Say on stderr that a path is not used, where the operation goes on without it."""
-    from pycni.sdk.execute import tell
+    from pycni.sdk.execute import write_or_give_up
 
     text = f"{request.document.get('type', 'plugin')}: {request.command} without it: {error}"
-    tell(request.stderr, quote(text)[1:-1].encode("utf-8", "replace") + b"\n")
+    write_or_give_up(request.stderr, quote(text)[1:-1].encode("utf-8", "replace") + b"\n")
 
 
 def way_out(key: str, path: str, environ: Mapping[str, str]) -> str:

@@ -5,9 +5,8 @@ They take prevResult and hand it on. See `pycni.sdk.planned` for what such a plu
 
 from __future__ import annotations
 
-from pycni.sdk.netns import open_sandbox
-from pycni.sdk.planned import PlannedPlugin, require_prev_result
-from pycni.steps import executor
+from pycni.sdk.planned import PlannedPlugin
+from pycni.sdk.request import require_prev_result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +27,9 @@ class ChainedPlugin(PlannedPlugin):
         return previous
 
     def add(self, request: Request) -> Result:
+        from pycni.sdk.netns import open_sandbox
+        from pycni.steps import executor
+
         config = self.config.decode(request.document)
         previous = require_prev_result(request, self.unchained)
         network = self.fill_in_gateways(config, self.own_result(request, previous))

@@ -14,7 +14,8 @@ from pycni.spec.errors import TRY_AGAIN_LATER, CNIError, join_errors
 from pycni.spec.identity import now
 from pycni.spec.owner import Owner, Owners
 from pycni.state import attachments
-from pycni.state.attachments import LOCK_TIMEOUT, AttachmentLock
+from pycni.state.attachments import AttachmentLock
+from pycni.state.files import LOCK_TIMEOUT
 from pycni.steps import executor, ownership
 from pycni.steps.namespaces import HostAndSandbox
 
@@ -67,7 +68,7 @@ def collect(plugin: Collector, request: Request, keep: frozenset[Attachment]) ->
 def remove_leftovers(owner: Owner, began: float) -> None:
     """Remove all that pycni's plugins have left of an attachment that is gone, but for its leases.
 
-    began: when it was found to be gone, as `pycni.spec.identity.now` tells the time; what was
+    began: when it was found to be gone, by `pycni.spec.identity.now`; what was
     attached since is another one, and stays. Raises CNIError; what failed is then still noted.
     """
     with (
@@ -119,7 +120,7 @@ def _collect_some(
 ) -> list[CNIError]:
     """The same for some, whose locks are held together.
 
-    busy: gets those at which somebody else is at work; without it, they are waited for.
+    busy: gets those on which another operation works; without it, they are waited for.
     """
     failures: list[CNIError] = []
     locked: list[AttachmentLock] = []
@@ -170,7 +171,7 @@ def _remove(
         for _, identity in noted:
             kinds.update(dict.fromkeys(reversed(identity.kinds)))
     kinds.update(dict.fromkeys(plugin.kinds))
-    failures = executor.collect(kinds, kernel, owners)  # nobody knows whose it is that failed
+    failures = executor.collect(kinds, kernel, owners)  # of which is not known
     if failures:
         return failures
     for lock, identity in noted:

@@ -7,12 +7,23 @@ Either way the answer and the errors are the same.
 
 from __future__ import annotations
 
+import posix
+from _stat import S_ISREG
+
 from pycni.sdk.dispatch import perform_in
-from pycni.sdk.execute import execute, find_plugin
-from pycni.spec.errors import DECODING_FAILURE, INVALID_CONFIG, INVALID_ENVIRONMENT, CNIError
+from pycni.spec.errors import (
+    DECODING_FAILURE,
+    INVALID_CONFIG,
+    INVALID_ENVIRONMENT,
+    UNKNOWN,
+    CNIError,
+)
 from pycni.spec.jsontext import JSONError, dumps, loads
+from pycni.spec.names import check_plugin_type
 from pycni.spec.result import decode_result
+from pycni.spec.versions import quote
 from pycni.state.attachments import HELD, is_held
+from pycni.state.files import below
 
 # In a delegated plugin's environment: how many plugins deep it is called.
 DEPTH = "PYCNI_DEPTH"
@@ -20,7 +31,7 @@ _MAX_DEPTH = 8
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
     from pycni.sdk.plugin import Plugin
@@ -49,6 +60,8 @@ def delegate(
     plugin, path = found or find_delegate(request, plugin_type)
     if plugin is not None:
         return perform_in(plugin, inner)
+    from pycni.sdk.execute import execute  # most are ours
+
     output = execute(
         path,
         {**process_environ(inner), DEPTH: str(_depth(request, plugin_type))},
@@ -89,6 +102,49 @@ def find_delegate(request: Request, plugin_type: str) -> Found:
         )
     path = find_plugin(plugin_type, request.path)
     return request.resolve(path), path
+
+
+def find_plugin(plugin_type: str, directories: Sequence[str]) -> str:
+    """The path of a plugin's executable: the first directory that has a regular file so named.
+
+    Raises CNIError: for a name that is none (code 7), or if no directory has it (code 0).
+    """
+    check_plugin_type(plugin_type)
+    if not any(directories):
+        raise CNIError(
+            UNKNOWN,
+            "no paths provided",
+            f"CNI_PATH must name the directories to find the plugin {quote(plugin_type)} in",
+        )
+    for directory in directories:
+        path = below(directory, plugin_type)
+        try:
+            if S_ISREG(posix.stat(path).st_mode):
+                return path
+        except OSError:
+            continue
+    raise CNIError(
+        UNKNOWN,
+        f"failed to find plugin {quote(plugin_type)} in path [{' '.join(directories)}]",
+        f"{did_you_mean(plugin_type, _names_in(directories))}install the plugin into one of these "
+        'directories, or correct CNI_PATH or the plugin\'s "type"',
+    )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """'did you mean "bridge"? ' for a name that is much like a known one, else ""."""
+    from difflib import get_close_matches  # slow to load, and hardly ever needed
+
+    meant = get_close_matches(name, list(known), 1, 0.75)
+    return f"did you mean {quote(meant[0])}? " if meant else ""
+
+
+def _names_in(directories: Iterable[str]) -> Iterator[str]:
+    for directory in directories:
+        try:
+            yield from posix.listdir(directory or ".")
+        except OSError:
+            continue
 
 
 def process_environ(request: Request) -> dict[str, str]:

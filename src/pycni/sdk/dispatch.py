@@ -100,7 +100,7 @@ def serve(
         result = perform(plugin, request)
         if cancel is not None and result is not None and _has_gone(cancel):
             _take_back(plugin, request)
-            raise CNIError(TRY_AGAIN_LATER, "cancelled: whoever asked for it has gone")
+            raise CNIError(TRY_AGAIN_LATER, "cancelled: the caller that asked for it has gone")
         return Outcome("" if result is None else _print(result, plugin, request))
     except CNIError as error:
         return failure(error, version)
@@ -118,11 +118,11 @@ def _print(result: Result, plugin: Plugin, request: Request) -> str:
 
 
 def _take_back(plugin: Plugin, request: Request) -> None:
-    """Undo an ADD that succeeded, since nobody will have its result."""
+    """Undo an ADD that succeeded, since no caller will have its result."""
     try:
         plugin.delete(request.replace(command="DEL", cancel=None))
     except CNIError:
-        pass  # the runtime's DEL will tell
+        pass  # the runtime's DEL will report it
 
 
 def _has_gone(cancel: int) -> bool:
@@ -149,9 +149,9 @@ def failure(error: CNIError, version: str = versions.CURRENT) -> Outcome:
 
 
 def internal_error(error: Exception, plugin: Plugin | None = None) -> CNIError:
-    """A fault of our own, told without a traceback but with the place it comes from.
+    """A fault of our own, without a traceback but with the place it comes from.
 
-    plugin: the one that was called, whose fault it is if it does not come with pycni. So is told
+    plugin: the one that was called, whose fault it is if it does not come with pycni. The same for
     what the system refuses where it hardly ever does, such as entering a namespace.
     """
     where = "?"
@@ -159,7 +159,7 @@ def internal_error(error: Exception, plugin: Plugin | None = None) -> CNIError:
     while trace is not None:
         where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
         trace = trace.tb_next
-    # Of a library that is loaded late, the loader tells the errno in words alone.
+    # Of a library that is loaded late, the loader gives the errno in words alone.
     too_many = posix.strerror(errno.EMFILE)
     if isinstance(error, ImportError) and too_many in str(error):
         return short_of(OSError(errno.EMFILE, too_many))
@@ -334,7 +334,7 @@ def _check_version(plugin: Plugin, request: Request) -> None:
 
 
 def _is_own_namespace(request: Request) -> bool:
-    """Whether the sandbox is the plugin's own namespace, and nobody insists on that."""
+    """Whether the sandbox is the plugin's own namespace, and the runtime does not insist."""
     try:
         if request.netns_fd is not None:
             theirs = posix.fstat(request.netns_fd)

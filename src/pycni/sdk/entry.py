@@ -54,7 +54,7 @@ def main(plugin: Plugin, resolve: Callable[[str], Plugin | None] | None = None) 
 def run(
     module: str, attribute: str, resolve: Callable[[str], Plugin | None] | None = None
 ) -> NoReturn:
-    """The same for a plugin that is still to be imported; failing at that is told as an error."""
+    """The same for a plugin that is still to be imported; failing at that is an error object."""
     try:
         plugin: Plugin = getattr(__import__(module, fromlist=[attribute]), attribute)
     except Exception as error:  # noqa: BLE001 - whatever another's module raises

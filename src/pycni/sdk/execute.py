@@ -1,4 +1,4 @@
-"""Running a plugin as a process: finding the executable, its exit, and what its failure means.
+"""Running a plugin as a process: its exit, and what its failure means.
 
 Used where a plugin delegates to one that is not ours, and by the runtime's exec engine. Texts of
 failures are the reference's, since runtimes match on some of them.
@@ -7,18 +7,14 @@ failures are the reference's, since runtimes match on some of them.
 from __future__ import annotations
 
 import posix
-from _stat import S_ISREG
 
 from pycni.spec.errors import SHORTAGES, TRY_AGAIN_LATER, UNKNOWN, CNIError
 from pycni.spec.jsontext import JSONError, loads
-from pycni.spec.names import check_plugin_type
 from pycni.spec.versions import quote
-from pycni.state.files import below
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
+    from collections.abc import Mapping
 
 _SHOWN = 2000  # bytes of output that was to be an error object
 
@@ -29,49 +25,6 @@ class PluginFailure(CNIError):
     def __init__(self, code: int, message: str, details: str = "", stderr: str = "") -> None:
         super().__init__(code, message, details)
         self.stderr = stderr
-
-
-def find_plugin(plugin_type: str, directories: Sequence[str]) -> str:
-    """The path of a plugin's executable: the first directory that has a regular file so named.
-
-    Raises CNIError: for a name that is none (code 7), or if no directory has it (code 0).
-    """
-    check_plugin_type(plugin_type)
-    if not any(directories):
-        raise CNIError(
-            UNKNOWN,
-            "no paths provided",
-            f"CNI_PATH must name the directories to find the plugin {quote(plugin_type)} in",
-        )
-    for directory in directories:
-        path = below(directory, plugin_type)
-        try:
-            if S_ISREG(posix.stat(path).st_mode):
-                return path
-        except OSError:
-            continue
-    raise CNIError(
-        UNKNOWN,
-        f"failed to find plugin {quote(plugin_type)} in path [{' '.join(directories)}]",
-        f"{did_you_mean(plugin_type, _names_in(directories))}install the plugin into one of these "
-        'directories, or correct CNI_PATH or the plugin\'s "type"',
-    )
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """'did you mean "bridge"? ' for a name that is much like a known one, else ""."""
-    from difflib import get_close_matches  # slow to load, and hardly ever needed
-
-    meant = get_close_matches(name, list(known), 1, 0.75)
-    return f"did you mean {quote(meant[0])}? " if meant else ""
-
-
-def _names_in(directories: Iterable[str]) -> Iterator[str]:
-    for directory in directories:
-        try:
-            yield from posix.listdir(directory or ".")
-        except OSError:
-            continue
 
 
 def execute(
@@ -118,13 +71,13 @@ def execute(
         ) from error
     if code == 0:
         if said:
-            tell(stderr, said)
+            write_or_give_up(stderr, said)
         return stdout
     raise failed(code, stdout, said)
 
 
-def tell(stderr: int, text: bytes, timeout: float = 5.0) -> None:
-    """Write to a caller's stderr, or give up: it may be anything, and nobody may ever read it.
+def write_or_give_up(descriptor: int, text: bytes, timeout: float = 5.0) -> None:
+    """Write to a caller's stderr or socket, or give up: perhaps no one ever reads from it.
 
     timeout: seconds for all of it.
     """
@@ -132,12 +85,12 @@ def tell(stderr: int, text: bytes, timeout: float = 5.0) -> None:
     from select import PIPE_BUF, POLLOUT, poll
 
     waiting = poll()
-    waiting.register(stderr, POLLOUT)
+    waiting.register(descriptor, POLLOUT)
     until = time.monotonic() + timeout
     try:
         while text and waiting.poll(max(0.0, until - time.monotonic()) * 1000):
             # So much a pipe takes without waiting, once it can be written to.
-            text = text[posix.write(stderr, text[:PIPE_BUF]) :]
+            text = text[posix.write(descriptor, text[:PIPE_BUF]) :]
     except OSError:
         pass  # the answer is what counts
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from pycni.plan.plan import Plan
 from pycni.plan.steps import HOST, SANDBOX
-from pycni.sdk.addressing import mtu_told
-from pycni.sdk.ipam import Allocation, needs_link
-from pycni.sdk.netns import evict, open_sandbox, supersede_if_gone
-from pycni.sdk.planned import PlannedPlugin, own_addresses
+from pycni.sdk.addressing import listed_mtu
+from pycni.sdk.planned import PlannedPlugin
+from pycni.sdk.request import own_addresses
 from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError
 from pycni.spec.result import FAMILIES, Interface, Result, merge
-from pycni.steps import executor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +34,10 @@ class InterfacePlugin(PlannedPlugin):
     makes_link: ClassVar[bool] = True
 
     def add(self, request: Request) -> Result:
+        from pycni.sdk.ipam import Allocation
+        from pycni.sdk.netns import evict, open_sandbox, supersede_if_gone
+        from pycni.steps import executor
+
         config = self.resolve(self.config.decode(request.document))
         previous = request.prev_result
         inherited = Result()
@@ -86,9 +88,11 @@ class InterfacePlugin(PlannedPlugin):
                 f"Sandbox in prevResult doesn't match configured netns: {request.netns}",
                 f"prevResult lists no interface {request.ifname} in that sandbox",
             )
+        from pycni.sdk.ipam import needs_link
+
         own = own_addresses(request, previous)
         if any(item.mtu for item in own.interfaces) and not needs_link(request):
-            # Then the interface's own plugin tells it, as the reference's do, and tuning may have
+            # Then the interface's own plugin lists it, as the reference's do, and tuning may have
             # changed it since.
             own = own.replace(interfaces=tuple(item.replace(mtu=0) for item in own.interfaces))
         return own
@@ -117,12 +121,16 @@ def _mtu(kernel: HostAndSandbox, request: Request) -> int:
     try:
         found = kernel.netns(SANDBOX).find(request.ifname)
     except OSError as error:
-        raise executor.translate(error) from error
+        from pycni.steps.executor import translate
+
+        raise translate(error) from error
     return 0 if found is None else found.mtu
 
 
 def report(kernel: HostAndSandbox, request: Request, plan: Plan, network: Result) -> Result:
     """The result of an ADD: the plan's interfaces as the kernel has them, and the addresses."""
+    from pycni.steps.executor import translate
+
     interfaces = []
     container = None
     for index, reported in enumerate(plan.interfaces):
@@ -132,11 +140,11 @@ def report(kernel: HostAndSandbox, request: Request, plan: Plan, network: Result
             try:
                 found = site.known(reported.name, altnames=reported.where == HOST)
             except OSError as error:
-                raise executor.translate(error) from error
+                raise translate(error) from error
             # Later plugins have netfilter match this name, which knows no alternative ones.
             name, mac = found.name, found.mac
         if reported.where == SANDBOX and reported.name == request.ifname:
-            container, mtu = index, mtu_told(network, reported.name)
+            container, mtu = index, listed_mtu(network, reported.name)
         interfaces.append(Interface(name=name, mac=mac, mtu=mtu, sandbox=site.path))
     return Result(
         interfaces=tuple(interfaces),

@@ -45,8 +45,8 @@ class Allocation:
             result = delegate(self._request, plugin_type, "ADD", found=found)
         except CNIError as error:
             if self.fresh and (failure := self._release()) is not None:
-                told = f'DEL of the address plugin "{plugin_type}" failed as well: {failure}'
-                error.details = f"{error.details}; {told}" if error.details else told
+                also = f'DEL of the address plugin "{plugin_type}" failed as well: {failure}'
+                error.details = f"{error.details}; {also}" if error.details else also
             raise
         if result is None or not result.ips:
             self._release()
@@ -107,7 +107,7 @@ def _find(request: Request) -> Found | None:
     try:
         return find_delegate(request, request.ipam_type)
     except CNIError:
-        return None  # told when it is called
+        return None  # reported when it is called
 
 
 def _gives_addresses(found: Found) -> bool:

@@ -7,7 +7,7 @@ administrator allows (`pycni.sdk.allowed_paths`); any other is refused, and a DE
 without it. Nothing but a plain file is opened, and no link is followed: root writes here what a
 configuration may have chosen.
 
-Either key switches it on, for any plugin made with the SDK: each call is told when it ends, as
+Either key switches it on, for any plugin made with the SDK: each call is logged when it ends, as
 `info`, or as `error` with what went wrong. A plugin adds its own by `request.log.debug(...)`.
 Without the keys nothing of this is loaded by a call. A line:
 
@@ -92,7 +92,7 @@ class Log(Record):
         try:
             posix.write(self.stderr, line)
         except OSError:
-            pass  # nobody listens
+            pass  # no one reads it
 
 
 def log_of(request: Request, plugin_type: str = "") -> Log:
@@ -145,7 +145,7 @@ def _path(given: Any, request: Request) -> str:
 def logged(
     plugin: Plugin, request: Request, perform: Callable[[Plugin, Request], Result | None]
 ) -> Result | None:
-    """Do an operation, and tell the log how it ended. Called by `dispatch`."""
+    """Do an operation, and log how it ended. Called by `dispatch`."""
     log = log_of(request, plugin.type)
     if not log.path and request.document.get(KEY):
         log.warning("file refused", logFile=request.document[KEY])

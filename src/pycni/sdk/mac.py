@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pycni.spec.args import known_args
+from pycni.spec.args import mac_argument
 from pycni.spec.config import NetConf
-from pycni.spec.errors import invalid_config
 from pycni.spec.owner import hashed_name
-from pycni.spec.schema import Config, MACAddress, Object, field, normal_mac
+from pycni.spec.schema import Config, MACAddress, Object, field
 from pycni.state.files import boot_id
 
 TYPE_CHECKING = False
@@ -43,8 +42,8 @@ def mac_of_owner(owner: Owner) -> str:
     return bytes.fromhex(f"0e{digits}").hex(":")
 
 
-def mac_of(network: IPNetwork) -> str:
-    """The MAC address that goes with an IPv4 address: 0a:58 and the address, as old releases of the
+def mac_from_ip(network: IPNetwork) -> str:
+    """The MAC address made from an IPv4 address: 0a:58 and the address, as old releases of the
     reference had it.
     """
     return (b"\x0a\x58" + network.address.packed).hex(":")
@@ -52,9 +51,5 @@ def mac_of(network: IPNetwork) -> str:
 
 def requested_mac(config: Any, cni_args: str) -> str:
     """The MAC address asked for: runtimeConfig's, else args.cni's, else CNI_ARGS'; "" for none."""
-    given = known_args(cni_args, "MAC").get("MAC", "")
-    if given and not normal_mac(given):
-        raise invalid_config(
-            f'"{given}" in CNI_ARGS is not a MAC address', "expected one such as 0a:58:0a:01:02:03"
-        )
-    return config.runtime_config.mac or config.args.cni.mac or normal_mac(given)
+    given = mac_argument(cni_args)
+    return config.runtime_config.mac or config.args.cni.mac or given

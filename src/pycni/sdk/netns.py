@@ -6,6 +6,7 @@ There is an error for each way in which the namespace that a request names can b
 from __future__ import annotations
 
 from pycni.kernel import namespace
+from pycni.plan.steps import SANDBOX
 from pycni.spec.errors import (
     ALREADY_EXISTS,
     CHECK_FAILED,
@@ -52,7 +53,7 @@ def open_sandbox(request: Request) -> HostAndSandbox:
         raise
     try:
         disregard_other_host(kernel, notes)
-        if not ownership.is_own_namespace(notes.identity, kernel.netns("sandbox")):
+        if not ownership.is_own_namespace(notes.identity, kernel.netns(SANDBOX)):
             if request.command != "ADD":
                 raise _replaced(request)
             supersede(kernel, files=True)
@@ -105,7 +106,7 @@ def disregard_other_host(kernel: HostAndSandbox, notes: AttachmentLock) -> None:
 
 def supersede_if_gone(kernel: HostAndSandbox, ifname: str) -> None:
     """`supersede` an attachment to the same sandbox whose interface is not there any more."""
-    identity = None if kernel.claim is None else kernel.claim.identity
+    identity = kernel.identity
     if (
         identity is not None
         and identity.has_made_links

@@ -2,23 +2,18 @@
 
 Such a plugin says one thing only, in `plan`: what should exist for an attachment, as data. All
 operations follow from it. ADD makes it, CHECK compares it, DEL removes it, GC removes what steps
-left behind that outlive an interface, repair makes again what is missing of it.
+left behind that outlive an interface, repair makes again what is missing of it. Operations load
+what they are done with, which VERSION does without.
 """
 
 from __future__ import annotations
 
 from pycni.plan.plan import Plan
 from pycni.plan.steps import HOST
-from pycni.sdk.ipam import delegate_ipam, have_ipam, needs_link
-from pycni.sdk.netns import find_sandbox, open_sandbox, plugin_type, without_others
 from pycni.sdk.plugin import Plugin
+from pycni.sdk.request import NO_PREV_RESULT, require_prev_result
 from pycni.spec.args import valid_args
-from pycni.spec.errors import CHECK_FAILED, INVALID_CONFIG, CNIError, join_errors
-from pycni.spec.owner import Owners
-from pycni.spec.result import Result
-from pycni.state.attachments import remove_files
-from pycni.steps import executor, ownership
-from pycni.steps.namespaces import HostAndSandbox
+from pycni.spec.errors import CHECK_FAILED, CNIError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,9 +22,8 @@ if TYPE_CHECKING:
     from pycni.plan.difference import Difference, StepReport
     from pycni.sdk.request import Request
     from pycni.spec.config import Attachment
-    from pycni.spec.schema import Fault
-
-LOOPBACK = "lo"
+    from pycni.spec.result import Result
+    from pycni.steps.namespaces import HostAndSandbox
 
 
 class PlannedPlugin(Plugin):
@@ -43,7 +37,7 @@ class PlannedPlugin(Plugin):
     gives_addresses: ClassVar[bool] = False
     kinds: ClassVar[tuple[str, ...]] = ()
     makes_link: ClassVar[bool] = False
-    unchained: ClassVar[str] = "Required prevResult missing"
+    unchained: ClassVar[str] = NO_PREV_RESULT
 
     def plan(self, request: Request, config: Any, network: Result) -> Plan:
         """What should exist for the request's attachment. Pure: asks nothing of the kernel.
@@ -62,7 +56,7 @@ class PlannedPlugin(Plugin):
         return config
 
     def fill_in_gateways(self, config: Any, network: Result) -> Result:
-        """Addresses, routes and DNS as the result shall tell them.
+        """Addresses, routes and DNS as the result shall list them.
 
         Called for CHECK and DEL with a prevResult that went through it before, so doing it twice
         must change nothing more.
@@ -81,6 +75,10 @@ class PlannedPlugin(Plugin):
         return request.replace(args=valid_args(request.args))
 
     def check(self, request: Request) -> None:
+        from pycni.sdk.ipam import delegate_ipam
+        from pycni.sdk.netns import open_sandbox
+        from pycni.steps import executor
+
         checked = self.as_checked(request)
         config = self.resolve(self.config.decode(checked.document))
         previous = require_prev_result(checked, self.unchained)
@@ -111,71 +109,9 @@ class PlannedPlugin(Plugin):
         return inspect_planned(self, request)
 
     def delete(self, request: Request) -> None:
-        faults: list[Fault] = []
-        # Faults of what asks for something are no reason to leak what was made.
-        config = self.config.read_lenient(request.document, "", faults)
-        with find_sandbox(request) as kernel:
-            known = without_others(kernel, request.owner, prev_result_or_empty(request))
-            plan = self.plan(request.replace(args=""), config, self.fill_in_gateways(config, known))
-            # Addresses are released last, when nothing names them any more; but while the interface
-            # is there, if releasing takes that. What could not be removed keeps them reserved.
-            interface, rest = plan.split() if needs_link(request) else (Plan(), plan)
-            failures = ownership.problems(kernel)
-            left = self._left_over(kernel, plan, request.ifname)
-            failures += executor.remove(rest, kernel)
-            identity = None if kernel.claim is None else kernel.claim.identity
-            if left:
-                if identity is None:
-                    addresses = tuple(str(entry.address.address) for entry in known.ips)
-                else:
-                    addresses = identity.addresses
-                noted = dict.fromkeys(left, addresses)
-                owner = request.owner
-                owners = Owners(owner.network, (owner.attachment,), addresses=noted)
-                failures += executor.collect(left, kernel, owners)
-            if self.makes_link:
-                failures += remove_files(identity, plugin_type(request))
-            is_released = not failures
-            if is_released:
-                failures += have_ipam(request, "DEL")
-            failures += executor.remove(interface, kernel)
-            if not failures:
-                ownership.forget(kernel, with_interface=self.makes_link)
-            else:
-                try:
-                    ownership.note_failed_delete(kernel)
-                except CNIError as error:
-                    failures.append(error)
-        if failures:
-            raise join_errors(failures) if is_released else _not_released(failures, request)
+        from pycni.sdk.deletion import delete
 
-    def _left_over(self, kernel: HostAndSandbox, plan: Plan, ifname: str) -> tuple[str, ...]:
-        """The kinds of steps that this DEL has to sweep by owner, since its plan has none of them.
-
-        The configuration may have been another at ADD: of a plugin's own kinds, those that are
-        noted. With the interface, whatever is noted goes: a later plugin that made it has been
-        dropped from the list, or has failed. Where nothing is noted but there is a result, or the
-        interface, all that the plugin can make is looked for, and with the interface what others
-        can.
-        """
-        claim = kernel.claim
-        identity = None if claim is None else claim.identity
-        if identity is not None:
-            kinds = identity.kinds
-            if not self.makes_link:
-                kinds = tuple(kind for kind in kinds if kind in self.kinds)
-        elif claim is None:
-            kinds = ()
-        elif (
-            self.makes_link and (claim.previous() or ownership.own_link(kernel, ifname)) is not None
-        ):
-            kinds = executor.MARKED_KINDS
-        elif claim.previous() is not None:
-            kinds = self.kinds
-        else:
-            kinds = ()
-        planned = {step.kind for step in plan.steps}
-        return tuple(kind for kind in kinds if kind not in planned)
+        delete(self, request)
 
     def gc(self, request: Request, keep: frozenset[Attachment]) -> None:
         from pycni.sdk.collection import collect
@@ -183,62 +119,13 @@ class PlannedPlugin(Plugin):
         collect(self, request, keep)
 
     def status(self, request: Request) -> None:
+        from pycni.sdk.ipam import delegate_ipam
+        from pycni.steps.namespaces import HostAndSandbox
+
         config = self.config.decode(request.document)
         with HostAndSandbox(None) as kernel:
             self.check_status(config, kernel)
         delegate_ipam(request, "STATUS")
-
-
-def require_prev_result(request: Request, message: str = PlannedPlugin.unchained) -> Result:
-    """The previous result, for operations that cannot do without. Raises CNIError (code 7)."""
-    previous = request.prev_result
-    if previous is None:
-        raise CNIError(
-            INVALID_CONFIG,
-            message,
-            f"{request.command} works on the result of the plugins before it, "
-            "which the runtime hands on as prevResult",
-        )
-    return previous
-
-
-def prev_result_or_empty(request: Request) -> Result:
-    """What DEL knows of the attachment; a missing or unreadable prevResult is no obstacle."""
-    try:
-        previous = request.prev_result
-    except CNIError:
-        return Result()
-    if previous is None:
-        return Result()
-    return own_addresses(request, previous)
-
-
-def own_addresses(request: Request, previous: Result) -> Result:
-    """A previous result with the addresses of the attachment's own interface only.
-
-    Where it lists other interfaces of the sandbox, the routes are those by the own one's gateways
-    and neighbours: what leaves its gateway open may be another's.
-    """
-    own = []
-    alone = True
-    for index, interface in enumerate(previous.interfaces):
-        if interface.name == request.ifname and interface.sandbox:
-            own.append(index)
-        elif interface.sandbox and interface.name != LOOPBACK:
-            alone = False
-    ips = tuple(entry for entry in previous.ips if entry.interface in own)
-    if not ips:
-        ips = tuple(entry for entry in previous.ips if entry.interface is None)
-    if alone:
-        return previous.replace(ips=ips)
-    gateways = {entry.gateway for entry in ips}
-    routes = tuple(
-        route
-        for route in previous.routes
-        if route.gw is not None
-        and (route.gw in gateways or any(entry.address.contains(route.gw) for entry in ips))
-    )
-    return previous.replace(ips=ips, routes=routes)
 
 
 def check_interfaces(kernel: HostAndSandbox, plan: Plan, previous: Result) -> list[str]:
@@ -261,11 +148,3 @@ def check_interfaces(kernel: HostAndSandbox, plan: Plan, previous: Result) -> li
                     f"prevResult has {interface.mac}"
                 )
     return differences
-
-
-def _not_released(failures: list[CNIError], request: Request) -> CNIError:
-    error = join_errors(failures)
-    if request.ipam_type:
-        hint = "its addresses stay reserved until DEL has removed that"
-        error.details = f"{error.details}; {hint}" if error.details else hint
-    return error

@@ -69,7 +69,7 @@ class Plugin:
 
         request: as for CHECK; dry_run: only look; remake: make even the container's interface
         again. Not an operation of the specification, so it is only asked for in process. A plugin
-        that does not say how can only tell what its CHECK finds. Raises CNIError where nothing of
+        that does not say how can only report what its CHECK finds. Raises CNIError where nothing of
         the attachment can be repaired.
         """
         from pycni.sdk.repair import check_only

@@ -12,7 +12,7 @@ from pycni.plan.plan import Plan
 from pycni.plan.steps import HOST, SANDBOX, VethPair
 from pycni.sdk.ipam import delegate_ipam
 from pycni.sdk.netns import open_sandbox
-from pycni.sdk.planned import require_prev_result
+from pycni.sdk.request import require_prev_result
 from pycni.spec import versions
 from pycni.spec.errors import CHECK_FAILED, CNIError
 from pycni.steps import executor, ownership

@@ -230,7 +230,7 @@ class Lab:
         return _program(["ip", *where, *args])
 
     def show(self, *args: str, netns: Container | None = None) -> list[dict[str, Any]]:
-        """What `ip -j ARGS` tells, such as `show("route", "show", netns=container)`."""
+        """What `ip -j ARGS` prints, such as `show("route", "show", netns=container)`."""
         found: list[dict[str, Any]] = json.loads(self.ip("-d", "-j", *args, netns=netns) or "[]")
         return [entry for entry in found if entry]
 

@@ -6,7 +6,8 @@ Plugins that take no arguments never look, so that garbage stays harmless there.
 
 from __future__ import annotations
 
-from pycni.spec.errors import INVALID_ENVIRONMENT, CNIError
+from pycni.spec.errors import INVALID_ENVIRONMENT, CNIError, invalid_config
+from pycni.spec.schema import normal_mac
 from pycni.spec.versions import quote
 
 _TRUE = ("1", "true")
@@ -61,3 +62,13 @@ def known_args(text: str, *known: str) -> dict[str, str]:
             f"known are {', '.join(known) or 'none'}; IgnoreUnknown=1 lets others pass",
         )
     return {key: value for key, value in arguments.items() if key in known and value}
+
+
+def mac_argument(text: str) -> str:
+    """The MAC address in CNI_ARGS, "" for none. Raises CNIError."""
+    given = known_args(text, "MAC").get("MAC", "")
+    if given and not normal_mac(given):
+        raise invalid_config(
+            f'"{given}" in CNI_ARGS is not a MAC address', "expected one such as 0a:58:0a:01:02:03"
+        )
+    return normal_mac(given)

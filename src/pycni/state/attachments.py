@@ -27,6 +27,7 @@ from pycni.spec.errors import (
 from pycni.spec.identity import decode, encode
 from pycni.spec.owner import network_tag
 from pycni.state.files import (
+    LOCK_TIMEOUT,
     acquire,
     holder_of_lock,
     make_directories,
@@ -52,7 +53,6 @@ HELD = "PYCNI_ATTACHMENT_HELD"
 DIRECTORY = "/run/pycni/attachments"
 ADDRESSES = "/run/pycni/addresses"
 
-LOCK_TIMEOUT = 60.0  # seconds; runtimes give a whole ADD two to four minutes
 _LIMIT = 1 << 18  # bytes of one identity
 _NO_ADD = b"{}\n"  # of a file that another operation made: nothing was attached under it
 _OPEN = posix.O_RDWR | posix.O_NOFOLLOW | posix.O_CLOEXEC | posix.O_NONBLOCK

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 MAX_NAME = 255  # bytes: NAME_MAX of linux/limits.h
+LOCK_TIMEOUT = 60.0  # seconds; runtimes give a whole ADD two to four minutes
 MAX_SIZE = 16 * 1024 * 1024  # bytes that `read_file` takes; our largest are results with configs
 
 # O_NONBLOCK: opening a FIFO that someone left under the name must not hang.

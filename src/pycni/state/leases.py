@@ -33,6 +33,7 @@ from pycni.spec.ip import IPAddress, parse_address
 from pycni.spec.names import check_network_name, is_name
 from pycni.spec.record import Record
 from pycni.state.files import (
+    LOCK_TIMEOUT,
     Lock,
     below,
     create_file,
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from typing import Self
 
 DATA_DIR = "/var/lib/cni/networks"  # unless `dataDir` tells otherwise
-LOCK_TIMEOUT = 60.0  # seconds; runtimes give a whole ADD two to four minutes
 _LAST_RESERVED = "last_reserved_ip."
 _BLANK = b"\0 \t\n\r\v\f"
 _MAX_LEASE = 1 << 18  # bytes; a container id may have as many as a variable (MAX_ARG_STRLEN)

@@ -13,8 +13,8 @@ from __future__ import annotations
 import posix
 
 from pycni.spec.errors import IO_FAILURE, CNIError
-from pycni.state.attachments import LOCK_TIMEOUT
-from pycni.state.files import Lock, make_directories, read_file
+from pycni.state.files import read_file
+from pycni.state.run_lock import RunLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,37 +26,25 @@ DIRECTORY = "/run/pycni/masters"
 _SIZE = 4  # bytes of a note: always as many, so that it is whole at any instant
 
 
-class MasterNote:
+class MasterNote(RunLock):
     """The note of one link, locked inside a `with` block.
 
-    netns: the namespace that the link's index counts in; cancel: a descriptor that can be read once
-    nobody wants the lock any more. mode: what is noted, "" for nothing that can be believed. Raises
-    CNIError: code 11 when the lock stays taken or was cancelled, code 5 for what the file system
-    refuses.
+    netns: the namespace that the link's index counts in. mode: what is noted, "" for nothing that
+    can be believed.
     """
 
     def __init__(self, netns: NetnsID, index: int, cancel: int | None = None) -> None:
         space = f"{netns.cookie}" if netns.cookie else f"{netns.device}.{netns.inode}"
-        self._path = f"{DIRECTORY}/{space}-{index}"
-        self._lock = Lock(self._path, mode=0o600, timeout=LOCK_TIMEOUT, cancel=cancel)
+        super().__init__(DIRECTORY, f"{space}-{index}", cancel)
         self.mode = ""
 
     def __enter__(self) -> Self:
-        try:
-            make_directories(DIRECTORY, 0o700)
-        except OSError as error:
-            raise CNIError(
-                IO_FAILURE, f"cannot make {DIRECTORY}: {error.strerror}", "modes are noted there"
-            ) from None
-        self._lock.__enter__()
+        super().__enter__()
         try:
             self.mode = read_file(self._path, limit=_SIZE, own=True).decode("latin-1").strip()
         except OSError:
             pass  # it is looked for then
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.__exit__()
 
     def write(self, mode: str) -> None:
         """Note a mode. Raises CNIError (code 5)."""

@@ -7,42 +7,21 @@ user of the host who finds the namespace's file, and keep. Called through `Attac
 
 from __future__ import annotations
 
-from pycni.spec.errors import IO_FAILURE, CNIError
-from pycni.state.attachments import LOCK_TIMEOUT
-from pycni.state.files import Lock, make_directories, remove_file
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Self
+from pycni.state.files import remove_file
+from pycni.state.run_lock import RunLock
 
 DIRECTORY = "/run/pycni/sandboxes"
 
 
-class SandboxLock:
-    """Held inside a `with` block, against other processes and other threads of this one.
-
-    device, inode: the kernel's numbers of the namespace; cancel: a descriptor that can be read once
-    nobody wants it any more. Raises CNIError: code 11 when it stays taken or was cancelled, code 5
-    for what the file system refuses.
-    """
+class SandboxLock(RunLock):
+    """The lock of a namespace, which has these numbers in the kernel."""
 
     def __init__(self, device: int, inode: int, cancel: int | None = None) -> None:
-        self._path = f"{DIRECTORY}/{device}-{inode}"
-        self._lock = Lock(self._path, mode=0o600, timeout=LOCK_TIMEOUT, cancel=cancel)
-
-    def __enter__(self) -> Self:
-        try:
-            make_directories(DIRECTORY, 0o700)
-        except OSError as error:
-            raise CNIError(
-                IO_FAILURE, f"cannot make {DIRECTORY}: {error.strerror}", "locks are kept there"
-            ) from None
-        self._lock.__enter__()
-        return self
+        super().__init__(DIRECTORY, f"{device}-{inode}", cancel)
 
     def __exit__(self, *_: object) -> None:
         try:
             remove_file(self._path)  # while it is locked: who waits for it looks for the name again
         except OSError:
             pass  # an empty file more
-        self._lock.__exit__()
+        super().__exit__()

@@ -2,7 +2,7 @@
 
 A firewall that lets the answers to containers through goes by connection tracking: by the entries
 of an earlier container it would let strangers' packets in to the next one. So when `firewall` no
-longer lets an address through, its flows are forgotten, whoever opened them.
+longer lets an address through, its flows are forgotten, whichever side opened them.
 
 A kind of its own in what is noted of an attachment: where masquerading is still to be removed, for
 which flows of the same address have to be found, DEL of firewall leaves that to the DEL of the
@@ -27,7 +27,7 @@ KIND = "address_flows"
 
 
 def end(addresses: Collection[IPAddress], kernel: HostAndSandbox) -> None:
-    """Forget all flows of addresses. That nobody has them any more is for the caller to know.
+    """Forget all flows of addresses. The caller knows that no container has them any more.
 
     Raises NetlinkError.
     """
@@ -52,7 +52,7 @@ def end(addresses: Collection[IPAddress], kernel: HostAndSandbox) -> None:
 def end_with_interface(addresses: Collection[IPAddress], kernel: HostAndSandbox) -> None:
     """Forget all flows of addresses: now, or (the attachment's own) with its interface's DEL."""
     claim = kernel.claim
-    identity = None if claim is None else claim.identity
+    identity = kernel.identity
     if claim is not None and identity is not None:
         noted = set(ownership.noted_addresses(kernel))
         is_to_come = any(
@@ -66,7 +66,7 @@ def end_with_interface(addresses: Collection[IPAddress], kernel: HostAndSandbox)
 
 def left(kernel: HostAndSandbox) -> set[IPAddress]:
     """The addresses of the attachment whose flows firewall has left to this DEL."""
-    identity = None if kernel.claim is None else kernel.claim.identity
+    identity = kernel.identity
     if identity is None or KIND not in identity.kinds:
         return set()
     return set(ownership.noted_addresses(kernel))

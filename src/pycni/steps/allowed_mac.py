@@ -23,7 +23,7 @@ def apply(step: AllowedMAC, kernel: HostAndSandbox) -> Undo | None:
 
 
 def check(step: AllowedMAC, kernel: HostAndSandbox) -> list[str]:
-    """The guard's plugin compares it, with the address that the result tells."""
+    """The guard's plugin compares it, with the address that the result lists."""
     return []
 
 

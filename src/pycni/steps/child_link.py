@@ -43,7 +43,7 @@ def apply(step: ChildLink, kernel: HostAndSandbox) -> Undo:
 def check(step: ChildLink, kernel: HostAndSandbox) -> list[str]:
     found = kernel.netns(SANDBOX).find(step.name)
     if found is None:
-        return []  # told where the interfaces of the result are checked
+        return []  # reported where the interfaces of the result are checked
     if found.kind != step.type:
         return [f"interface {step.name} is not of type {step.type}"]
     differences = []
@@ -93,7 +93,7 @@ def remove(step: ChildLink, kernel: HostAndSandbox) -> None:
         if found is not None and found.kind == step.type:
             sandbox.discard(found)
             return
-    identity = None if claim is None else claim.identity
+    identity = kernel.identity
     noted = None if identity is None else identity.link(SANDBOX, step.name)
     if claim is not None and identity is not None and noted is not None:
         from pycni.steps import noted_links

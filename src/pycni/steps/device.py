@@ -1,4 +1,4 @@
-"""Network devices told by name, hardware address, or where they are on a bus.
+"""Network devices found by name, hardware address, or where they are on a bus.
 
 A device's place on a bus is read from /sys, which shows the interfaces of the namespace that it
 was mounted in. Used by host-device and its step.
@@ -106,7 +106,7 @@ def _net_folder(device: Device) -> str:
 
 
 def _pci_folder(device: Device) -> str:
-    """The folder of a PCI device; "" for one that is not told by a PCI address. Raises CNIError."""
+    """The folder of a PCI device; "" for one without a PCI address. Raises CNIError."""
     if not device.id:
         return f"{PCI}/{device.pci}" if device.pci else ""
     if posix.access(f"{PCI}/{device.id}", posix.F_OK):

@@ -40,7 +40,7 @@ def apply(step: GatewayAddress, kernel: HostAndSandbox) -> Undo | None:
 
     def undo() -> None:
         try:
-            # Whoever plugged something in meanwhile relies on the address.
+            # What was plugged in meanwhile relies on the address.
             if _ports(link, host) <= ports:
                 _take_off(link, missing, host)
         finally:
@@ -99,7 +99,7 @@ def repair(step: GatewayAddress, kernel: HostAndSandbox) -> None:
     if any(not item.is_ipv4 for item in step.addresses) and not any(
         item.network.address.is_link_local for item in found
     ):
-        # Whoever flushed the addresses took this one too, without which nobody finds neighbours.
+        # A flush of the addresses took this one too, without which the host finds no neighbours.
         # The kernel makes it when the way of making it is set to another than it was.
         key = f"net/ipv6/conf/{link.name}/addr_gen_mode"
         mode = host.write_sysctl(key, "1")
@@ -109,7 +109,7 @@ def repair(step: GatewayAddress, kernel: HostAndSandbox) -> None:
 def _use_at_once(link: Link, host: Netns) -> None:
     """Have the link-local address of a link of ours be usable when it gets one.
 
-    Nobody else has the random MAC address that it is made of, and until duplicate address
+    No other link has the random MAC address that it is made of, and until duplicate address
     detection is over the host could not ask for containers' addresses.
     """
     if link.alias == BRIDGE_ALIAS or link.kind == "veth":

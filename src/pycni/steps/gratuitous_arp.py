@@ -1,4 +1,4 @@
-"""Telling neighbours of a link's addresses (`plan.steps.GratuitousARP`).
+"""Announcing a link's addresses to its neighbours (`plan.steps.GratuitousARP`).
 
 The kernel sends a gratuitous ARP and unsolicited neighbour advertisements when a link's hardware
 address is set, be it to what it is (arp_notify, ndisc_notify in its ip-sysctl.rst).

@@ -1,7 +1,7 @@
 """A device of the host in the sandbox (`plan.steps.MoveDevice`).
 
 It changes namespace, name and alias in one request, which the kernel carries out under one lock:
-nobody sees it half done, and a name that is taken on the other side does not matter. The alias
+no one sees it half done, and a name that is taken on the other side does not matter. The alias
 holds its own name, by which the reference knows it; pycni goes by what it noted before
 (`own_device`). A device of hardware outlives its sandbox: the kernel puts it into the first
 namespace, still under the sandbox's name for it, or another.
@@ -63,7 +63,7 @@ def apply(step: MoveDevice, kernel: HostAndSandbox) -> Undo:
 def check(step: MoveDevice, kernel: HostAndSandbox) -> list[str]:
     found = kernel.netns(SANDBOX).find(step.name)
     if found is None:
-        return []  # told where the interfaces of the result are checked
+        return []  # reported where the interfaces of the result are checked
     own = ownership.noted_device(kernel, step.name)
     if own is None:
         known = bool(_own_name(found.alias))
@@ -140,11 +140,11 @@ def _remove_unnoted(step: MoveDevice, kernel: HostAndSandbox) -> None:
             # What the container made of the alias does not count where the name is known.
             configured = "" if step.device.name in found.altnames else step.device.name
             own = configured or _own_name(found.alias)
-            _give_back(found, own, sandbox, kernel.host)
+            _return_device(found, own, sandbox, kernel.host)
         if found is not None or ownership.own_link(kernel, step.name) is not None:
             return
     for stray in _strays(step, kernel):
-        _give_back(stray, _own_name(stray.alias), kernel.host, kernel.host)
+        _return_device(stray, _own_name(stray.alias), kernel.host, kernel.host)
 
 
 def _own_name(alias: str) -> str:
@@ -195,7 +195,7 @@ def _is_noted(link: Link, kernel: HostAndSandbox) -> bool:
     )
 
 
-def _give_back(found: Link | Marks, own: str, site: Netns, host: Netns) -> None:
+def _return_device(found: Link | Marks, own: str, site: Netns, host: Netns) -> None:
     holder = host.find(own, altnames=True)
     if holder is not None:
         raise CNIError(

@@ -61,7 +61,7 @@ def remove_hidden(
     """Delete a link that `find` does not find, if it is on a link of the host from elsewhere.
 
     others: gives the identities of all attachments. In the sandbox what is on the host's link and
-    nobody else's is the attachment's. In other namespaces, where the reference's plugins may have
+    no other attachment's is its own. In other namespaces, where the reference's plugins may have
     made such links, it is known by its inode in sysfs; where none was noted, by its MAC address or
     an address of the attachment. All namespaces are looked at. Raises NetlinkError.
     """

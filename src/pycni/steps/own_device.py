@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.steps.namespaces import HostAndSandbox
 
-# Kinds without an end that somebody else could hold: one is as good as another.
+# Kinds without an end that another could hold: one is as good as another.
 _ENDLESS = ("dummy", "ifb", "nlmon", "vcan", "wireguard")
 _LO = 1  # its index, in every namespace
 _TO_COME_BACK = 2.0  # seconds that the kernel may take, once a namespace has gone
@@ -91,7 +91,7 @@ def find_inside(kernel: HostAndSandbox, device: OwnDevice, index: int = 0) -> Ma
     if sandbox is None:
         return None
     if not index:
-        identity = None if kernel.claim is None else kernel.claim.identity
+        identity = kernel.identity
         own = None if identity is None else identity.link(SANDBOX, device.inside)
         index = device.index if own is None else own.index
     for found in _candidates(sandbox, index):
@@ -123,7 +123,7 @@ def came_from_host(kernel: HostAndSandbox, found: Marks) -> bool:
     """Whether a link of the sandbox of which nothing is noted can be a device of the host.
 
     What is hardware, or has its other end on the host, no container made. Of what has no other end
-    there is no telling.
+    it is not known.
     """
     if not found.kind:
         return found.index != _LO
@@ -146,7 +146,7 @@ def _candidates(site: Netns, first: int) -> Iterator[Marks]:
 def _is_same(
     device: OwnDevice, found: Marks, index: int, far_end: Callable[[], int | None]
 ) -> bool:
-    """Whether a link is the device. index: what it is expected to have, where nothing else tells;
+    """Whether a link is the device. index: what it is expected to have, where nothing else says;
     far_end: gives the number of the namespace of its other end."""
     if found.kind != device.kind or found.index == _LO:
         return False

@@ -6,7 +6,7 @@ and the path of its namespace may lead to the next container by now. What decide
 1. the identity noted at ADD: the namespace by the kernel's numbers, links by index;
 2. the alias of a host link, which carries its owner's tag, if the note was lost;
 3. prevResult, for what the reference made: the host link or the MAC address that it lists;
-4. the name, where the runtime has nothing else to tell (before 0.4.0 DEL has no prevResult), and
+4. the name, where the runtime gives nothing else (before 0.4.0 DEL has no prevResult), and
    nothing says that the interface is another attachment's.
 
 Used by the steps, by the executor, and by `pycni.sdk`.
@@ -85,7 +85,7 @@ def no_others() -> Iterator[Identity]:
 class Claim:
     """What one request says of its attachment, and where more is noted.
 
-    plugin: the type of who asks; previous: gives prevResult, None for none; by_name: whether a name
+    plugin: its type; previous: gives prevResult, None for none; by_name: whether a name
     alone may decide; others: gives the identities of all attachments of the node, for the rare case
     that nothing else decides. left: the kinds of what DEL leaves to that of the interface's plugin.
     """
@@ -118,7 +118,7 @@ class Claim:
 
 
 def netns_id(site: Netns) -> NetnsID:
-    """What the kernel tells a site's namespace by."""
+    """What the kernel distinguishes a namespace by."""
     space = site.namespace
     return NetnsID(space.device, space.inode, site.netlink.netns_cookie)
 
@@ -192,7 +192,7 @@ def own_link(kernel: HostAndSandbox, name: str) -> Link | None:
         return None
     from pycni.steps import noted_links  # ADD does without
 
-    identity = None if claim is None else claim.identity
+    identity = kernel.identity
     noted = None
     if identity is not None:
         noted = identity.link(SANDBOX, name) or identity.link(FOUND, name)
@@ -210,7 +210,7 @@ def own_link(kernel: HostAndSandbox, name: str) -> Link | None:
 def own_host_end(kernel: HostAndSandbox, name: str) -> Link | None:
     """The host end of the attachment's pair, by the name that its plan has for it."""
     host, claim = kernel.host, kernel.claim
-    identity = None if claim is None else claim.identity
+    identity = kernel.identity
     noted = None if identity is None else identity.link(HOST, name)
     found = host.find(name if noted is None else noted.index)
     if found is None or found.kind != "veth":
@@ -226,7 +226,7 @@ def own_host_end(kernel: HostAndSandbox, name: str) -> Link | None:
     listed = _listed_mac(claim, name, sandbox=False)
     if listed is None:
         return found
-    # With both ends on the host it is no container's, whoever lists it.
+    # With both ends on the host it is no container's, whatever lists it.
     return found if found.link_netnsid is not None and listed in ("", found.mac) else None
 
 
@@ -318,7 +318,7 @@ def is_same_container(kernel: HostAndSandbox, comment: str, owner: Owner) -> boo
 
 def noted_addresses(kernel: HostAndSandbox) -> tuple[IPAddress, ...]:
     """The addresses that are noted of the attachment, whether or not there is a prevResult."""
-    identity = None if kernel.claim is None else kernel.claim.identity
+    identity = kernel.identity
     return () if identity is None else tuple(map(parse_address, identity.addresses))
 
 
@@ -391,7 +391,7 @@ def note_device(kernel: HostAndSandbox, device: OwnDevice) -> None:
 
 def noted_device(kernel: HostAndSandbox, inside: str) -> OwnDevice | None:
     """What is noted of the device that was put into the sandbox under a name."""
-    identity = None if kernel.claim is None else kernel.claim.identity
+    identity = kernel.identity
     return None if identity is None else identity.device(inside)
 
 
@@ -401,7 +401,7 @@ def forget(kernel: HostAndSandbox, *, with_interface: bool = False) -> None:
     with_interface: and what other plugins have left with the interface.
     """
     claim = kernel.claim
-    known = None if claim is None else claim.identity
+    known = kernel.identity
     if claim is None or known is None:
         if claim is not None and claim.notes.is_known:
             claim.notes.remove()
@@ -418,7 +418,7 @@ def forget(kernel: HostAndSandbox, *, with_interface: bool = False) -> None:
 def keep_part(kernel: HostAndSandbox) -> None:
     """Note that a plugin keeps what it has for another DEL, and no other one removes it."""
     claim = kernel.claim
-    identity = None if claim is None else claim.identity
+    identity = kernel.identity
     if claim is not None and identity is not None:
         kept = identity.with_part(claim.plugin, awaits_delete=True)
         claim.notes.write(kept.replace(detaching=True))
@@ -426,7 +426,7 @@ def keep_part(kernel: HostAndSandbox) -> None:
 
 def note_failed_delete(kernel: HostAndSandbox) -> None:
     """Note that a DEL has begun, which is still to be completed. Raises CNIError."""
-    identity = None if kernel.claim is None else kernel.claim.identity
+    identity = kernel.identity
     if kernel.claim is not None and identity is not None and not identity.detaching:
         kernel.claim.notes.write(identity.replace(detaching=True))
 
@@ -439,7 +439,7 @@ def note_for_delete(kernel: HostAndSandbox, plan: Plan, kinds: tuple[str, ...]) 
         note(kernel, plan.replace(steps=tuple(s for s in plan.steps if not s.makes_link)), kinds)
         note_failed_delete(kernel)
     except (OSError, CNIError):
-        pass  # the failure that led here is the one to tell
+        pass  # the failure that led here is the one to report
     kernel.claim.notes.keep()
 
 

@@ -1,7 +1,7 @@
 """The wait until a host link carries traffic (`plan.steps.PortRunning`).
 
 An interface that has just been set up carries only once the kernel has worked through a queue of
-its own; until then a bridge drops what arrives. The kernel tells when, so nothing is polled.
+its own; until then a bridge drops what arrives. The kernel reports when, so nothing is polled.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the kernel refuses, in words for people: what was asked, why not, and the way out.
 
-An index says nothing outside of its namespace, so it is told by the interface's name, which the
+An index says nothing outside of its namespace, so the interface's name is given, which the
 socket that was refused knows. Called by the executor, only when something has failed.
 """
 
@@ -80,14 +80,14 @@ def _with_names(what: str, netlink: NetlinkSocket | None) -> str:
     """A request in words, with the names of interfaces in place of their indexes."""
     if netlink is None:
         return what
-    told: list[str] = []
+    words: list[str] = []
     for word in what.split(" "):
         number = word.rstrip(":,")
         name = ""
-        if told and told[-1] in _BEFORE_INDEX and number.isdigit():
+        if words and words[-1] in _BEFORE_INDEX and number.isdigit():
             name = _name(netlink, int(number))
-        told.append(name + word[len(number) :] if name else word)
-    return " ".join(told)
+        words.append(name + word[len(number) :] if name else word)
+    return " ".join(words)
 
 
 def _name(netlink: NetlinkSocket, index: int) -> str:

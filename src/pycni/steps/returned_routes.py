@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL)
 
 
-def give_back(site: Netns, route: KernelRoute) -> None:
+def restore_to_main(site: Netns, route: KernelRoute) -> None:
     """Have a route in the main table, behind those of interfaces that have not been away.
 
     Its gateway may not be found any more, where a container has deleted the rule that leads to the

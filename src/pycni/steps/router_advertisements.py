@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def refuse(site: Netns, name: str) -> str:
-    """Set an interface's accept_ra to 0; returns what it was, "" if nobody knows.
+    """Set an interface's accept_ra to 0; returns what it was, "" if not known.
 
     Raises OSError where it fails and IPv6 is in use there.
     """
@@ -50,7 +50,7 @@ def keep_learned(site: Netns) -> Undo | None:
     """Have interfaces that routes were learned by go on learning when the host forwards.
 
     A router that does not say so (2 in accept_ra, Documentation/networking/ip-sysctl.rst) drops
-    what it has learned, and believes nobody any more. Returns what takes that back.
+    what it has learned, and believes no router any more. Returns what takes that back.
     """
     found = routes.dump(site.netlink, AF_INET6, table=0, protocol=RTPROT_RA)
     changed: list[str] = []

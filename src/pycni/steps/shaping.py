@@ -15,9 +15,10 @@ import time
 from pycni.kernel import link as links
 from pycni.kernel import tc
 from pycni.kernel.netlink.errors import NetlinkError
+from pycni.plan.steps import SANDBOX
 from pycni.spec.errors import ALREADY_EXISTS, INVALID_CONFIG, CNIError
 from pycni.spec.owner import hashed_name
-from pycni.steps import disable_ipv6, ownership
+from pycni.steps import ownership
 from pycni.steps.executor import give_up, undo_all
 
 TYPE_CHECKING = False
@@ -193,7 +194,7 @@ def _tag(link: Link) -> str:
 
 def host_end(step: Shaping, kernel: HostAndSandbox) -> Link:
     """The host end of the sandbox's veth. Raises CNIError."""
-    inner = kernel.netns("sandbox").link(step.link)
+    inner = kernel.netns(SANDBOX).link(step.link)
     if inner.kind != "veth" or not inner.link:
         raise CNIError(
             INVALID_CONFIG,
@@ -299,7 +300,7 @@ def make_ifb(step: Shaping, host: Netns, outer: Link) -> Link:
     """The ifb for what the container sends, up and marked as the attachment's."""
     ifb = _create_ifb(step, host, outer)
     try:
-        disable_ipv6.disable_ipv6(host, ifb.name)
+        host.disable_ipv6(ifb.name)
         host.request(links.update(ifb, up=True, alias=step.owner.comment))
     except BaseException:
         host.discard(ifb)
@@ -325,7 +326,7 @@ def _create_ifb(step: Shaping, host: Netns, outer: Link) -> Link:
             )
         host.discard(taken)  # of an attachment that was cut short
     elif not ours:
-        left = host.find(second)  # which is nobody else's name
+        left = host.find(second)  # which no other link has as its name
         if left is not None and left.kind == "ifb" and _tag(left) in ("", step.owner.tag):
             host.discard(left)
     name = first if ours else second

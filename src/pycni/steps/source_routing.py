@@ -19,9 +19,10 @@ from pycni.kernel.netlink.constants import RT_SCOPE_LINK, RT_SCOPE_UNIVERSE
 from pycni.kernel.netlink.errors import NetlinkError
 from pycni.kernel.route import KernelRoute
 from pycni.kernel.rule import Rule
+from pycni.plan.steps import SANDBOX
 from pycni.spec.ip import default_network, host_network
 from pycni.steps import ownership
-from pycni.steps.returned_routes import give_back
+from pycni.steps.returned_routes import restore_to_main
 from pycni.steps.unused_table import unused_table
 
 TYPE_CHECKING = False
@@ -36,7 +37,7 @@ FIRST_TABLE = 100
 
 
 def apply(step: SourceRouting, kernel: HostAndSandbox) -> Undo:
-    site = kernel.netns("sandbox")
+    site = kernel.netns(SANDBOX)
     changes = Changes(site)
     try:
         with kernel.lock_sandbox():
@@ -52,7 +53,7 @@ def apply(step: SourceRouting, kernel: HostAndSandbox) -> Undo:
 
 
 def check(step: SourceRouting, kernel: HostAndSandbox) -> list[str]:
-    site = kernel.netns("sandbox")
+    site = kernel.netns(SANDBOX)
     index = site.index(step.link)
     differences = []
     for source in step.sources:
@@ -83,7 +84,7 @@ def check(step: SourceRouting, kernel: HostAndSandbox) -> list[str]:
 
 
 def repair(step: SourceRouting, kernel: HostAndSandbox) -> None:
-    site = kernel.netns("sandbox")
+    site = kernel.netns(SANDBOX)
     index = site.index(step.link)
     changes = Changes(site)
     with kernel.lock_sandbox():
@@ -160,7 +161,7 @@ def _put_back(step: SourceRouting, site: Netns, index: int, moved: list[KernelRo
     for route in sorted(moved, key=lambda route: bool(route.gateways)):
         if route.dst.is_default and route.dst.family not in step.defaults:
             continue
-        give_back(site, route)
+        restore_to_main(site, route)
 
 
 class Changes:
@@ -245,9 +246,9 @@ def routes_of(
 
 
 def belongs_to(route: KernelRoute, source: Source, sources: tuple[Source, ...]) -> bool:
-    """Whether a route is the source's: by its own source or gateway, or as these are nobody's.
+    """Whether a route is the source's: by its own source or gateway, or as these are no source's.
 
-    Nobody's are link-local gateways, and those that are outside the subnets.
+    Those are link-local gateways, and such that are outside the subnets.
     """
     if route.dst.family != source.address.family:
         return False
@@ -277,7 +278,7 @@ def hint_of(
 
 
 def is_on_link(route: KernelRoute) -> bool:
-    """Whether a route leads to neighbours. IPv6 has no scope that tells."""
+    """Whether a route leads to neighbours. IPv6 has no scope to go by."""
     if route.dst.is_ipv4:
         return route.scope == RT_SCOPE_LINK
     return not route.gateways and not route.dst.is_default

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 
+from pycni.kernel.sysctl import swapped, with_slashes
 from pycni.spec.jsontext import loads
 
 TYPE_CHECKING = False
@@ -58,7 +59,7 @@ def _is_ours(step: Sysctl, value: str, kernel: HostAndSandbox) -> bool:
     Another project's plugin need not have set it, and a later plugin of the attachment may have set
     the other one: tuning notes what it has applied.
     """
-    identity = None if kernel.claim is None else kernel.claim.identity
+    identity = kernel.identity
     if identity is None or not identity.has_made_links:
         return False
     from pycni.steps import ownership  # nothing else of a setting needs it
@@ -77,11 +78,8 @@ def _is_ours(step: Sysctl, value: str, kernel: HostAndSandbox) -> bool:
 
 
 def _name(error: OSError, step: Sysctl) -> None:
-    """Have a refusal tell of a setting, and not of a file."""
-    key = step.key
-    slash, dot = key.find("/"), key.find(".")
-    if slash >= 0 and (dot < 0 or slash < dot):
-        key = key.translate({ord("."): "/", ord("/"): "."})
+    """Have a refusal name a setting, and not a file."""
+    key = swapped(with_slashes(step.key))
     error.filename = f"sysctl {key}={step.value}"
     if error.errno == errno.ENOENT:
         error.way_out = (  # type: ignore[attr-defined]

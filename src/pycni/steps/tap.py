@@ -62,7 +62,7 @@ def check(step: Tap, kernel: HostAndSandbox) -> list[str]:
     sandbox = kernel.netns(SANDBOX)
     found = sandbox.find(step.name)
     if found is None:
-        return []  # told where the interfaces of the result are checked
+        return []  # reported where the interfaces of the result are checked
     if found.kind != "tun":
         return [f"interface {step.name} is not a tap"]
     if step.bridge:
@@ -109,7 +109,7 @@ def _bridge(step: Tap, sandbox: Netns) -> int | None:
 def _create(step: Tap) -> None:
     """Make it in the thread's namespace. Until it is made to persist it goes with the descriptor.
 
-    The flag for the header of virtio-net is no property of a tap: whoever opens it decides anew.
+    The flag for the header of virtio-net is no property of a tap: a program that opens it decides.
     """
     flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_TUN_EXCL
     if step.multi_queue:

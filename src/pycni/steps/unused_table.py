@@ -1,4 +1,4 @@
-"""A routing table that nobody uses. For the steps that need one, under the sandbox's lock."""
+"""A routing table that nothing uses. For the steps that need one, under the sandbox's lock."""
 
 from __future__ import annotations
 

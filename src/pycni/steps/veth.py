@@ -6,6 +6,7 @@ import errno
 
 from pycni.kernel import link as links
 from pycni.kernel.netlink.errors import NetlinkError
+from pycni.plan.steps import SANDBOX
 from pycni.steps import ownership
 
 TYPE_CHECKING = False
@@ -23,7 +24,7 @@ def apply(step: VethPair, kernel: HostAndSandbox) -> Undo:
     made = host.remember(_create(step, kernel))
     if step.mac:  # else the kernel has chosen one
         inner = links.Link(index=made.link, name=step.name, kind="veth", mac=step.mac, mtu=made.mtu)
-        kernel.netns("sandbox").remember(inner)
+        kernel.netns(SANDBOX).remember(inner)
     try:
         _set_up_host_end(step, made, host)
     except BaseException:
@@ -33,7 +34,7 @@ def apply(step: VethPair, kernel: HostAndSandbox) -> Undo:
 
 
 def check(step: VethPair, kernel: HostAndSandbox) -> list[str]:
-    inner = kernel.netns("sandbox").find(step.name)
+    inner = kernel.netns(SANDBOX).find(step.name)
     if inner is None:
         return [f"interface {step.name} is missing in the sandbox"]
     if inner.kind != "veth":
@@ -52,7 +53,7 @@ def check(step: VethPair, kernel: HostAndSandbox) -> list[str]:
 def repair(step: VethPair, kernel: HostAndSandbox) -> None:
     from pycni.plan.difference import unrepairable
 
-    host, sandbox = kernel.host, kernel.netns("sandbox")
+    host, sandbox = kernel.host, kernel.netns(SANDBOX)
     inner = sandbox.find(step.name)
     if inner is None:
         apply(step, kernel)
@@ -69,9 +70,7 @@ def repair(step: VethPair, kernel: HostAndSandbox) -> None:
         from pycni.steps.bridge import plug_in
 
         plug_in(host, port.bridge, links.update(outer, master=master))
-    from pycni.steps import disable_ipv6
-
-    disable_ipv6.disable_ipv6(host, outer.name)
+    host.disable_ipv6(outer.name)
     # What a later plugin has switched on stays.
     hairpin, isolated = port.hairpin or None, port.isolated or None
     host.request(links.update(outer, up=True, hairpin=hairpin, isolated=isolated))
@@ -140,7 +139,7 @@ def collect(kernel: HostAndSandbox, owners: Owners) -> None:
 
 def _create(step: VethPair, kernel: HostAndSandbox) -> Link:
     host = kernel.host
-    sandbox = kernel.netns("sandbox")
+    sandbox = kernel.netns(SANDBOX)
     request = links.veth(
         step.host_name,
         step.name,
@@ -182,9 +181,7 @@ def _set_up_host_end(step: VethPair, made: Link, host: Netns) -> None:
     bridge = host.known(port.bridge, altnames=True)
     if bridge.bridge_id != bridge.mac or made.mac < bridge.mac:
         host.forget(bridge.name)  # it may have taken over its new port's address
-    from pycni.steps import disable_ipv6
-
-    disable_ipv6.disable_ipv6(host, made.name)
+    host.disable_ipv6(made.name)
     host.request(
         links.update(made, up=True, alias=alias, hairpin=port.hairpin, isolated=port.isolated)
     )

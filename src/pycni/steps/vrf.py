@@ -1,7 +1,7 @@
 """An interface's membership in a VRF of the sandbox (`plan.steps.VRFMember`).
 
 Joining sets the interface down and up again, and so does leaving: the kernel drops its routes, and
-IPv6 addresses unless told to keep them. Both are put back, the routes in the table that holds then.
+IPv6 addresses unless set to keep them. Both are put back, the routes in the table that holds then.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from pycni.kernel.netlink.constants import (
     RTPROT_RA,
 )
 from pycni.kernel.netlink.errors import EventsLost, NetlinkError
+from pycni.plan.steps import SANDBOX
 from pycni.spec.errors import ALREADY_EXISTS, INVALID_CONFIG, TRY_AGAIN_LATER, CNIError
 from pycni.steps import ownership
 from pycni.steps.child_link import require_free
-from pycni.steps.returned_routes import give_back
+from pycni.steps.returned_routes import restore_to_main
 from pycni.steps.unused_table import unused_table
 
 TYPE_CHECKING = False
@@ -44,7 +45,7 @@ TIMEOUT = 5.0  # seconds for IPv6 addresses to be usable again, longer than thei
 
 
 def apply(step: VRFMember, kernel: HostAndSandbox) -> Undo:
-    site = kernel.netns("sandbox")
+    site = kernel.netns(SANDBOX)
     with kernel.lock_sandbox():
         link = site.link(step.link)
         if link.master:
@@ -74,7 +75,7 @@ def apply(step: VRFMember, kernel: HostAndSandbox) -> Undo:
 
 
 def check(step: VRFMember, kernel: HostAndSandbox) -> list[str]:
-    site = kernel.netns("sandbox")
+    site = kernel.netns(SANDBOX)
     vrf = site.find(step.vrf)
     if vrf is None or vrf.kind != "vrf":
         return [f"there is no VRF {step.vrf} in the sandbox"]
@@ -91,7 +92,7 @@ def check(step: VRFMember, kernel: HostAndSandbox) -> list[str]:
 
 
 def repair(step: VRFMember, kernel: HostAndSandbox) -> None:
-    site = kernel.netns("sandbox")
+    site = kernel.netns(SANDBOX)
     found = site.find(step.vrf)
     if found is not None and found.kind == "vrf" and not found.is_up:
         site.request(links.update(found, up=True))
@@ -201,7 +202,7 @@ class Load:
         ]
         for route in alone:
             if table == RT_TABLE_MAIN:
-                give_back(site, route)
+                restore_to_main(site, route)
             else:
                 _append(site, route.replace(table=table))
         site.request(*map(routes.replace, together))

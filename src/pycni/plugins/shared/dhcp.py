@@ -36,7 +36,7 @@ _LONGEST = 86400  # seconds to wait for an answer, whatever was said
 
 
 class NoDaemon(CNIError):
-    """Nobody listens on the socket."""
+    """No daemon listens on the socket."""
 
 
 def ask(path: str, question: Mapping[str, Any], cancel: int | None = None) -> dict[str, Any]:

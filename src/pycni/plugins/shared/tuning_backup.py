@@ -6,6 +6,7 @@ it is, and what is in force, for a list may have several tunings. Used by tuning
 
 from __future__ import annotations
 
+from pycni.kernel import sysctl
 from pycni.plan.steps import SANDBOX, LinkSettings, Sysctl
 from pycni.spec.errors import CNIError, invalid_config
 from pycni.spec.jsontext import dumps
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from pycni.plan.plan import Plan
     from pycni.plan.steps import Step
     from pycni.sdk.request import Request
-    from pycni.spec.schema import Fault
     from pycni.state.attachment_files import Documents
 
 # How many ADDs have noted something, and how many DELs have failed: a list may have more tunings.
@@ -185,7 +185,7 @@ class Backup:
         Where another attachment of the container was set up on top of ours, its file gets what
         there was before, for its own DEL.
         """
-        # The file is not the configuration: whoever could write it may not set others than ADD may.
+        # The file is not the configuration: who could write it may not set others than ADD may.
         own = {key: value for key, value in (saved.sysctl or {}).items() if _is_net_path(key)}
         if not own:
             return own
@@ -211,7 +211,7 @@ class Backup:
     def keep_once(self) -> bool:
         """Keep what is noted for another DEL; False if one of each tuning has failed before.
 
-        What passes in a moment is then put right, and what does not holds nobody up for good.
+        What passes in a moment is then put right, and what does not delays no DEL for good.
         """
         document = self._documents.read(self._name) or {}
         tried = _count(document, _TRIED) + 1
@@ -239,11 +239,7 @@ def sysctl_key(key: str, ifname: str) -> str:
 
     Dots and slashes mean what they do for sysctl(8).
     """
-    dot, slash = key.find("."), key.find("/")
-    path = key
-    if dot >= 0 and (slash < 0 or dot < slash):
-        path = key.translate({ord("."): "/", ord("/"): "."})
-    path = path.replace("IFNAME", ifname, 1)
+    path = sysctl.with_slashes(key).replace("IFNAME", ifname, 1)
     if not _is_net_path(path):
         raise invalid_config(
             f"invalid net sysctl key: {quote(key)}",
@@ -255,7 +251,7 @@ def sysctl_key(key: str, ifname: str) -> str:
 def _is_net_path(path: str) -> bool:
     """Whether this is the path of a parameter of network namespaces, below /proc/sys."""
     parts = path.split("/")
-    return parts[0] == "net" and len(parts) > 2 and not {"", ".", ".."}.intersection(parts)
+    return parts[0] == "net" and len(parts) > 2 and sysctl.NO_PARTS.isdisjoint(parts)
 
 
 def file_name(container_id: str, ifname: str) -> str:
@@ -302,5 +298,4 @@ def _values(plan: Plan) -> dict[str, Any]:
 
 def saved_in(document: dict[str, Any] | None) -> Saved:
     """A backup file's document; what cannot be read of it counts as not noted."""
-    faults: list[Fault] = []
-    return Saved.read_lenient(document or {}, "", faults)
+    return Saved.read_lenient(document or {}, "", [])
