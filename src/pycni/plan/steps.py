@@ -157,7 +157,7 @@ class Address(Step):
 
 
 class GratuitousARP(Step):
-    """Neighbours know that a link's addresses are here now; whoever had them may be remembered.
+    """Neighbours learn that a link's addresses are here now: they may remember an earlier holder.
 
     Needs the settings arp_notify and ndisc_notify, and a link that carries traffic.
     """
@@ -260,7 +260,7 @@ class Masquerade(Step):
 class SpoofGuard(Step):
     """Frames that enter the bridge from this host link carry this MAC address, or are dropped.
 
-    mac: "" for whichever was noted at ADD: no ADD leaves it out.
+    mac: "" for the one noted at ADD; an ADD always gives it.
     """
 
     kind: ClassVar[str] = "spoof_guard"
@@ -408,7 +408,7 @@ class Tap(Step):
 
 
 class Device(Record):
-    """A network device of the host, told by the first of these that is not empty.
+    """A network device of the host, identified by the first of these that is not empty.
 
     name: of its interface; mac: its hardware address; path: below /sys/devices; id: an address on
     the PCI or the auxiliary bus; pci: an address on the PCI bus.
@@ -516,9 +516,9 @@ class IngressPolicy(Step):
 
 
 class PortIsolation(Step):
-    """Those of some links that are ports of a bridge do not reach other containers through it.
+    """Of these links, those that are ports of a bridge reach no other container through it.
 
-    What outlives the link of that is removed with the owner's `Firewall`.
+    What outlives such a link is removed with the owner's `Firewall`.
     """
 
     kind: ClassVar[str] = "port_isolation"

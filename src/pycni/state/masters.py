@@ -29,10 +29,10 @@ _SIZE = 4  # bytes of a note: always as many, so that it is whole at any instant
 class MasterNote:
     """The note of one link, locked inside a `with` block.
 
-    netns: the namespace that the link's index counts in; cancel: a descriptor that can be read once
-    nobody wants the lock any more. mode: what is noted, "" for nothing that can be believed. Raises
-    CNIError: code 11 when the lock stays taken or was cancelled, code 5 for what the file system
-    refuses.
+    netns: the namespace that the link's index counts in; cancel: a descriptor that is readable
+    once the lock is not wanted any more. mode: what is noted, "" for nothing that can be believed.
+    Raises CNIError: code 11 when the lock stays taken or was cancelled, code 5 for what the file
+    system refuses.
     """
 
     def __init__(self, netns: NetnsID, index: int, cancel: int | None = None) -> None:

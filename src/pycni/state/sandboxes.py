@@ -21,9 +21,9 @@ DIRECTORY = "/run/pycni/sandboxes"
 class SandboxLock:
     """Held inside a `with` block, against other processes and other threads of this one.
 
-    device, inode: the kernel's numbers of the namespace; cancel: a descriptor that can be read once
-    nobody wants it any more. Raises CNIError: code 11 when it stays taken or was cancelled, code 5
-    for what the file system refuses.
+    device, inode: the kernel's numbers of the namespace; cancel: a descriptor that is readable
+    once the lock is not wanted any more. Raises CNIError: code 11 when it stays taken or was
+    cancelled, code 5 for what the file system refuses.
     """
 
     def __init__(self, device: int, inode: int, cancel: int | None = None) -> None:
