@@ -348,9 +348,9 @@ static int is_busy(const struct trailer *t)
 static int begins(const struct trailer *t, int agent)
 {
     struct pollfd waiting = {.fd = agent, .events = POLLIN};
-    int patience = atoi(t->begin_ms), left = BURST_MS;
+    int timeout = atoi(t->begin_ms), left = BURST_MS;
     char byte;
-    while (poll(&waiting, 1, patience) == 0 && (left -= patience) > 0 && is_busy(t))
+    while (poll(&waiting, 1, timeout) == 0 && (left -= timeout) > 0 && is_busy(t))
         continue;
     ssize_t got = recv(agent, &byte, 1, 0);
     if (got < 0) {

@@ -1,4 +1,4 @@
-"""Links: what `ip link` and `bridge vlan` do.
+"""Links: what `ip link` does.
 
 Reading takes a socket; everything that changes a link is a request to be sent, alone or in a
 batch. A link is named by its index, its name, or a `Link` read before. The kernel takes alternative
