@@ -83,9 +83,7 @@ def add(
     on_bridge: bool = False,
 ) -> NetlinkRequest:
     """Add VLANs `first` to `last` to a bridge port (`on_bridge`: to the bridge `port` itself)."""
-    flags = (c.BRIDGE_VLAN_INFO_PVID if pvid else 0) | (
-        c.BRIDGE_VLAN_INFO_UNTAGGED if untagged else 0
-    )
+    flags = c.BRIDGE_VLAN_INFO_PVID * pvid | c.BRIDGE_VLAN_INFO_UNTAGGED * untagged
     return _request(c.RTM_SETLINK, "add", port, first, last, flags, on_bridge)
 
 

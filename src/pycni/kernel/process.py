@@ -81,7 +81,11 @@ def run(
     ours: list[int] = []
     theirs: list[int] = []
     try:
-        with Child(_start(argv, ours, theirs, env, own_group), own_group) as child:
+        for inward in (True, False, False):
+            reader, writer = _pipe()
+            ours.append(writer if inward else reader)
+            theirs.append(reader if inward else writer)
+        with Child(_spawn(argv, theirs, env, own_group), own_group) as child:
             while theirs:
                 posix.close(theirs.pop())
             deadline = None if timeout is None else time.monotonic() + timeout
@@ -128,46 +132,31 @@ def _pipe() -> tuple[int, int]:
     return ends[0], ends[1]
 
 
-def _start(
-    argv: Sequence[str],
-    ours: list[int],
-    theirs: list[int],
-    env: Mapping[str, str],
-    own_group: bool,
-) -> int:
-    """Start a program on three pipes, whose ends are appended to `ours` and `theirs`."""
-    for inward in (True, False, False):
-        reader, writer = _pipe()
-        ours.append(writer if inward else reader)
-        theirs.append(reader if inward else writer)
-    spare = posix.dup(ours[0])  # to have a descriptor for its end, before it does anything
-    try:
-        return _spawn(argv, theirs, env, own_group)
-    finally:
-        posix.close(spare)
-
-
 def _spawn(
     argv: Sequence[str], ends: Sequence[int], env: Mapping[str, str], own_group: bool
 ) -> int:
     group: dict[str, Any] = {"setpgroup": 0} if own_group else {}
     actions = [(posix.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(ends)]
-    for pause in (*_BUSY_PAUSES, None):
-        try:
-            return posix.posix_spawn(
-                argv[0],
-                list(argv),
-                env,
-                file_actions=actions,
-                setsigmask=(),
-                setsigdef=(_SIGPIPE, _SIGCHLD),  # Python ignores one, a program maybe both
-                **group,
-            )
-        except OSError as error:
-            # A process is still writing the file, or its fork holds it open for a moment.
-            if error.errno != errno.ETXTBSY or pause is None:
-                raise
-            time.sleep(pause)
+    spare = posix.dup(ends[0])  # to have a descriptor for its end, before it does anything
+    try:
+        for pause in (*_BUSY_PAUSES, None):
+            try:
+                return posix.posix_spawn(
+                    argv[0],
+                    list(argv),
+                    env,
+                    file_actions=actions,
+                    setsigmask=(),
+                    setsigdef=(_SIGPIPE, _SIGCHLD),  # Python ignores one, a program maybe both
+                    **group,
+                )
+            except OSError as error:
+                # A process is still writing the file, or its fork holds it open for a moment.
+                if error.errno != errno.ETXTBSY or pause is None:
+                    raise
+                time.sleep(pause)
+    finally:
+        posix.close(spare)
     raise AssertionError("the last attempt returns or raises")
 
 

@@ -39,7 +39,7 @@ from _struct import Struct
 
 from pycni.spec.ip import IPAddress
 from pycni.spec.owner import sha512
-from pycni.state.files import read_file
+from pycni.state import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -350,9 +350,9 @@ def holder_key(content: bytes) -> bytes:
 
 
 def boot_id() -> bytes:
-    """This boot's id as 36 characters: the kernel's, random at every start."""
+    """This boot's id as 36 bytes, see `files`."""
     if not _boot_ids:
-        _boot_ids.append(read_file("/proc/sys/kernel/random/boot_id")[:36])
+        _boot_ids.append(files.boot_id().encode())
     return _boot_ids[0]
 
 
