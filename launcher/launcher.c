@@ -12,8 +12,8 @@
  *
  * The agent says BEGUN before it does anything. If that does not come within a few milliseconds,
  * whatever the reason, the reading side of the connection is shut down: from then on the agent
- * cannot say it, and one that cannot does nothing. What it said before is still there to be read. So
- * either the agent does the call or this process, and never both. After BEGUN a lost agent is an
+ * cannot say it, and one that cannot does nothing. What it said before is still there to be read.
+ * So either the agent does the call or this process, and never both. After BEGUN a lost agent is an
  * error (code 11), never a second run. The death of this process closes the connection, and the
  * agent takes that as a cancel.
  *
@@ -41,7 +41,7 @@
 #define BEGUN 'B'
 #define BURST_MS 2000   /* for it to begin while it gets on with other calls */
 #define BEAT_MS 100     /* after which it is not seen to get on */
-#define VERSION_MS 1000 /* for a caller by hand, who leaves stdin open, to say something */
+#define VERSION_MS 1000 /* for stdin of a call by hand, which stays open, to have something */
 #define MAX_REQUEST 65536
 #define MAX_STDIN (16u << 20) /* what is longer is refused, so one byte more is enough */
 #define MAX_ANSWER (64u << 20)
@@ -182,7 +182,7 @@ static void run_dhcp(const struct trailer *t, int argc, char **argv)
          "pycni was moved or removed; run 'pycni install' again for this directory");
 }
 
-/* Whether every directory of CNI_PATH means the same to the agent, whose working directory differs. */
+/* Whether all of CNI_PATH means the same to the agent, whose working directory differs. */
 static int is_absolute(const char *path)
 {
     while (path && *path) {

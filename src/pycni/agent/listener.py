@@ -30,7 +30,7 @@ class Listener:
         self._inode = None if path is None else _inode(path)
 
     def fileno(self) -> int:
-        """Its descriptor, which can be read when somebody connects."""
+        """Its descriptor, which can be read when a client connects."""
         return self._socket.fileno()
 
     @property

@@ -1,9 +1,9 @@
 """All network namespaces of the machine, and the addresses that are set in them.
 
-What is set somewhere is in use, whatever files say: the answer to whether an address may be given
-to someone else. Namespaces are found by the processes in them, by their names in /run/netns, and by
-the mounts that hold them. Used by `pycni ipam reclaim`, and by steps that meet rules for an address
-whose interface is not where it should be.
+What is set somewhere is in use, whatever files say: so an address is looked for before it goes to
+another attachment. Namespaces are found by the processes in them, by their names in /run/netns, and
+by the mounts that hold them. Used by `pycni ipam reclaim`, and by steps that meet rules for an
+address whose interface is not where it should be.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ Used by the executor of plans and by plugins.
 
 The kernel looks for a name in /proc/sys/net, such as `ipv4`, among those of all network namespaces
 in which it has been looked for there, one by one. Hence such directories are kept open for a
-namespace that is worked in again; in others, a process that lives long looks for the name in a
-procfs of its own, through which few have been seen.
+namespace that is used again; for others, a process that lives long mounts a procfs of its own,
+through which only few names have been looked up.
 """
 
 from __future__ import annotations

@@ -309,7 +309,7 @@ class Source(Record):
 class SourceRouting(Step):
     """Packets from these addresses of an interface are routed by a table of their own.
 
-    Each address gets a free table with the interface's routes, and a rule that leads there; the
+    Each address gets an unused table with the interface's routes, and a rule that leads there; the
     routes leave the main table. hints: keep the subnets' routes there, with the address as source.
     table: only add rules, which lead to this table. defaults: families whose default route by this
     interface was in the main table before, so that removing puts it back there with the others.
@@ -327,7 +327,7 @@ class SourceRouting(Step):
 class VRFMember(Step):
     """An interface of the sandbox is in a VRF there, which is made for its first member.
 
-    table: the VRF's routing table, 0 for a free one.
+    table: the VRF's routing table, 0 for an unused one.
     """
 
     kind: ClassVar[str] = "vrf"
@@ -500,7 +500,7 @@ class Firewall(Step):
 
 
 class IngressPolicy(Step):
-    """Packets from a bridge do not enter another bridge with a policy; or, isolated, the same one.
+    """Packets from a bridge enter no other bridge with a policy; nor, if isolated, the same one.
 
     families: AF_INET, AF_INET6; backend: as for `Firewall`. Stays: the bridge's containers share
     it.

@@ -1,7 +1,7 @@
 """The node's own notes of attachments: their identities, and one lock for each of them.
 
     /run/pycni/attachments/<owner's tag>                     identity, `pycni.spec.identity`
-    /run/pycni/addresses/<network's tag>-<address>           link to the tag of who has the address
+    /run/pycni/addresses/<network's tag>-<address>           link to its attachment's tag
 
 They are in /run, since what they describe does not outlive the machine's start either. The file of
 an attachment is its lock as well: an operation on it holds an flock on it, across processes. An
@@ -414,7 +414,7 @@ def remove_abandoned(tag: str) -> None:
             _remove_links(tag)
             remove_file(path_of(tag))
     except OSError:
-        pass  # somebody is at work on it
+        pass  # an operation is at work on it
     finally:
         posix.close(descriptor)
 

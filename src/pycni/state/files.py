@@ -6,7 +6,7 @@
 - `Lock` is an flock, as the reference takes it. It holds between processes and between threads;
   how to wait for one that is taken is in `waiting`.
 - A symbolic link as the last component of a path is never followed: a state directory's content
-  may have been planted by someone who may write there, and these calls run as root.
+  may have been planted by a user who may write there, and these calls run as root.
 
 Called by the stores of this room and by plugins that keep a state file.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MAX_NAME = 255  # bytes: NAME_MAX of linux/limits.h
 MAX_SIZE = 16 * 1024 * 1024  # bytes that `read_file` takes; our largest are results with configs
 
-# O_NONBLOCK: opening a FIFO that someone left under the name must not hang.
+# O_NONBLOCK: opening a FIFO that was left under the name must not hang.
 _READ = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC | posix.O_NONBLOCK
 _WRITE_NEW = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT, errno.EXDEV)
