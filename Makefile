@@ -67,13 +67,14 @@ soak: setup ## Faults and load at full length; writes docs/reliability.md (an ho
 	@tools/soak/run outside --write
 	@tools/soak/run load --write
 
-lint: .venv/.complete ## Check format, style, types and the import rules
+lint: .venv/.complete ## Check format, style, types, words and the import rules
 	@$(python) -m ruff format --check --quiet . || { echo "hint: make format"; false; }
 	@$(python) -m ruff check --quiet .
 	@$(python) -m mypy
 	@.venv/bin/lint-imports --no-logo
+	@tools/check-words
 
-format: .venv/.complete ## Format the code and mend what ruff can mend
+format: .venv/.complete ## Format the code and fix what ruff can fix
 	@$(python) -m ruff check --fix --quiet . ; $(python) -m ruff format .
 
 docs: .venv/.complete ## Write the key tables of docs/plugins from the declarations

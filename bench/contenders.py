@@ -279,7 +279,7 @@ def everyone(peer: Path | None, *ways: str) -> Iterator[list[Contender]]:
 class Floor(Contender):
     """The kernel's own work for a bridge's ADD and DEL, by a program that does nothing else.
 
-    It is told what a plugin has to find out: names, addresses, and that the bridge is there.
+    It is given what a plugin has to find out: names, addresses, and that the bridge is there.
     inside: take the program's own time, without its start.
     """
 

@@ -109,7 +109,7 @@ def collection(count: int, rounds: int, few: int = 50) -> Iterator[Measurement]:
             attach_all(contender, POD, boxes)
             for name, kept in (
                 ("GC, all kept", [boxes] * rounds),
-                ("GC, one stale", [boxes[turn + 1 :] for turn in range(rounds)]),
+                ("GC, one stale", [boxes[number + 1 :] for number in range(rounds)]),
                 ("GC, all stale", [[]]),
             ):
                 seconds = [collect(contender, POD, keep) / number for keep in kept]

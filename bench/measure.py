@@ -1,4 +1,4 @@
-"""Rounds in which every contender takes its turn, and what they give: medians of ratios."""
+"""Rounds in which every contender works once, and what they give: medians of ratios."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ def measure(
             name = f"box-{scenario.network}-{contender.name}".replace(" ", "-")
             places[contender] = stack.enter_context(sandboxes(1, name))[0].netns
         for number in range(rounds + 1):
-            for turn, contender in enumerate(in_turn(contenders, number)):
-                attachment = Attachment(f"{scenario.network}-{number}-{turn}", places[contender])
-                configs = scenario.configured(first + turn, contender.room.name)
+            for slot, contender in enumerate(in_turn(contenders, number)):
+                attachment = Attachment(f"{scenario.network}-{number}-{slot}", places[contender])
+                configs = scenario.configured(first + slot, contender.room.name)
                 spent = cycle(contender, configs, attachment, scenario.unchecked, operations)
                 if number > 0:
                     for operation, elapsed in spent.items():
@@ -162,7 +162,7 @@ def attach(
 def in_turn(contenders: Sequence[Contender], number: int) -> list[Contender]:
     """The contenders in the order of a round: another begins, and every other round goes backwards.
 
-    So nobody always pays for what the same one before has left to the kernel to do.
+    So none always pays for what the same one before it has left to the kernel to do.
     """
     first = number // 2 % len(contenders)
     order = [*contenders[first:], *contenders[:first]]

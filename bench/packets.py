@@ -94,8 +94,8 @@ def packets(
             for kind, unit in KINDS.items():
                 values: dict[str, list[float]] = {line.name: [] for line in lines}
                 for number in range(rounds):
-                    for turn in range(len(lines)):
-                        line = lines[(number + turn) % len(lines)]
+                    for offset in range(len(lines)):
+                        line = lines[(number + offset) % len(lines)]
                         values[line.name].append(line.rate(kind, outwards, milliseconds))
                 yield Measurement(f"{work}, {way}", kind, values, unit)
 

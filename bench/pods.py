@@ -85,7 +85,7 @@ def rules() -> dict[str, list[str]]:
 
 
 def _marks(pod: Attachment, configs: Sequence[Mapping[str, Any]], result: Any) -> list[str]:
-    """What rules of one pod have that those of others have not, in an order of its own."""
+    """What only one pod's rules contain, in an order that is the same for each pod."""
     chain = sha512((configs[0]["name"] + pod.container_id).encode()).hexdigest()
     mappings = [
         mapping

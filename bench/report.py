@@ -36,7 +36,7 @@ def to_text(document: Any) -> str:
 
 
 def to_json(tables: Sequence[Table], rounds: int, machine: dict[str, Any]) -> dict[str, Any]:
-    """All values, with where and when they were taken. machine: what `machine` tells of it."""
+    """All values, with where and when they were taken. machine: as `machine` describes it."""
     return {
         "taken": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": machine,

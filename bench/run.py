@@ -3,7 +3,7 @@
     bench/run.py [--only WORD] [--rounds N] [--long] [--peer DIR] [--json FILE] [--plot FILE]
     bench/run.py --write-docs [--from FILE]
 
-Each contender has a host of its own, a network namespace, and takes its turn in every round. A
+Each contender has a host of its own, a network namespace, and works once in every round. A
 round's figure is one contender's time over the reference's; the tables show the median of all
 rounds, with quartiles. Milliseconds stand beside it for orientation only: they say as much about
 the machine as about the code. docs/benchmark.md says what each piece of work is.

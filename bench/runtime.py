@@ -21,8 +21,8 @@ LIST = "bridge, loopback"
 def measure_list(rounds: int) -> list[Measurement]:
     """ADD and DEL of a list: our plugins in this process, the reference's as processes.
 
-    The kernel makes whoever removes a veth pair wait, and how long cannot be seen in a process of
-    others. So a second DEL is taken too, which does all but remove what is gone by then.
+    The kernel makes the process that removes a veth pair wait, and how long cannot be seen in the
+    reference's. So a second DEL is taken too, which does all but remove what is gone by then.
     """
     networks = {
         "reference": _network("ref", plugin_dirs=REFERENCE, engine="exec"),

@@ -11,13 +11,13 @@
  * passed on: an agent that is stopped would hold the caller's pipes open.
  *
  * The agent says BEGUN before it does anything. If that does not come within a few milliseconds,
- * whatever the reason, the reading side of the connection is shut down: from then on the agent cannot say it, and
- * one that cannot does nothing. What it said before is still there to be read. So either the agent
- * does the call or this process, and never both. After BEGUN a lost agent is an error (code 11),
- * never a second run. The death of this process closes the connection, and the agent takes that as
- * a cancel.
+ * whatever the reason, the reading side of the connection is shut down: from then on the agent
+ * cannot say it, and one that cannot does nothing. What it said before is still there to be read.
+ * So either the agent does the call or this process, and never both. After BEGUN a lost agent is an
+ * error (code 11), never a second run. The death of this process closes the connection, and the
+ * agent takes that as a cancel.
  *
- * What to run is told by lines that `pycni install` appends to this file (see trailer below).
+ * What to run is in lines that `pycni install` appends to this file (see trailer below).
  * Protocol: src/pycni/agent/protocol.py.
  */
 
@@ -41,7 +41,7 @@
 #define BEGUN 'B'
 #define BURST_MS 2000   /* for it to begin while it gets on with other calls */
 #define BEAT_MS 100     /* after which it is not seen to get on */
-#define VERSION_MS 1000 /* for a caller by hand, who leaves stdin open, to say something */
+#define VERSION_MS 1000 /* for stdin of a call by hand, which stays open, to have something */
 #define MAX_REQUEST 65536
 #define MAX_STDIN (16u << 20) /* what is longer is refused, so one byte more is enough */
 #define MAX_ANSWER (64u << 20)
@@ -153,7 +153,7 @@ static void run_here(const struct trailer *t, int stdin_copy)
              "print('{\\n    \"cniVersion\": \"1.1.0\",\\n    \"code\": 999,')\n"
              "print(f'    \"msg\": \"the plugin %s cannot start: {why}\",')\n"
              "print('    \"details\": \"pycni is damaged, or not for this Python; '\n"
-             "      'mend it and run pycni install again\"\\n}', end='')\n"
+             "      'repair it and run pycni install again\"\\n}', end='')\n"
              "sys.exit(1)\n",
              t->plugin);
     char probe[4300];
@@ -182,7 +182,7 @@ static void run_dhcp(const struct trailer *t, int argc, char **argv)
          "pycni was moved or removed; run 'pycni install' again for this directory");
 }
 
-/* Whether every directory of CNI_PATH means the same to the agent, whose working directory differs. */
+/* Whether all of CNI_PATH means the same to the agent, whose working directory differs. */
 static int is_absolute(const char *path)
 {
     while (path && *path) {
@@ -224,7 +224,7 @@ static int stdin_is_coming(int milliseconds)
 
 /*
  * stdin to its end, in a file in memory; -1 with stdin as it was, if that cannot be had. Without a
- * command nothing is read, and of a caller who asks for the version no more than comes at once.
+ * command nothing is read, and of one that asks for the version no more than comes at once.
  */
 static int read_stdin(void)
 {
@@ -263,7 +263,7 @@ static int connect_agent(const struct trailer *t)
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return -1;
-    /* Only root's agent, or our own user's, is to be believed. */
+    /* Only root's agent, or our own user's, is trusted. */
     if (connect(fd, (struct sockaddr *)&address, sizeof address) == 0 &&
         getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 &&
         (peer.uid == 0 || peer.uid == geteuid()))
@@ -348,9 +348,9 @@ static int is_busy(const struct trailer *t)
 static int begins(const struct trailer *t, int agent)
 {
     struct pollfd waiting = {.fd = agent, .events = POLLIN};
-    int patience = atoi(t->begin_ms), left = BURST_MS;
+    int timeout = atoi(t->begin_ms), left = BURST_MS;
     char byte;
-    while (poll(&waiting, 1, patience) == 0 && (left -= patience) > 0 && is_busy(t))
+    while (poll(&waiting, 1, timeout) == 0 && (left -= timeout) > 0 && is_busy(t))
         continue;
     ssize_t got = recv(agent, &byte, 1, 0);
     if (got < 0) {
@@ -376,7 +376,7 @@ static int receive(int fd, void *buffer, size_t size)
 }
 
 /* Pass on what the agent wrote for stderr. */
-static void tell_stderr(int said)
+static void pass_on_stderr(int said)
 {
     static char chunk[65536];
     ssize_t got;
@@ -385,7 +385,7 @@ static void tell_stderr(int said)
         at += got;
 }
 
-/* Undo an ADD whose result could not be written: nobody knows of it. */
+/* Undo an ADD whose result could not be written: the caller does not know of it. */
 static void take_back(const struct trailer *t, int input)
 {
     const char *command = getenv("CNI_COMMAND");
@@ -425,7 +425,7 @@ static void ask_agent(const struct trailer *t, int input)
         !(output = malloc(answer.size + 1u)) || receive(reply[0], output, answer.size))
         fail(t->plugin, 11, "lost its agent while it was at work",
              "whether it was done is not known: try again later, DEL first if this was an ADD");
-    tell_stderr(said);
+    pass_on_stderr(said);
     if (write_all(1, output, answer.size) == 0)
         _exit((int)answer.code);
     if (answer.code == 0)

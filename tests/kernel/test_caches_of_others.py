@@ -150,7 +150,7 @@ def where(way: Way) -> list[str]:
         ("{", "is damaged: "),
         ('{"kind":"cniCacheV1","netns":7}', "is damaged: "),
         ('{"cniVersion":"0.2.0"}', "does not say whose it is"),
-        ('{"kind":"cniCacheV1","networkName":"x"}', "tells of another attachment"),
+        ('{"kind":"cniCacheV1","networkName":"x"}', "describes another attachment"),
     ],
 )
 def test_a_file_that_cannot_be_used_shows(

@@ -12,7 +12,7 @@ import pytest
 
 from harness import Namespace, Sandbox, ip_json, run_in
 from harness.kernel_state import link as shown
-from pycni.kernel import link, namespace
+from pycni.kernel import link, link_kinds, namespace
 from pycni.kernel.netlink import NetlinkError, NetlinkSocket
 
 
@@ -188,7 +188,7 @@ def test_veth_whose_peer_name_is_taken(netlink: NetlinkSocket, box: Namespace) -
 def test_macvlan(netlink: NetlinkSocket, mode: str) -> None:
     parent = link.create(netlink, link.veth("v0", "v1"))
     mac = None if mode == "passthru" else "02:00:00:00:00:05"
-    made = link.create(netlink, link.macvlan("m0", parent.index, mode, mac=mac, mtu=1300))
+    made = link.create(netlink, link_kinds.macvlan("m0", parent.index, mode, mac=mac, mtu=1300))
     there = shown("m0")
     assert there["linkinfo"]["info_data"]["mode"] == mode == made.macvlan_mode
     assert (there["link"], made.link, there["mtu"]) == ("v0", parent.index, 1300)
@@ -198,7 +198,7 @@ def test_macvlan(netlink: NetlinkSocket, mode: str) -> None:
 def test_macvlan_made_inside_a_namespace(netlink: NetlinkSocket, box: Namespace) -> None:
     parent = link.create(netlink, link.veth("v0", "v1"))
     with namespace.open_path(box.path) as space, space.netlink() as inside:
-        request = link.macvlan(
+        request = link_kinds.macvlan(
             "eth0", parent.index, mac="02:00:00:00:00:05", broadcast_queue=500, netns=space.fd
         )
         made = link.create(netlink, request, inside)
@@ -210,7 +210,7 @@ def test_macvlan_made_inside_a_namespace(netlink: NetlinkSocket, box: Namespace)
 
 
 def test_ifb(netlink: NetlinkSocket) -> None:
-    made = link.create(netlink, link.ifb("ifb0", mtu=1400, txqlen=99, up=True))
+    made = link.create(netlink, link_kinds.ifb("ifb0", mtu=1400, txqlen=99, up=True))
     there = shown("ifb0")
     assert there["linkinfo"]["info_kind"] == made.kind == "ifb"
     assert (there["mtu"], there["txqlen"], made.is_up) == (1400, 99, True)

@@ -9,14 +9,15 @@ import pytest
 
 from harness import Sandbox, run_in
 from harness.kernel_state import link as shown
-from pycni.kernel import link, namespace
-from pycni.kernel.link import Link, PortVlan
+from pycni.kernel import bridge_vlan, link, link_kinds, namespace
+from pycni.kernel.bridge_vlan import PortVlan
+from pycni.kernel.link import Link
 from pycni.kernel.netlink import NetlinkSocket
 
 
 @pytest.fixture
 def parent(netlink: NetlinkSocket) -> Link:
-    return link.create(netlink, link.dummy("d0", mac="02:00:00:00:00:01", mtu=1400))
+    return link.create(netlink, link_kinds.dummy("d0", mac="02:00:00:00:00:01", mtu=1400))
 
 
 def test_dummy(parent: Link) -> None:
@@ -26,7 +27,7 @@ def test_dummy(parent: Link) -> None:
 
 
 def test_vlan(netlink: NetlinkSocket, parent: Link, sandbox: Sandbox) -> None:
-    made = link.create(netlink, link.vlan("d0.100", parent.index, 100, mtu=1300))
+    made = link.create(netlink, link_kinds.vlan("d0.100", parent.index, 100, mtu=1300))
     there = shown("d0.100")
     assert there["linkinfo"]["info_data"] == {
         "protocol": "802.1Q",
@@ -37,7 +38,7 @@ def test_vlan(netlink: NetlinkSocket, parent: Link, sandbox: Sandbox) -> None:
     assert (made.kind, made.vlan_id, made.link) == ("vlan", 100, parent.index)
     box = sandbox()
     with namespace.open_path(box.path) as space, space.netlink() as inside:
-        request = link.vlan("eth0", parent.index, 4094, netns=space.fd)
+        request = link_kinds.vlan("eth0", parent.index, 4094, netns=space.fd)
         made = link.create(netlink, request, inside)
     assert (made.vlan_id, made.link) == (4094, parent.index)
     assert shown("eth0", box)["linkinfo"]["info_data"]["id"] == 4094
@@ -47,7 +48,7 @@ def test_vlan(netlink: NetlinkSocket, parent: Link, sandbox: Sandbox) -> None:
 def test_ipvlan(netlink: NetlinkSocket, parent: Link, sandbox: Sandbox, mode: str) -> None:
     box = sandbox()
     with namespace.open_path(box.path) as space, space.netlink() as inside:
-        request = link.ipvlan("eth0", parent.index, mode, mtu=1300, netns=space.fd)
+        request = link_kinds.ipvlan("eth0", parent.index, mode, mtu=1300, netns=space.fd)
         made = link.create(netlink, request, inside)
     there = shown("eth0", box)
     assert there["linkinfo"]["info_data"]["mode"] == mode == made.ipvlan_mode
@@ -56,7 +57,7 @@ def test_ipvlan(netlink: NetlinkSocket, parent: Link, sandbox: Sandbox, mode: st
 
 
 def test_vrf(netlink: NetlinkSocket, parent: Link) -> None:
-    made = link.create(netlink, link.vrf("red", 1000, up=True))
+    made = link.create(netlink, link_kinds.vrf("red", 1000, up=True))
     there = shown("red")
     assert there["linkinfo"]["info_data"]["table"] == 1000 == made.vrf_table
     assert "UP" in there["flags"]
@@ -81,34 +82,34 @@ def port(netlink: NetlinkSocket) -> Link:
 
 
 def test_vlans_of_a_port(netlink: NetlinkSocket, port: Link) -> None:
-    assert link.vlans(netlink, port) == [PortVlan(1, 1, pvid=True, untagged=True)]
+    assert bridge_vlan.dump(netlink, port) == [PortVlan(1, 1, pvid=True, untagged=True)]
     netlink.batch(
         [
-            link.vlan_delete(port, 1),
-            link.vlan_add(port, 7, pvid=True, untagged=True),
-            link.vlan_add(port, 100, 4094),
+            bridge_vlan.delete(port, 1),
+            bridge_vlan.add(port, 7, pvid=True, untagged=True),
+            bridge_vlan.add(port, 100, 4094),
         ]
     )
     native, *tagged = bridge_vlans("v0")
     assert native == {"vlan": 7, "flags": ["PVID", "Egress Untagged"]}
     assert tagged == [{"vlan": vid} for vid in range(100, 4095)]
-    assert link.vlans(netlink, port) == [
+    assert bridge_vlan.dump(netlink, port) == [
         PortVlan(7, 7, pvid=True, untagged=True),
         PortVlan(100, 4094),
     ]
-    netlink.request(link.vlan_delete(port, 200, 300))
-    assert link.vlans(netlink, port.index)[1:] == [PortVlan(100, 199), PortVlan(301, 4094)]
+    netlink.request(bridge_vlan.delete(port, 200, 300))
+    assert bridge_vlan.dump(netlink, port.index)[1:] == [PortVlan(100, 199), PortVlan(301, 4094)]
 
 
 def test_vlans_of_one_port_only(netlink: NetlinkSocket, port: Link) -> None:
     other = link.create(netlink, link.veth("w0", "w1", master=port.master))
-    netlink.request(link.vlan_add(other, 55))
-    assert link.vlans(netlink, port) == [PortVlan(1, 1, pvid=True, untagged=True)]
+    netlink.request(bridge_vlan.add(other, 55))
+    assert bridge_vlan.dump(netlink, port) == [PortVlan(1, 1, pvid=True, untagged=True)]
 
 
 def test_vlans_of_the_bridge_itself(netlink: NetlinkSocket, port: Link) -> None:
-    netlink.request(link.vlan_add(port.master, 30, 31, on_bridge=True))
+    netlink.request(bridge_vlan.add(port.master, 30, 31, on_bridge=True))
     assert {entry["vlan"] for entry in bridge_vlans("br0")} == {1, 30, 31}
-    assert PortVlan(30, 31) in link.vlans(netlink, port.master)
-    netlink.request(link.vlan_delete(port.master, 30, 31, on_bridge=True))
-    assert link.vlans(netlink, port.master) == [PortVlan(1, 1, pvid=True, untagged=True)]
+    assert PortVlan(30, 31) in bridge_vlan.dump(netlink, port.master)
+    netlink.request(bridge_vlan.delete(port.master, 30, 31, on_bridge=True))
+    assert bridge_vlan.dump(netlink, port.master) == [PortVlan(1, 1, pvid=True, untagged=True)]

@@ -295,7 +295,7 @@ def test_routes_come_back_with_a_lease_that_was_lost(attach: Attach, tmp_path: P
     assert ("10.21.0.0/16", "10.1.1.1", 7) in routes(one.sandbox, "net1", "1")
     end = now()
     lease = Lease("10.1.1.2", 24, "10.1.1.1", "", end - 3, end - 2, end - 1, end)
-    client = Client(b"test", (1, 3), within=2)
+    client = Client(b"test", (1, 3), timeout=2)
     place = wire.Sandbox(one.sandbox.path, "net1")
     server = Program(
         ["dnsmasq", "-k", "-C", "/dev/null", "-u", "root", "--port=0", "--interface=veth1",

@@ -83,7 +83,7 @@ BAD_SIGN = ("interface name contains / or : or whitespace characters", "")
         ("a\0b", BAD_SIGN),
         ("eth%d", TEMPLATE),
         ("%", TEMPLATE),
-        ("\udcff" * 15, ("interface name is not UTF-8", "a result could not tell of it")),
+        ("\udcff" * 15, ("interface name is not UTF-8", "a result could not hold it")),
         *((f"a{space}b", BAD_SIGN) for space in "\t\n\v\f\r \x85\xa0\u1680\u2000\u200a\u2028"),
         *((f"a{space}b", BAD_SIGN) for space in "\u2029\u202f\u205f\u3000"),
     ],

@@ -15,7 +15,7 @@ from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from harness.surfaces import whole_link
-from pycni.kernel import address, link, neighbour, route, rule
+from pycni.kernel import address, bridge_vlan, link, link_kinds, neighbour, route, rule
 from pycni.kernel.netlink import codec
 from pycni.kernel.netlink.codec import MalformedMessage, Message, NetlinkRequest, Schema
 from pycni.spec.ip import IPAddress, parse_address, parse_network
@@ -344,12 +344,12 @@ def test_veth() -> None:
     ("request_", "kind", "data", "parent"),
     [
         (link.bridge("x", vlan_filtering=True), "bridge", {"IFLA_BR_VLAN_FILTERING": 1}, None),
-        (link.vlan("x", 4, 100), "vlan", {"IFLA_VLAN_ID": 100}, 4),
-        (link.macvlan("x", 4, "passthru"), "macvlan", {"IFLA_MACVLAN_MODE": "passthru"}, 4),
-        (link.ipvlan("x", 4, "l3s"), "ipvlan", {"IFLA_IPVLAN_MODE": 2}, 4),
-        (link.vrf("x", 1000), "vrf", {"IFLA_VRF_TABLE": 1000}, None),
-        (link.dummy("x"), "dummy", None, None),
-        (link.ifb("x"), "ifb", None, None),
+        (link_kinds.vlan("x", 4, 100), "vlan", {"IFLA_VLAN_ID": 100}, 4),
+        (link_kinds.macvlan("x", 4, "passthru"), "macvlan", {"IFLA_MACVLAN_MODE": "passthru"}, 4),
+        (link_kinds.ipvlan("x", 4, "l3s"), "ipvlan", {"IFLA_IPVLAN_MODE": 2}, 4),
+        (link_kinds.vrf("x", 1000), "vrf", {"IFLA_VRF_TABLE": 1000}, None),
+        (link_kinds.dummy("x"), "dummy", None, None),
+        (link_kinds.ifb("x"), "ifb", None, None),
     ],
 )
 def test_other_kinds(
@@ -366,7 +366,7 @@ def test_other_kinds(
 
 
 def test_vlan_range_on_a_port() -> None:
-    message = ifinfmsg(codec.pack(19, 0, 1, 0, link.vlan_add(4, 2, 10, untagged=True).body))
+    message = ifinfmsg(codec.pack(19, 0, 1, 0, bridge_vlan.add(4, 2, 10, untagged=True).body))
     message.decode()
     assert (message["family"], message["index"]) == (7, 4)
     spec = message.get_attr("IFLA_AF_SPEC")

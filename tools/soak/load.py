@@ -83,7 +83,7 @@ class Load:
         self.as_process = folder / "bin"
         socket = folder / "agent/agent.sock"
         install(self.with_agent, socket=socket)
-        install(self.as_process, socket=folder / "nobody.sock")
+        install(self.as_process, socket=folder / "none.sock")
         self.agent = subprocess.Popen(
             [Path(sys.executable).parent / "pycni", "agent", "--socket", socket]
         )
@@ -216,13 +216,13 @@ class Load:
     def caller(self, slots: list[Slot], last: int) -> None:
         """Cycles one after the other, until `last` have been begun by all callers together."""
         try:
-            for turn in itertools.count():
+            for number in itertools.count():
                 with self.lock:
                     if self.done >= last or self.failures:
                         return
                     self.done += 1
                     cycle = self.done - 1
-                slot = slots[turn % SLOTS]
+                slot = slots[number % SLOTS]
                 self.delete(cycle, slot)
                 self.add(cycle, slot, KINDS[cycle % len(KINDS)])
                 if cycle % CHECK_EVERY == 0:
@@ -230,7 +230,7 @@ class Load:
                 if cycle % self.gc_every == self.gc_every - 1:
                     with self.gate:
                         self.collect(cycle)
-        except Exception as error:  # noqa: BLE001 - told by the thread that waits
+        except Exception as error:  # noqa: BLE001 - reported by the thread that waits
             with self.lock:
                 self.failures.append(f"{type(error).__name__}: {error}")
 
@@ -271,7 +271,7 @@ class Load:
             if path.name[0].isdigit()
         }
         if found != expected:
-            raise Failed(f"leases that nobody has, or that are missing: "
+            raise Failed(f"leases without a container, or that are missing: "
                          f"{set(found.items()) ^ set(expected.items())}")  # fmt: skip
 
     def drain(self) -> None:

@@ -37,7 +37,7 @@ CALLERS = "8,1,2,4,8,16,32,64,16,8"
 
 
 def main() -> None:
-    """Run one of the three, and tell."""
+    """Run one of the three, and report."""
     parser = argparse.ArgumentParser(description="load and faults for docs/reliability.md")
     commands = parser.add_subparsers(dest="command", required=True)
     loading = commands.add_parser("load", help="attach and detach, by many callers at once")
@@ -46,9 +46,7 @@ def main() -> None:
     within = commands.add_parser("inside", help="disturb each change of our plugins")
     without = commands.add_parser("outside", help="the same faults for ours and the reference's")
     for command in (within, without):
-        command.add_argument(
-            "--every", type=int, default=1, help="only each so manyth change or fault"
-        )
+        command.add_argument("--every", type=int, default=1, help="only every Nth change or fault")
         command.add_argument("--case", action="append", help="only this; may be repeated")
     for command in (loading, within, without):
         command.add_argument("--write", action="store_true", help="into docs/reliability.md")

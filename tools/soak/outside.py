@@ -2,11 +2,11 @@
 
 A system call that changes something is refused, or the process is killed at it: the first of its
 kind, the second, and so on, as often as any thread of the plugin, or of a program it starts, makes
-it. An undisturbed run tells how often that is.
+it. An undisturbed run shows how often that is.
 
     after an error in ADD   the host is as before, and after the DEL that follows it
     after a kill in ADD     DEL leaves nothing
-    after an error in DEL   it is told, and a repetition leaves nothing; or nothing is left
+    after an error in DEL   it is reported, and a repetition leaves nothing; or nothing is left
     after a kill in DEL     a repetition leaves nothing
 
 What a system call never says (EEXIST, ENODEV) is left to what `harness.injection` does inside.
@@ -33,7 +33,7 @@ from harness.plugin import PluginRun, run_plugin
 from harness.worlds import Case, World
 
 REFERENCE = Path("/usr/lib/cni")
-# Of our cases those that the reference's release has; nobody's iptables is asked for by name.
+# Of our cases those that the reference's release has; none names iptables as a backend.
 NAMES = ("host-local", "bridge", "ptp", "macvlan", "portmap", "firewall, iptables", "bandwidth",
          "tuning", "sbr")  # fmt: skip
 COMPARED = tuple(case for name in NAMES for case in CASES if case.name == name)
@@ -50,7 +50,7 @@ _LINE = re.compile(r"^(\d+) +(\w+)\(")
 @dataclass(frozen=True)
 class Outcome:
     """One fault. undone: what an ADD that failed did not take back; left: what is there after DEL,
-    or after an error in DEL that was not told; both "" for nothing."""
+    or after an error in DEL that was not reported; both "" for nothing."""
 
     case: str
     side: str
@@ -137,7 +137,7 @@ class Side:
 
 
 def outcomes(case: Case, side: str, plugins: Path, folder: Path, every: int) -> Iterator[Outcome]:
-    """All faults of one case on one side; every: only each so manyth of them."""
+    """All faults of one case on one side; every: only every Nth of them."""
     tried = Side(side, case, plugins, folder)
     number = 0
     try:

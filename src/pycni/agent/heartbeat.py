@@ -1,8 +1,8 @@
 """A sign of life beside the agent's socket: when it last took or finished a call.
 
 In a burst of calls the agent cannot begin each within milliseconds, and to serve them without it
-would take the machine many times as long. So a launcher whose time is over reads this, and waits on
-while the agent gets on with others; one that is stopped or hangs is seen to do nothing. The file
+would take many times as long. So a launcher whose time is over reads this, and waits on while the
+agent makes progress with other calls; an agent that is stopped or hangs makes none. The file
 holds 8 bytes, nanoseconds of CLOCK_MONOTONIC in the machine's byte order. See launcher/launcher.c.
 """
 

@@ -30,7 +30,7 @@ class Listener:
         self._inode = None if path is None else _inode(path)
 
     def fileno(self) -> int:
-        """Its descriptor, which can be read when somebody connects."""
+        """Its descriptor, which can be read when a client connects."""
         return self._socket.fileno()
 
     @property
@@ -43,7 +43,7 @@ class Listener:
         return self._socket.accept()[0]
 
     def close(self) -> None:
-        """Take no more connections: who would make one finds no one at once. Twice is fine."""
+        """Take no more connections: new ones are refused at once. Closing twice is fine."""
         self._socket.close()
         path, self._path = self._path, None
         if path is None:
@@ -53,7 +53,7 @@ class Listener:
                 if _inode(path) == self._inode:
                     path.unlink()
         except (OSError, CNIError):
-            pass  # a name that no one answers to; the next agent replaces it
+            pass  # a name without a listener; the next agent replaces it
 
 
 def listen(path: Path) -> Listener:
@@ -90,7 +90,7 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 
 def _answers(path: Path) -> bool:
-    """Whether somebody listens, be it one who takes no more connections for now."""
+    """Whether a process listens, even one that takes no more connections for now."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         return probe.connect_ex(str(path)) in (0, errno.EAGAIN)

@@ -71,10 +71,10 @@ class Metrics:
         with self._lock:
             self.refused[reason] = self.refused.get(reason, 0) + 1
 
-    def repaired(self, repaired: int, failed: int) -> None:
-        """All attachments were looked after: so much was put back, so much could not be."""
+    def repaired(self, done: int, failed: int) -> None:
+        """All attachments were repaired: so much was put back, so much could not be."""
         with self._lock:
-            for name, count in (("passes", 1), ("repaired", repaired), ("failed", failed)):
+            for name, count in (("passes", 1), ("repaired", done), ("failed", failed)):
                 self._repairs[name] += count
 
     @property

@@ -39,7 +39,7 @@ class Package:
 
 def _look() -> tuple[int, ...]:
     try:
-        # Every way to install a package writes this file again.
+        # Every way to install a package replaces this file.
         status = os.stat(pycni.__file__)
     except OSError:
         return ()

@@ -96,7 +96,7 @@ class Agent:
             self._accept()
         finally:
             systemd.notify("STOPPING=1")
-            self._listener.close()  # at once: who comes now is served by another agent, or by none
+            self._listener.close()  # at once: new calls go to another agent, or to none
             self._pool.close()
         if self._replaced:
             raise CNIError(IO_FAILURE, f"{REPLACED}; start the agent again", "launchers do without")
@@ -135,14 +135,14 @@ class Agent:
             self.metrics.refuse("busy")
 
     def _shed(self) -> None:
-        """Hang up on one that there is no descriptor for: its launcher serves it."""
+        """Hang up on a connection that there is no descriptor for: its launcher serves the call."""
         self.metrics.refuse("no descriptor for it")
         if self._spare is not None:
             os.close(self._spare)
         try:
             self._listener.accept().close()
         except OSError:
-            # Others were quicker to take the spare one: not again at once.
+            # Other threads were quicker to take the spare one: not again at once.
             select.poll().poll(_PAUSE_MS)
         self._spare = _spare_descriptor()
 

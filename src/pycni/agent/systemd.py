@@ -19,7 +19,7 @@ def inherited_listener() -> socket.socket | None:
 
 
 def notify(state: str) -> None:
-    """Tell systemd a state, such as READY=1; nothing where there is no systemd."""
+    """Send systemd a state, such as READY=1; nothing where there is no systemd."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return

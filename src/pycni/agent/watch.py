@@ -1,10 +1,10 @@
-"""Watching over attachments: what a flush takes is put back without anybody asking.
+"""Watching over attachments: what a flush takes is put back without being asked for.
 
 A thread of the agent waits for the kernel's monitor (`pycni.kernel.monitor`). When something was
 deleted that may be a container's, it waits until no more comes, and repairs all attachments of the
 cache once. Bounded: after a repair it rests ten times as long as that took, and longer and longer
-while somebody keeps undoing it. A repair that finds nothing changes nothing, so what it does cannot
-keep it going. Interfaces that are gone are left to `pycni repair`: a DEL by another process may
+while another program keeps undoing it. A repair that finds nothing changes nothing, so it cannot
+keep itself going. Interfaces that are gone are left to `pycni repair`: a DEL by another process may
 just be at work.
 """
 
@@ -37,7 +37,7 @@ LINES = 20  # of a repair that are logged
 
 
 class Watch:
-    """The thread. `repair` is `repair_all` with what the agent was given, and a way to stop it."""
+    """The thread. `repair` is `repair_all` with the agent's options, and a way to stop it."""
 
     def __init__(
         self,
@@ -49,9 +49,9 @@ class Watch:
         self._cancel = Cancellation()
         self._metrics = metrics
         self._log = log or _to_stderr
-        self._monitor = Monitor()  # from now on, in the namespace of who makes this
+        self._monitor = Monitor()  # from now on, in the calling thread's namespace
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-        self._told: set[str] = set()  # what could not be repaired, so as not to repeat it
+        self._logged: set[str] = set()  # what could not be repaired, so as not to repeat it
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
 
     def start(self) -> None:
@@ -71,11 +71,11 @@ class Watch:
         with self._monitor:
             while gone:
                 begin = time.monotonic()
-                repaired = self._pass(gone)
+                changed = self._pass(gone)
                 end = time.monotonic()
-                again = repaired and begin - last < LONGEST_PAUSE
+                again = changed and begin - last < LONGEST_PAUSE
                 pause = min(LONGEST_PAUSE, pause * 2) if again else PAUSE
-                last = end if repaired else last
+                last = end if changed else last
                 if not self._sleep(max(pause, (end - begin) * SHARE)):
                     return
                 gone = self._wait()
@@ -96,8 +96,8 @@ class Watch:
         lines = [_line(report, finding) for report, finding in findings]
         lines += [f"left alone: {report.name}: {report.skipped}" for report in reports
                   if not (report.findings or report.ok)]  # fmt: skip
-        news = [line for line in lines if line not in self._told]
-        self._told = {line for line in lines if not line.startswith(REPAIRED)}
+        news = [line for line in lines if line not in self._logged]
+        self._logged = {line for line in lines if not line.startswith(REPAIRED)}
         if news:
             what = ", ".join(sorted(gone))
             self._log(f"{what} gone: {repaired} repaired, {len(findings) - repaired} not")
@@ -108,12 +108,12 @@ class Watch:
         return repaired > 0
 
     def _wait(self) -> set[str]:
-        """Wait for a burst of monitor and its end; what is gone, empty if it is time to stop."""
+        """Wait for the end of a burst of notices; what is gone, empty if it is time to stop."""
         try:
             return self._burst()
         except Exception as error:  # noqa: BLE001 - a thread that is gone would watch nothing
             self._log(f"watching failed: {error!r}")
-            return {"nobody knows what"}
+            return {"something unknown"}
 
     def _burst(self) -> set[str]:
         gone: set[str] = set()

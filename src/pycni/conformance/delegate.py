@@ -67,7 +67,7 @@ def give(container: str, ifname: str, number: int, version: str) -> None:
 
 def refuse(command: str, code: int, message: str) -> None:
     """Have the delegate fail from now on at a command."""
-    error = {"cniVersion": "1.0.0", "code": code, "msg": message, "details": "as told"}
+    error = {"cniVersion": "1.0.0", "code": code, "msg": message, "details": "as asked"}
     (_ANSWERS / f"fail-{command}").write_text(json.dumps(error))
 
 

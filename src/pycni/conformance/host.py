@@ -1,8 +1,8 @@
 """The ground that a check stands on: a host of its own, and what can be seen there.
 
 `isolate` puts the calling process into fresh namespaces, for good: call it in a process that ends
-with the check. What is there is told as text lines, one a thing, so that a difference reads as what
-appeared or went.
+with the check. What is there is described as lines of text, one a thing, so that a difference reads
+as what appeared or went.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def requirement(
     """Declare the decorated function as the check of a requirement.
 
     The function returns if the requirement is kept, raises `Broken` if it is not, and
-    `NotApplicable` if that cannot be told.
+    `NotApplicable` if that cannot be judged.
     """
 
     def declare(check: Callable[[Case], None]) -> Callable[[Case], None]:

@@ -110,7 +110,7 @@ class Subject:
 
     @property
     def delegates(self) -> bool:
-        """Whether it calls other plugins, as far as its configuration tells."""
+        """Whether it calls other plugins, as far as its configuration says."""
         own = self.kind == IPAM
         return bool((self.ipam_type and not own) or "delegate" in self.config)
 

@@ -76,7 +76,7 @@ class Daemon:
         self._slots = asyncio.Semaphore(_CONFIRMING)
 
     async def serve(self, listener: socket.socket, stop: asyncio.Event) -> None:
-        """Answer on a listening socket until it is stopped. Leases are kept, not released."""
+        """Answer on a listening socket until `stop` is set. Leases are kept, not released."""
         self._restore()
         connections: set[asyncio.Task[None]] = set()
 
@@ -137,7 +137,7 @@ class Daemon:
         try:
             await asyncio.wait((work, hung_up), return_when=asyncio.FIRST_COMPLETED)
             if question["command"] != "ADD":
-                await asyncio.wait((work,))  # a caller that hung up would ask for the same again
+                await asyncio.wait((work,))  # a client that hung up would ask for the same again
             if work.done():
                 _write(writer, _outcome(work))
         finally:
@@ -330,7 +330,7 @@ class Daemon:
 
 
 class _KeyLock:
-    """A lock for one attachment; `unused` is called when no one wants it any more."""
+    """A lock for one attachment; `unused` is called when nothing wants it any more."""
 
     def __init__(self, unused: Callable[[], object]) -> None:
         self._lock = asyncio.Lock()

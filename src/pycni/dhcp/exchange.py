@@ -76,7 +76,7 @@ class Client:
             )
             return self._lease(ack, server_mac, asked_at)
         except (asyncio.CancelledError, ValueError) as error:
-            # It may have been granted, but nobody will use it.
+            # It may have been granted, but will not be used.
             if offer.server is not None:
                 wire.send(self._release(xid, wire.mac, offer.yiaddr, offer.server).encode())
             if isinstance(error, ValueError):
@@ -100,7 +100,7 @@ class Client:
         return await self._extend(wire, request, lease, to)
 
     def release(self, mac: str, lease: Lease) -> DHCPRequest:
-        """The message that gives a lease back; nobody answers it."""
+        """The message that releases a lease; it has no answer."""
         address, server = IPv4Address(lease.address), IPv4Address(lease.server)
         return self._release(_xid(), mac, address, server)
 

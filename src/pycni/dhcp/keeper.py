@@ -2,10 +2,10 @@
 
     BOUND -> RENEWING (the server) -> REBINDING (any server) -> BOUND
 
-A lease that runs out or is refused is first asked for anew, address and all. Where that fails the
-address comes off the interface, since it may be another's by now, and is asked for until a server
-gives it again; then it is put back, with the routes it took along. Another address is of no use:
-the runtime was told this one.
+A lease that runs out or is refused is first requested once more, with its address. Where that fails
+the address comes off the interface, since it may be another's by now, and is requested until a
+server grants it again; then it is put back, with the routes it took along. Another address is of no
+use: the runtime has this one in its result.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ class Keeper:
             self._task = None
 
     async def release(self) -> None:
-        """Give the lease back, on the interface or, where that has gone, from the host.
+        """Release the lease, on the interface or, where that has gone, from the host.
 
-        Nobody answers it, so there is nothing to fail: what cannot be sent is logged.
+        A release has no answer, so it never fails: what cannot be sent is logged.
         """
         await self.stop()
         if not self.lease.server or self.record.withheld is not None or self.expired:

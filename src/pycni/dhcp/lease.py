@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pycni.dhcp.message import Option, Reply
@@ -150,9 +150,6 @@ class LeaseRecord:
                 "withheld": None if withheld is None else tuple(withheld),
             }
         )
-
-    def with_lease(self, lease: Lease) -> LeaseRecord:
-        return replace(self, lease=lease)
 
 
 def _identity(value: Any) -> ClientIdentity:

@@ -1,4 +1,4 @@
-"""The daemon as a process: its socket, its pidfile, and that there is one of it only."""
+"""The daemon as a process: its socket, its pidfile, and the lock that keeps it the only one."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def run(
 
 
 def listen(path: str) -> socket.socket:
-    """A listening socket at a path; one that nobody listens on any more is replaced.
+    """A listening socket at a path; one without a listener is replaced.
 
-    Raises OSError: EADDRINUSE if somebody does.
+    Raises OSError: EADDRINUSE if there is a listener.
     """
     make_directories(os.path.dirname(path), 0o700)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

@@ -64,9 +64,9 @@ UNKNOWN = ClientIdentity()
 class Sandbox:
     """Where a container's interface is: how to find it again, and to know it as the same.
 
-    path: of the network namespace, as this process sees it; identity: what the kernel tells the
-    namespace and the interface in it by, mac: the interface's address when it was first seen, by
-    which the server knows it from then on; each empty until then.
+    path: of the network namespace, as this process sees it; identity: the kernel's numbers of
+    the namespace and of the interface in it; mac: the interface's address when it was first seen,
+    by which the server knows it from then on; each empty until then.
     """
 
     def __init__(

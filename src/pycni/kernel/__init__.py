@@ -1,1 +1,1 @@
-"""The one door to Linux: netlink, namespaces, sysctl, nftables, iptables; and plans carried out."""
+"""The one door to Linux: netlink, namespaces, sysctl, nftables, iptables, programs."""

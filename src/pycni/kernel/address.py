@@ -99,7 +99,7 @@ def delete(index: int, network: IPNetwork, peer: IPAddress | None = None) -> Net
 def dump(
     netlink: NetlinkSocket, index: int = 0, family: int = AF_UNSPEC, netns_id: int | None = None
 ) -> list[InterfaceAddress]:
-    """The addresses of one link, or of all; of one family, or both. The kernel does the choosing.
+    """The addresses of one link, or of all; of one family, or both, chosen by the kernel.
 
     netns_id: of another namespace, as the socket's one calls it. ENODEV if there is no link with
     that index, EINVAL if there is no such namespace.
@@ -194,7 +194,7 @@ def parse(payload: bytes, netns_id: int | None = None) -> InterfaceAddress | Non
 
 
 def _tentative(netlink: NetlinkSocket, index: int) -> set[IPAddress]:
-    """The addresses of a link that detection is at work on."""
+    """The addresses of a link whose detection is not finished."""
     waiting: set[IPAddress] = set()
     for address in dump(netlink, index, AF_INET6):
         _note(waiting, address)
@@ -202,7 +202,7 @@ def _tentative(netlink: NetlinkSocket, index: int) -> set[IPAddress]:
 
 
 def _settle(netlink: NetlinkSocket, index: int, tentative: set[IPAddress], deadline: float) -> bool:
-    """Take from `tentative` what settles, until it is empty or time is up; False: read it anew."""
+    """Take from `tentative` what settles, until it is empty or time is up; False: read it again."""
     while tentative:
         try:
             events = netlink.events(deadline)

@@ -1,9 +1,9 @@
 """All network namespaces of the machine, and the addresses that are set in them.
 
-What is set somewhere is in use, whatever files say: the answer to whether an address may be given
-to someone else. Namespaces are found by the processes in them, by their names in /run/netns, and by
-the mounts that hold them. Used by `pycni ipam reclaim`, and by steps that meet rules for an address
-whose interface is not where it should be.
+What is set somewhere is in use, whatever files say: so an address is looked for before it goes to
+another attachment. Namespaces are found by the processes in them, by their names in /run/netns, and
+by the mounts that hold them. Used by `pycni ipam reclaim`, and by steps that meet rules for an
+address whose interface is not where it should be.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def holders(wanted: Collection[IPAddress], host: NetlinkSocket) -> dict[IPAddres
 
     host: a route netlink socket of the thread's namespace. A veth counts whose other end is there:
     those of a host within this one, such as a node in a container, have its addresses. A container
-    can set any address inside, so this says that one is in use, not by whose leave.
+    can set any address inside, so this says that one is in use, not that it was given.
     """
     found: dict[IPAddress, list[Holder]] = {}
     for path, space, netlink in _namespaces():
@@ -120,8 +120,8 @@ def _namespaces(paths: Iterable[str] = ()) -> Iterator[tuple[str, Namespace, Net
                 continue
             space = namespace.open_path(path)
         except OSError:
-            # Gone in the meantime, or none. What root may not look into has more rights than this
-            # process, so it is no container of this host.
+            # Gone in the meantime, or none. A process that root may not look into has more rights
+            # than this one, so it is in no container of this host.
             continue
         with space:
             seen.add((status.st_dev, status.st_ino))

@@ -1,10 +1,10 @@
 """A process that was started: its end, its exit status, and the end of all that it has started.
 
-Who reaps a child gets its exit status, and that may be somebody else: the program that calls us
-reaps whatever ends, or ignores SIGCHLD, and then the kernel does so at once. From Linux 6.15 on the
-pidfd still has the status then. Before, it is lost to us. What the process wrote does not stand in
-for it: one that was killed writes as little as one that has removed all there was, and taken for
-success that would leave rules and leases for ever. So without a way to know, nothing is started.
+An exit status goes to the one that reaps the child, and that may be other code: the program that
+calls us reaps all that ends, or ignores SIGCHLD, and then the kernel reaps at once. From Linux 6.15
+on the pidfd still has the status then; before, it is lost. What the process wrote does not replace
+it: one that was killed writes as little as one that had nothing to remove, and to take that for
+success would leave rules and leases for ever. So without a way to know, nothing is started.
 Called by `process`.
 """
 
@@ -26,12 +26,12 @@ _TIMEOUT = 10.0  # seconds for the kernel to end what was killed
 _WHOLE_GROUP = 1 << 2  # linux/pidfd.h, PIDFD_SIGNAL_PROCESS_GROUP
 _GET_INFO = 0xC040FF0B  # PIDFD_GET_INFO: with the first version of struct pidfd_info
 _INFO_SIZE = 64
-_INFO_EXIT = 1 << 3  # asks for the status of who has ended, in the last four bytes
+_INFO_EXIT = 1 << 3  # asks for the exit status, in the last four bytes
 _KEEPS_STATUS = tuple(int(part) for part in posix.uname().release.split(".")[:2]) >= (6, 15)
 
 
 class StatusLost(ChildProcessError):
-    """Nobody knows how a program ended, or would. stdout, stderr: what it had written there.
+    """How a program ended, or would end, is lost. stdout, stderr: what it had written there.
 
     way_out: what to do, in words.
     """
@@ -52,12 +52,12 @@ def _ignores_children() -> bool:
 
 
 def can_be_judged() -> bool:
-    """Whether the exit status of a child can be had, if nobody else reaps it."""
+    """Whether the exit status of a child can be had, unless other code reaps it."""
     return _KEEPS_STATUS or not _ignores_children()
 
 
 def may_be_reaped() -> bool:
-    """Whether this process has it that others reap its children as soon as they end."""
+    """Whether this process's children may be reaped by other code as soon as they end."""
     return bool(getsignal(SIGCHLD) != SIG_DFL)
 
 
@@ -111,7 +111,7 @@ class Child:
         self._is_reaped = True
 
     def _end_all(self) -> None:
-        """Kill it, with its group, and wait until nobody of that is left, for a time."""
+        """Kill it, with its group, and wait for a time until no process of that is left."""
         until = time.monotonic() + _TIMEOUT
         try:
             # By the pidfd, since its number is another's once it was reaped.
@@ -142,14 +142,14 @@ class Child:
 
 
 def _ended() -> int:
-    """A descriptor that can be read, as a pidfd of who has ended."""
+    """A descriptor that can be read, as the pidfd of a process that has ended."""
     reader, writer = posix.pipe()
     posix.close(writer)
     return reader
 
 
 def _kept_status(end: int) -> int | None:
-    """The status that the kernel keeps of who was reaped; None if it does not."""
+    """The status that the kernel keeps of a reaped process; None if it does not."""
     waiting = poll()
     waiting.register(end, 0)
     waiting.poll(_TIMEOUT * 1000)  # POLLHUP: it is kept from then on
@@ -165,13 +165,13 @@ def _kept_status(end: int) -> int | None:
 
 
 def _wait_for_group(group: int, until: float) -> bool:
-    """Wait until nobody of a group is left that was killed; the kernel does not announce it."""
+    """Wait until no process of a killed group is left; the kernel does not announce it."""
     pause = 0.001
     while True:
         is_empty = not _is_anyone_in(group)
         try:
             while posix.waitpid(-group, posix.WNOHANG)[0]:
-                pass  # orphans, which are ours where this process is whom they are given to
+                pass  # orphans, which are ours where this process is a subreaper
         except ChildProcessError:
             pass
         if is_empty or time.monotonic() > until:
@@ -181,7 +181,7 @@ def _wait_for_group(group: int, until: float) -> bool:
 
 
 def _is_anyone_in(group: int) -> bool:
-    """Whether a group has a process that has not ended; whoever should reap it may never do so."""
+    """Whether a group has a process that has not ended; an ended one may never be reaped."""
     try:
         posix.killpg(group, 0)
     except ProcessLookupError:

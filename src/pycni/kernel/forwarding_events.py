@@ -1,6 +1,6 @@
 """A network namespace's forwarding, read by netlink (include/uapi/linux/netconf.h).
 
-The same is below /proc/sys, where a look-up takes the longer, the more namespaces the host has.
+The same is below /proc/sys, where a look-up takes longer the more namespaces the host has.
 Used by the executor of plans.
 """
 
@@ -28,7 +28,7 @@ _ATTRIBUTES = Schema(
 
 
 def forwards(netlink: NetlinkSocket, family: int) -> bool:
-    """Whether all interfaces forward packets of a family; never those of one that is not there.
+    """Whether all interfaces forward packets of a family; False for one that the kernel lacks.
 
     Raises NetlinkError.
     """

@@ -1,18 +1,18 @@
-"""Links: what `ip link` and `bridge vlan` do.
+"""Links: what `ip link` does.
 
 Reading takes a socket; everything that changes a link is a request to be sent, alone or in a
-batch. A link is named by its index, its name, or a `Link` read before. The kernel takes an
-alternative name for a name, and anybody in a namespace can give those: what is read by a name has
-that name, and what is not made in the same breath is changed by its index. Formats:
-include/uapi/linux/if_link.h, if_bridge.h, veth.h. Errors: `NetlinkError`, ENODEV for a link that
-is not there. Used by the executor of plans and by plugins that look at the host.
+batch. A link is named by its index, its name, or a `Link` read before. The kernel takes alternative
+names for names, and any program in a namespace can give those: so a link that is read by name must
+have that name, and one that was not just made is changed by its index. Formats:
+include/uapi/linux/if_link.h, veth.h. Errors: `NetlinkError`, ENODEV for a link that is not there.
+Rarer kinds of links are in `link_kinds`. Used by the steps of plans and by plugins.
 """
 
 from __future__ import annotations
 
 import errno
 import posix
-from _socket import AF_BRIDGE, AF_INET6, AF_UNSPEC
+from _socket import AF_INET6, AF_UNSPEC
 from _struct import Struct
 
 from pycni.kernel.netlink import constants as c
@@ -26,7 +26,6 @@ from pycni.kernel.netlink.codec import (
     U16,
     U32,
     MalformedMessage,
-    Many,
     NetlinkRequest,
     Schema,
     Structure,
@@ -68,8 +67,7 @@ IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
 IPVLAN_KINDS = ("ipvlan", "ipvtap")  # which share their master's one mode
 _FLAGS = {"up": c.IFF_UP, "promiscuous": c.IFF_PROMISC, "allmulti": c.IFF_ALLMULTI}
 
-_IFINFO = Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
-_BRVLAN = Struct("=BxHI")  # struct br_vlan_msg: family, reserved, index
+IFINFO = Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 
 _KIND_DATA = {
     "bridge": Schema(
@@ -130,27 +128,6 @@ _ATTRIBUTES = Schema(
     ),
     families=(c.IFLA_AF_SPEC, NESTED),
 )
-_VLAN_INFO = Structure("=HH")  # struct bridge_vlan_info: flags, vid
-_PORT_VLANS = Schema(
-    af_spec=(
-        c.IFLA_AF_SPEC,
-        Schema(
-            flags=(c.IFLA_BRIDGE_FLAGS, U16),
-            vlans=(c.IFLA_BRIDGE_VLAN_INFO, Many(_VLAN_INFO)),
-        ),
-    ),
-)
-_VLAN_DATABASE = Schema(
-    entries=(
-        c.BRIDGE_VLANDB_ENTRY,
-        Many(
-            Schema(
-                info=(c.BRIDGE_VLANDB_ENTRY_INFO, _VLAN_INFO),
-                last=(c.BRIDGE_VLANDB_ENTRY_RANGE, U16),
-            )
-        ),
-    ),
-)
 
 
 class Link(Record):
@@ -158,8 +135,8 @@ class Link(Record):
 
     kind is "" for hardware and loopback. master and link are indexes, 0 for none; link is the
     peer of a veth, the parent of a macvlan, ipvlan or vlan. That index counts in another
-    namespace if link_netnsid is set: -1 if that one is going. promiscuity and allmulti count who
-    asked for it.
+    namespace if link_netnsid is set: -1 if that one is going. promiscuity and allmulti count the
+    requests for it.
 
     What only some links have is read when asked for, of the kernel's attributes in `details` (of
     its kind), `port` (of a bridge) and `families`, and is None for others.
@@ -236,15 +213,6 @@ class Link(Record):
         return _KIND_DATA[kind].first(name, self.details) if self.kind == kind else None
 
 
-class PortVlan(Record):
-    """VLANs `first` to `last` of a bridge port that share their flags."""
-
-    first: int
-    last: int
-    pvid: bool = False
-    untagged: bool = False
-
-
 class NewLink(NetlinkRequest):
     """A request that creates a link."""
 
@@ -262,13 +230,13 @@ class NewLink(NetlinkRequest):
 def get(netlink: NetlinkSocket, target: int | str, *, altnames: bool = False) -> Link:
     """The link with an index or a name. Raises NetlinkError (ENODEV).
 
-    altnames: also one that has the name as an alternative, for what people name on the host.
+    altnames: also one that has the name as an alternative, for names that people give.
     """
     found = _read(netlink.request(_get_request(target)), target)
     if altnames or target in (found.index, found.name):
         return found
     reason = f"it is an alternative name of {found.name}"
-    error = NetlinkError(errno.ENODEV, reason, f"get link {_label(target)}")
+    error = NetlinkError(errno.ENODEV, reason, f"get link {label(target)}")
     error.way_out = drop_altname(found, str(target))
     raise error
 
@@ -293,7 +261,7 @@ def drop_altname(holder: Link, name: str) -> str:
 
 def dump(netlink: NetlinkSocket, master: int = 0) -> list[Link]:
     """All links, or the ports of one master."""
-    body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _ATTRIBUTES.encode(
+    body = IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _ATTRIBUTES.encode(
         {"ext_mask": c.RTEXT_FILTER_SKIP_STATS, "master": master or None}
     )
     links = netlink.dump(NetlinkRequest(c.RTM_GETLINK, 0, body, "list links"))
@@ -306,7 +274,7 @@ def wait_running(netlink: NetlinkSocket, target: int | str, deadline: float) -> 
     Raises NetlinkError: ETIMEDOUT with the state it was in, ENODEV if it is or goes away.
     """
     described = _description(netlink.request(_get_request(target)), target)
-    if _ATTRIBUTES.first("operstate", described[_IFINFO.size :]) == _OPERSTATE_UP:
+    if _ATTRIBUTES.first("operstate", described[IFINFO.size :]) == _OPERSTATE_UP:
         return
     netlink.subscribe((c.RTNLGRP_LINK,))
     try:
@@ -319,37 +287,16 @@ def wait_running(netlink: NetlinkSocket, target: int | str, deadline: float) -> 
                 continue
             if not events:
                 raise NetlinkError(
-                    errno.ETIMEDOUT, f"it is {link.operstate}", f"wait for link {_label(link)}"
+                    errno.ETIMEDOUT, f"it is {link.operstate}", f"wait for link {label(link)}"
                 )
             for event in events:
                 if index_of(event.payload) != link.index:
                     continue
                 if event.kind == c.RTM_DELLINK:
-                    raise NetlinkError(errno.ENODEV, "", f"wait for link {_label(link)}")
+                    raise NetlinkError(errno.ENODEV, "", f"wait for link {label(link)}")
                 link = parse(event.payload)
     finally:
         netlink.unsubscribe()
-
-
-def vlans(netlink: NetlinkSocket, port: Link | int) -> list[PortVlan]:
-    """The VLANs of a bridge port, or of a bridge itself."""
-    index = port if isinstance(port, int) else port.index
-    request = NetlinkRequest(
-        c.RTM_GETVLAN, 0, _BRVLAN.pack(AF_BRIDGE, 0, index), f"list vlans of link {_label(port)}"
-    )
-    found = []
-    for message in netlink.dump(request):
-        for entry in _VLAN_DATABASE.decode(message.payload[_BRVLAN.size :]).get("entries", ()):
-            flags, vid = entry["info"]
-            found.append(
-                PortVlan(
-                    first=vid,
-                    last=entry.get("last", vid),
-                    pvid=bool(flags & c.BRIDGE_VLAN_INFO_PVID),
-                    untagged=bool(flags & c.BRIDGE_VLAN_INFO_UNTAGGED),
-                )
-            )
-    return found
 
 
 # --- deleting many ---------------------------------------------------------------------------
@@ -363,14 +310,14 @@ def delete_together(netlink: NetlinkSocket, targets: Sequence[Link]) -> None:
     """
     if not targets:
         return
-    group = int.from_bytes(posix.urandom(4), "big") | 1 << 31  # those that people use are small
+    group = int.from_bytes(posix.urandom(4), "big") | 1 << 31  # groups that people use are small
     for start in range(0, len(targets), BATCH):
         try:
             netlink.batch([_into_group(target, group) for target in targets[start : start + BATCH]])
         except NetlinkError as error:
             if error.errno != errno.ENODEV:
                 raise
-    body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _ATTRIBUTES.encode({"group": group})
+    body = IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _ATTRIBUTES.encode({"group": group})
     try:
         netlink.request(NetlinkRequest(c.RTM_DELLINK, 0, body, f"delete {len(targets)} links"))
     except NetlinkError as error:
@@ -379,8 +326,8 @@ def delete_together(netlink: NetlinkSocket, targets: Sequence[Link]) -> None:
 
 
 def _into_group(target: Link, group: int) -> NetlinkRequest:
-    body = _IFINFO.pack(AF_UNSPEC, 0, target.index, 0, 0) + _ATTRIBUTES.encode({"group": group})
-    return NetlinkRequest(c.RTM_SETLINK, 0, body, f"set link {_label(target)}: group {group}")
+    body = IFINFO.pack(AF_UNSPEC, 0, target.index, 0, 0) + _ATTRIBUTES.encode({"group": group})
+    return NetlinkRequest(c.RTM_SETLINK, 0, body, f"set link {label(target)}: group {group}")
 
 
 # --- creating ------------------------------------------------------------------------------
@@ -421,7 +368,7 @@ def bridge(
     mcast_snooping: whether it notes which ports listen to which group; None: the kernel's choice.
     """
     options = {"vlan_filtering": vlan_filtering, "mcast_snooping": mcast_snooping}
-    return _new("bridge", name, options, mac=mac, mtu=mtu)
+    return new("bridge", name, options, mac=mac, mtu=mtu)
 
 
 def veth(
@@ -442,10 +389,10 @@ def veth(
     uses in any case, but by default it makes one per processor of the host first.
     """
     queues = {"tx_queues": 1, "rx_queues": 1}
-    body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _ATTRIBUTES.encode(
+    body = IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _ATTRIBUTES.encode(
         {"name": peer, "mtu": mtu or None, "mac": peer_mac, "netns": peer_netns} | queues
     )
-    return _new(
+    return new(
         "veth", name, {"peer": body}, mac=mac, mtu=mtu, master=master or None, up=up, **queues
     )
 
@@ -454,54 +401,9 @@ def port_mac() -> str:
     """A random MAC address for a bridge's port, above that of any hardware.
 
     A bridge takes the lowest of its ports' addresses: with a lower one each container could change
-    it, and who had learned the bridge's address would not reach it for a while.
+    it, and hosts that had learned the bridge's address would not reach it for a while.
     """
     return f"fe:{posix.urandom(5).hex(':')}"
-
-
-def macvlan(
-    name: str,
-    parent: int,
-    mode: str = "bridge",
-    *,
-    mac: str | None = None,
-    mtu: int = 0,
-    broadcast_queue: int | None = None,
-    netns: int | None = None,
-) -> NewLink:
-    """A macvlan on the link with index `parent`; mode is a key of MACVLAN_MODES.
-
-    Here and below: with `netns`, a descriptor, the link is created inside that namespace.
-    """
-    data = {"mode": MACVLAN_MODES[mode], "broadcast_queue": broadcast_queue}
-    return _new("macvlan", name, data, link=parent, mac=mac, mtu=mtu, netns=netns)
-
-
-def ipvlan(
-    name: str, parent: int, mode: str = "l2", *, mtu: int = 0, netns: int | None = None
-) -> NewLink:
-    """An ipvlan on the link with index `parent`; mode is a key of IPVLAN_MODES."""
-    return _new("ipvlan", name, {"mode": IPVLAN_MODES[mode]}, link=parent, mtu=mtu, netns=netns)
-
-
-def vlan(name: str, parent: int, vid: int, *, mtu: int = 0, netns: int | None = None) -> NewLink:
-    """An 802.1Q VLAN on the link with index `parent`."""
-    return _new("vlan", name, {"id": vid}, link=parent, mtu=mtu, netns=netns)
-
-
-def dummy(name: str, *, mac: str | None = None, mtu: int = 0, netns: int | None = None) -> NewLink:
-    """A dummy link."""
-    return _new("dummy", name, None, mac=mac, mtu=mtu, netns=netns)
-
-
-def ifb(name: str, *, mtu: int = 0, txqlen: int | None = None, up: bool = False) -> NewLink:
-    """An intermediate functional block: shapes traffic that is redirected to it."""
-    return _new("ifb", name, None, mtu=mtu, txqlen=txqlen, up=up)
-
-
-def vrf(name: str, table: int, *, up: bool = False) -> NewLink:
-    """A VRF: links with it as master route by `table`."""
-    return _new("vrf", name, {"table": table}, up=up)
 
 
 # --- changing ------------------------------------------------------------------------------
@@ -517,13 +419,13 @@ def update(target: Link | int | str, **changes: Unpack[Changes]) -> NetlinkReque
     if named and changes.get("name") is not None:
         raise ValueError(f"to rename {target!r}, name the link by its index")
     flags = change = 0
-    told = []
+    words = []
     attributes: dict[str, object] = {**named}
     port: dict[str, object] = {}
     for name, value in changes.items():
         if value is None:
             continue
-        told.append(f"{name} {value}")
+        words.append(f"{name} {value}")
         if name in _FLAGS:
             change |= _FLAGS[name]
             flags |= _FLAGS[name] if value else 0
@@ -533,48 +435,25 @@ def update(target: Link | int | str, **changes: Unpack[Changes]) -> NetlinkReque
             attributes[name] = value
     if port:
         attributes["info"] = {"port_kind": "bridge", "port": _BRIDGE_PORT.encode(port)}
-    body = _IFINFO.pack(AF_UNSPEC, 0, index, flags, change) + _ATTRIBUTES.encode(attributes)
-    return NetlinkRequest(c.RTM_NEWLINK, 0, body, f"set link {_label(target)}: {', '.join(told)}")
+    body = IFINFO.pack(AF_UNSPEC, 0, index, flags, change) + _ATTRIBUTES.encode(attributes)
+    return NetlinkRequest(c.RTM_NEWLINK, 0, body, f"set link {label(target)}: {', '.join(words)}")
 
 
 def no_link_local(target: Link | int | str) -> NetlinkRequest:
     """Have the kernel give a link no IPv6 link-local address. EAFNOSUPPORT without IPv6."""
     index, named = _target(target)
     mode = _FAMILIES.encode({"ipv6": {"address_mode": c.IN6_ADDR_GEN_MODE_NONE}})
-    body = _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + _ATTRIBUTES.encode(named | {"families": mode})
+    body = IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + _ATTRIBUTES.encode(named | {"families": mode})
     return NetlinkRequest(
-        c.RTM_NEWLINK, 0, body, f"set link {_label(target)}: no IPv6 link-local address"
+        c.RTM_NEWLINK, 0, body, f"set link {label(target)}: no IPv6 link-local address"
     )
 
 
 def delete(target: Link | int | str) -> NetlinkRequest:
     """Delete a link. ENODEV if it is not there."""
     index, named = _target(target)
-    body = _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + _ATTRIBUTES.encode(named)
-    return NetlinkRequest(c.RTM_DELLINK, 0, body, f"delete link {_label(target)}")
-
-
-def vlan_add(
-    port: Link | int,
-    first: int,
-    last: int | None = None,
-    *,
-    pvid: bool = False,
-    untagged: bool = False,
-    on_bridge: bool = False,
-) -> NetlinkRequest:
-    """Add VLANs `first` to `last` to a bridge port (`on_bridge`: to the bridge `port` itself)."""
-    flags = (c.BRIDGE_VLAN_INFO_PVID if pvid else 0) | (
-        c.BRIDGE_VLAN_INFO_UNTAGGED if untagged else 0
-    )
-    return _vlan_request(c.RTM_SETLINK, "add", port, first, last, flags, on_bridge)
-
-
-def vlan_delete(
-    port: Link | int, first: int, last: int | None = None, *, on_bridge: bool = False
-) -> NetlinkRequest:
-    """Take VLANs `first` to `last` off a bridge port."""
-    return _vlan_request(c.RTM_DELLINK, "delete", port, first, last, 0, on_bridge)
+    body = IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + _ATTRIBUTES.encode(named)
+    return NetlinkRequest(c.RTM_DELLINK, 0, body, f"delete link {label(target)}")
 
 
 # --- messages ------------------------------------------------------------------------------
@@ -583,7 +462,7 @@ def vlan_delete(
 def parse(payload: bytes) -> Link:
     """Read an RTM_NEWLINK or RTM_DELLINK message. Raises MalformedMessage."""
     index, flags = _header(payload)
-    found = _ATTRIBUTES.decode(payload[_IFINFO.size :])
+    found = _ATTRIBUTES.decode(payload[IFINFO.size :])
     info = found.get("info", {})
     state = found.get("operstate", 0)
     return Link(
@@ -613,13 +492,13 @@ def index_of(payload: bytes) -> int:
 
 
 def _header(payload: bytes) -> tuple[int, int]:
-    if len(payload) < _IFINFO.size:
+    if len(payload) < IFINFO.size:
         raise MalformedMessage(f"link message of {len(payload)} bytes")
-    _, _, index, flags, _ = _IFINFO.unpack_from(payload)
+    _, _, index, flags, _ = IFINFO.unpack_from(payload)
     return index, flags
 
 
-def _new(
+def new(
     kind: str,
     name: str,
     data: Mapping[str, int | bytes | None] | None,
@@ -629,9 +508,10 @@ def _new(
     up: bool = False,
     **more: int | None,
 ) -> NewLink:
+    """A link of a kind that `_KIND_DATA` describes. data: of the kind; more: attributes of any."""
     flags = c.IFF_UP if up else 0
     info = {"kind": kind, "data": None if data is None else _KIND_DATA[kind].encode(data)}
-    body = _IFINFO.pack(AF_UNSPEC, 0, 0, flags, flags) + _ATTRIBUTES.encode(
+    body = IFINFO.pack(AF_UNSPEC, 0, 0, flags, flags) + _ATTRIBUTES.encode(
         {"name": name, "mac": mac, "mtu": mtu or None, **more, "info": info}
     )
     return NewLink(kind, name, body)
@@ -639,10 +519,10 @@ def _new(
 
 def _get_request(target: int | str) -> NetlinkRequest:
     index, named = _target(target)
-    body = _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + _ATTRIBUTES.encode(
+    body = IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + _ATTRIBUTES.encode(
         named | {"ext_mask": c.RTEXT_FILTER_SKIP_STATS}
     )
-    return NetlinkRequest(c.RTM_GETLINK, 0, body, f"get link {_label(target)}", answered=True)
+    return NetlinkRequest(c.RTM_GETLINK, 0, body, f"get link {label(target)}", answered=True)
 
 
 def _get_past_events(netlink: NetlinkSocket, target: int | str) -> Link:
@@ -661,34 +541,8 @@ def _read(answer: list[Message], target: int | str) -> Link:
 
 def _description(answer: list[Message], target: int | str) -> bytes:
     if not answer:
-        raise MalformedMessage(f"no answer to: get link {_label(target)}")
+        raise MalformedMessage(f"no answer to: get link {label(target)}")
     return answer[0].payload
-
-
-def _vlan_request(
-    kind: int,
-    verb: str,
-    port: Link | int,
-    first: int,
-    last: int | None,
-    flags: int,
-    on_bridge: bool,
-) -> NetlinkRequest:
-    if last is None or last == first:
-        infos = [(flags, first)]
-        span = str(first)
-    else:
-        infos = [
-            (flags | c.BRIDGE_VLAN_INFO_RANGE_BEGIN, first),
-            (flags | c.BRIDGE_VLAN_INFO_RANGE_END, last),
-        ]
-        span = f"{first}-{last}"
-    where = c.BRIDGE_FLAGS_SELF if on_bridge else c.BRIDGE_FLAGS_MASTER
-    index = port if isinstance(port, int) else port.index
-    body = _IFINFO.pack(AF_BRIDGE, 0, index, 0, 0) + _PORT_VLANS.encode(
-        {"af_spec": {"flags": where, "vlans": infos}}
-    )
-    return NetlinkRequest(kind, 0, body, f"{verb} vlan {span} on link {_label(port)}")
 
 
 def _target(target: Link | int | str) -> tuple[int, dict[str, str]]:
@@ -703,11 +557,12 @@ def _target(target: Link | int | str) -> tuple[int, dict[str, str]]:
     size = len(target.encode())
     if size >= c.ALTIFNAMSIZ:
         reason = f"names have at most {c.ALTIFNAMSIZ - 1} bytes"
-        raise NetlinkError(errno.ENODEV, reason, f"get link {_label(target)}")
+        raise NetlinkError(errno.ENODEV, reason, f"get link {label(target)}")
     return 0, {"name" if size < c.IFNAMSIZ else "altname": target}
 
 
-def _label(target: Link | int | str) -> str:
+def label(target: Link | int | str) -> str:
+    """A link in the words of errors."""
     if isinstance(target, int):
         return str(target)
     return f'"{target if isinstance(target, str) else target.name}"'

@@ -1,4 +1,4 @@
-"""A link's addresses and routes as the kernel tells them, to be put back where they were lost.
+"""A link's addresses and routes as the kernel lists them, to be put back where they were lost.
 
 What is put back are the kernel's own messages, as by `ip address restore` and `ip route restore`,
 so that nothing is lost that this project does not read: labels, lifetimes, metrics. Formats:
@@ -35,7 +35,7 @@ class LinkSnapshot:
         self._routes = self._present_routes()
 
     def restore(self) -> None:
-        """Put back what has been lost of both, as far as it can be. Raises NetlinkError."""
+        """Put back what has been lost of both, as far as possible. Raises NetlinkError."""
         present = [network for network, _ in self._present_addresses()]
         for network, payload in self._addresses:
             if network not in present:

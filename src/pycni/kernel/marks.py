@@ -1,17 +1,16 @@
-"""Marks of a link: what it is known by wherever it is, and nobody in its namespace can write.
+"""Marks of a link: what identifies it wherever it is, and cannot be written in its namespace.
 
-A name, an altname, an alias, a MAC address and even an index (of a link that was away) are what the
-administrator of a namespace makes of them. What hardware is on, and where the other end of a
-virtual link is, they are not. Formats: include/uapi/linux/if_link.h. Used by host-device's step and
-by whoever has to know a link again.
+The administrator of a namespace can choose a name, an altname, an alias, a MAC address and even an
+index (of a link that was away), but not what bus hardware is on, nor where the other end of a
+virtual link is. Formats: include/uapi/linux/if_link.h. Used by the steps that have to recognize a
+link.
 """
 
 from __future__ import annotations
 
 from _socket import AF_UNSPEC
-from _struct import Struct
 
-from pycni.kernel.link import index_of
+from pycni.kernel.link import IFINFO, index_of
 from pycni.kernel.netlink import constants as c
 from pycni.kernel.netlink.codec import MAC, S32, STRING, U32, Many, NetlinkRequest, Schema
 from pycni.spec.record import Record
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 _RTM_NEWLINKPROP = 108
 _RTM_DELLINKPROP = 109
-_IFINFO = Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 _NAMES = Schema(names=(c.IFLA_ALT_IFNAME, Many(STRING)))
 _ATTRIBUTES = Schema(
     name=(c.IFLA_IFNAME, STRING),
@@ -43,7 +41,7 @@ _ATTRIBUTES = Schema(
 class Marks(Record):
     """A link and its marks.
 
-    Nobody in its namespace can write: kind, "" for hardware and loopback; permanent_mac, which
+    Cannot be written in its namespace: kind, "" for hardware and loopback; permanent_mac, which
     hardware has; bus and bus_address, where that is (pci, 0000:3b:00.1), "" before Linux 5.14;
     link and link_netnsid, as of a `Link`: where the other end is.
     """
@@ -64,7 +62,7 @@ class Marks(Record):
 
 def dump(netlink: NetlinkSocket) -> list[Marks]:
     """The marks of all links of a namespace. Raises NetlinkError."""
-    body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _ATTRIBUTES.encode(
+    body = IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _ATTRIBUTES.encode(
         {"ext_mask": c.RTEXT_FILTER_SKIP_STATS}
     )
     messages = netlink.dump(NetlinkRequest(c.RTM_GETLINK, 0, body, "list links"))
@@ -73,7 +71,7 @@ def dump(netlink: NetlinkSocket) -> list[Marks]:
 
 def get(netlink: NetlinkSocket, index: int) -> Marks:
     """The marks of a link by its index. Raises NetlinkError (ENODEV)."""
-    body = _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + _ATTRIBUTES.encode(
+    body = IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + _ATTRIBUTES.encode(
         {"ext_mask": c.RTEXT_FILTER_SKIP_STATS}
     )
     request = NetlinkRequest(c.RTM_GETLINK, 0, body, f"get link {index}", answered=True)
@@ -82,7 +80,7 @@ def get(netlink: NetlinkSocket, index: int) -> Marks:
 
 def parse(payload: bytes) -> Marks:
     """Read an RTM_NEWLINK message. Raises MalformedMessage."""
-    found = _ATTRIBUTES.decode(payload[_IFINFO.size :])
+    found = _ATTRIBUTES.decode(payload[IFINFO.size :])
     info = found.pop("info", {})
     altnames = found.pop("altnames", {}).get("names", ())
     return Marks(index_of(payload), altnames=tuple(altnames), kind=info.get("kind", ""), **found)
@@ -101,4 +99,4 @@ def delete_altname(index: int, name: str) -> NetlinkRequest:
 
 def _altname(index: int, name: str) -> bytes:
     names = _ATTRIBUTES.encode({"altnames": {"names": (name,)}})
-    return _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + names
+    return IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + names

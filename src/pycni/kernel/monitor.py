@@ -1,8 +1,8 @@
 """The kernel's notices of what a repair may have to put back: rules, bridges, addresses gone.
 
-nftables tells of each transaction (NFNLGRP_NFTABLES), rtnetlink of links, addresses and forwarding.
-iptables-legacy tells nobody. What this process does itself is left out. Used by the agent, when it
-is told to watch.
+nftables reports each transaction (NFNLGRP_NFTABLES), rtnetlink links, addresses and forwarding;
+iptables-legacy reports nothing. What this process does itself is left out. Used by the agent, with
+--watch-rules.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _PORT = "the bridge"  # it is no port any more
 class Monitor:
     """Subscriptions in the calling thread's network namespace. Close it, or use `with`.
 
-    Of an interface, what is told may belong to its coming or going; `recheck` looks at it again.
+    A notice about an interface may belong to its coming or going; `recheck` looks at it again.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class Monitor:
     def read(self) -> set[str]:
         """What is gone, in words, by the notices that have come. Returns at once.
 
-        An empty set with `has_pending` says that it takes a look at some interface.
+        An empty set with `has_pending` says that an interface has to be looked at.
         """
         gone: set[str] = set()
         for netlink, judge in ((self._rules, self._of_rules), (self._links, self._of_links)):
@@ -95,7 +95,7 @@ class Monitor:
                 try:
                     messages = netlink.events(time.monotonic() + 0.001)
                 except EventsLost:
-                    gone.add("nobody knows what, notices were lost")
+                    gone.add("something unknown, since notices were lost,")
                     continue
                 if not messages:
                     break

@@ -2,7 +2,7 @@
 
 A namespace is entered by one thread only, and never for longer than a `with` block. Most work
 needs no more than a netlink socket opened inside and used from outside: `Namespace.netlink`.
-Used by plugins, the runtime, and whoever runs containers in Python.
+Used by plugins, the runtime, and Python programs that run containers.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Namespace:
 
     @property
     def device(self) -> int:
-        """With `inode`, what tells namespaces apart."""
+        """With `inode`, what identifies a namespace."""
         return self._identity[0]
 
     @property
@@ -100,7 +100,7 @@ class Namespace:
 
     @property
     def cookie(self) -> int:
-        """The kernel's own number of the namespace, never given twice; 0 before Linux 5.14."""
+        """The kernel's own number of the namespace, never reused; 0 before Linux 5.14."""
         with self.netlink() as netlink:
             return netlink.netns_cookie
 
@@ -233,7 +233,7 @@ def current() -> Namespace:
 
 
 def bring_back(home: Namespace) -> None:
-    """Have the calling thread, which others moved, in its namespace again."""
+    """Have the calling thread, which other code moved, in its namespace again."""
     try:
         setns(home.fd, CLONE_NEWNET)
     except OSError:
@@ -246,7 +246,7 @@ def leave_shared_directory() -> None:
 
 
 def create() -> Namespace:
-    """A new namespace without a name; the kernel frees it when nobody uses it any more."""
+    """A new namespace without a name; the kernel frees it when it is not used any more."""
     return _in_new_namespace(None)
 
 
@@ -255,7 +255,7 @@ def create_named(name: str) -> Namespace:
 
     Raises FileExistsError; ValueError if `name` is not a file name.
     """
-    import os  # plugins find their namespaces made
+    import os  # plugins make no namespaces
 
     path = _named_path(name)
     os.makedirs(NAMED, 0o755, exist_ok=True)

@@ -4,9 +4,9 @@ Safe in many threads at once. The program runs in the calling thread's namespace
 descriptors but its three, and no signal settings. Used by `iptables` and by the runtime, for
 plugins.
 
-It gets a process group of its own, so that who is killed takes along whom it started, and a
-terminal's Ctrl-C reaches only this program, which takes back what was done. What a plugin's process
-runs stays in the group of that, which the plugin's caller may kill.
+It gets a process group of its own, so that all it has started is killed with it, and a terminal's
+Ctrl-C reaches only this program, which takes back what was done. What a plugin's process runs stays
+in that process's group, which the plugin's caller may kill.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _SIGCHLD = 17
 _CHUNK = 65536
 _BUSY_PAUSES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.3)
 _SHELL = "/bin/sh"
-# Becomes the program once its first line comes: until then it cannot have ended and be reaped, and
+# Becomes the program once a first line comes: until then it cannot have ended and be reaped, and
 # its pidfd can be had. posix_spawn has no way to give that at once.
-_WHEN_TOLD = 'read -r _ && exec "$0" "$@"'
+_AFTER_LINE = 'read -r _ && exec "$0" "$@"'
 _IS_PLUGIN = b"CNI_COMMAND" in posix.environ
 
 
@@ -63,11 +63,10 @@ def run(
     """Run a program, given by its path; return its exit code (negative: the signal that ended it),
     its stdout and its stderr.
 
-    It is over when the program itself ends, whoever else still holds its output. env: its whole
+    It is over when the program itself ends, even if another still holds its output. env: its whole
     environment, None for this process's own; timeout: seconds after which it is killed; cancel: a
     descriptor, it is killed when that can be read; own_group: with all that it has started. Raises
-    OSError if it cannot be started, Killed if it was killed, StatusLost if nobody knows how it
-    ended.
+    OSError if it cannot be started, Killed if it was killed, StatusLost if its end is not known.
     """
     program = argv[0]
     if not can_be_judged():
@@ -77,7 +76,7 @@ def run(
 
         env = os.environ
     if may_be_reaped() and posix.access(_SHELL, posix.X_OK):
-        argv = [_SHELL, "-c", _WHEN_TOLD, *argv]
+        argv = [_SHELL, "-c", _AFTER_LINE, *argv]
         stdin = b"\n" + stdin
     ours: list[int] = []
     theirs: list[int] = []
@@ -86,12 +85,7 @@ def run(
             reader, writer = _pipe()
             ours.append(writer if inward else reader)
             theirs.append(reader if inward else writer)
-        spare = posix.dup(ours[0])  # to have a descriptor for its end, before it does anything
-        try:
-            pid = _spawn(argv, theirs, env, own_group)
-        finally:
-            posix.close(spare)
-        with Child(pid, own_group) as child:
+        with Child(_spawn(argv, theirs, env, own_group), own_group) as child:
             while theirs:
                 posix.close(theirs.pop())
             deadline = None if timeout is None else time.monotonic() + timeout
@@ -100,12 +94,10 @@ def run(
                 raise StatusLost(program, stdout, stderr)
             return child.status, stdout, stderr
     except _GivenUp as given_up:
+        number, reason = errno.ECANCELED, "canceled, killed"
         if given_up.overdue:
             number, reason = errno.ETIMEDOUT, f"not finished after {timeout:g} seconds, killed"
-        else:
-            number, reason = errno.ECANCELED, "canceled, killed"
-        if not child.is_over:
-            reason += "; what it has started is still running"
+        reason += "" if child.is_over else "; what it has started is still running"
         raise Killed(number, reason, program, given_up.stderr) from None
     finally:
         for fd in ours + theirs:
@@ -145,22 +137,26 @@ def _spawn(
 ) -> int:
     group: dict[str, Any] = {"setpgroup": 0} if own_group else {}
     actions = [(posix.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(ends)]
-    for pause in (*_BUSY_PAUSES, None):
-        try:
-            return posix.posix_spawn(
-                argv[0],
-                list(argv),
-                env,
-                file_actions=actions,
-                setsigmask=(),
-                setsigdef=(_SIGPIPE, _SIGCHLD),  # Python ignores the one, a program maybe both
-                **group,
-            )
-        except OSError as error:
-            # Someone is still writing the file, or a fork of theirs holds it open for a moment.
-            if error.errno != errno.ETXTBSY or pause is None:
-                raise
-            time.sleep(pause)
+    spare = posix.dup(ends[0])  # to have a descriptor for its end, before it does anything
+    try:
+        for pause in (*_BUSY_PAUSES, None):
+            try:
+                return posix.posix_spawn(
+                    argv[0],
+                    list(argv),
+                    env,
+                    file_actions=actions,
+                    setsigmask=(),
+                    setsigdef=(_SIGPIPE, _SIGCHLD),  # Python ignores one, a program maybe both
+                    **group,
+                )
+            except OSError as error:
+                # A process is still writing the file, or its fork holds it open for a moment.
+                if error.errno != errno.ETXTBSY or pause is None:
+                    raise
+                time.sleep(pause)
+    finally:
+        posix.close(spare)
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -190,24 +186,34 @@ def _converse(
             raise _GivenUp(overdue, b"".join(output[read_ends[1]]))
         ready = [fd for fd, _ in waiting.poll(None if left is None else left * 1000 + 1)]
         if child.end in ready:
-            child.reap()  # before others do
-            for fd in read_ends:
-                while _read(fd, output[fd]):
-                    pass
-            return b"".join(output[read_ends[0]]), b"".join(output[read_ends[1]])
+            child.reap()  # before other code does
+            stdout, stderr = (_read_all(fd, output[fd]) for fd in read_ends)
+            return stdout, stderr
         for fd in ready:
             if fd == write_end and rest:
-                try:
-                    rest = rest[posix.write(fd, rest[:_CHUNK]) :]
-                except BlockingIOError:
-                    continue
-                except BrokenPipeError:
-                    rest = rest[:0]  # it does not want to read on
+                rest = _write(fd, rest)
                 if not rest:
                     waiting.unregister(fd)
                     _close(ours, fd)
             elif fd in output and _read(fd, output[fd]) == b"":
                 waiting.unregister(fd)
+
+
+def _write(fd: int, data: memoryview) -> memoryview:
+    """Write what fits; what is left, which is nothing if the program does not read on."""
+    try:
+        return data[posix.write(fd, data[:_CHUNK]) :]
+    except BlockingIOError:
+        return data
+    except BrokenPipeError:
+        return data[:0]
+
+
+def _read_all(fd: int, into: list[bytes]) -> bytes:
+    """What a program that has ended wrote, after what was read before."""
+    while _read(fd, into):
+        pass
+    return b"".join(into)
 
 
 def _read(fd: int, into: list[bytes]) -> bytes | None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pycni.kernel.netlink.socket import NetlinkSocket
 
 # struct rtmsg: family, dst and src prefix lengths, tos, table, protocol, scope, type, flags
-# What looking for a way ends with where there is none, or a route that says so (RTN_UNREACHABLE,
+# What a look-up fails with where there is no route, or one that says so (RTN_UNREACHABLE,
 # RTN_PROHIBIT, RTN_BLACKHOLE).
 _NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)
 
@@ -67,7 +67,7 @@ class NextHop(Record):
 class KernelRoute(Record):
     """A route. dst is a network, 0.0.0.0/0 or ::/0 for the default route.
 
-    index: of the link it leaves by, 0 if the gateway tells or if there are several (`multipath`);
+    index: of the link it leaves by, 0 if the gateway says it or if there are several (`multipath`);
     source: the preferred source address; priority: the metric, 0 for the family's default;
     onlink: take the gateway for reachable although no route says so. mtu and advmss are 0 if not
     set. scope, protocol and type are RT_SCOPE_..., RTPROT_..., RTN_... numbers.

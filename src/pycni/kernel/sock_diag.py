@@ -38,9 +38,10 @@ def open_socket() -> NetlinkSocket:
 
 
 def listener(netlink: NetlinkSocket, protocol: str, address: IPAddress, port: int) -> int | None:
-    """The user id of who receives what comes in for a port of an address.
+    """The user id of the socket that receives what comes in for a port of an address.
 
-    None where nobody does, or nobody can tell: for sctp, or where the kernel does not say.
+    None where there is no such socket, or it cannot be found: for sctp, or where the kernel does
+    not say.
     """
     number = _PROTOCOLS.get(protocol)
     if number is None:

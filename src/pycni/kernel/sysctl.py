@@ -6,9 +6,9 @@ of the two in it separates its parts, and the other one stands for a dot inside 
 Used by the executor of plans and by plugins.
 
 The kernel looks for a name in /proc/sys/net, such as `ipv4`, among those of all network namespaces
-in which somebody has looked for it there, one by one. Hence such directories are kept open for a
-namespace that is worked in again; in others, a process that lives long looks for the name in a
-procfs of its own, through which few have been seen.
+in which it has been looked for there, one by one. Hence such directories are kept open for a
+namespace that is used again; for others, a process that lives long mounts a procfs of its own,
+through which only few names have been looked up.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def write(key: str, value: str, here: Namespace | None = None) -> str:
     try:
         fd = _open_to_write(name, here)
     except OSError:
-        # Whoever may not write has no need to, where the value is the one wanted.
+        # A process that may not write need not, where the value is the one wanted.
         before = read(key, here)
         if before.split() == value.split():
             return before
@@ -92,7 +92,7 @@ def write(key: str, value: str, here: Namespace | None = None) -> str:
         before = _value(fd, unreadable="")
         if before.split() == value.split():
             return before
-        # Of several who set ip_forward at once, one that has to wait for the kernel's lock puts the
+        # Where several set ip_forward at once, one that has to wait for the kernel's lock puts the
         # old value back first, over that of another as well (devinet_sysctl_forward).
         for pause in _PAUSES:
             time.sleep(pause)
@@ -200,7 +200,7 @@ def _open_in_passing(name: str, how: int) -> int:
 
 
 def _private_procfs() -> _Directory:
-    """A procfs that is mounted nowhere; /proc where the kernel or somebody forbids that."""
+    """A procfs that is mounted nowhere; /proc where that is forbidden."""
     from pycni.kernel import libc
 
     read_only = posix.statvfs(_ROOT).f_flag & posix.ST_RDONLY
@@ -221,7 +221,7 @@ def _open_genuine(name: str, how: int, device: int, dir_fd: int | None = None) -
 
 
 class _Directory:
-    """A directory of a procfs, open until nobody needs it any more."""
+    """A directory of a procfs, open until it is not needed any more."""
 
     __slots__ = ("_device", "_fd")
 

@@ -1,6 +1,6 @@
-"""What tells a link from all others for life: its directory in sysfs.
+"""What identifies a link for life: its directory in sysfs.
 
-Its inode is never given twice, and stays whatever the link is called, has as index and MAC address,
+Its inode is never reused, and stays the same whatever name, index and MAC address the link gets,
 and whatever namespace it is moved to. No container can choose it.
 """
 
@@ -19,7 +19,7 @@ _MOST_DIGITS = 16
 
 
 def link_inode(found: Link, space: Namespace, home: Namespace) -> int:
-    """The inode in sysfs of a link of a namespace; 0 if it cannot be told.
+    """The inode in sysfs of a link of a namespace; 0 if it cannot be had.
 
     home: the calling thread's namespace. A link of that name with another index is another one, to
     which a container has given the name.

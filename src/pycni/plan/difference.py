@@ -74,7 +74,7 @@ def unrepairable(step: Step) -> CNIError:
 
 
 def described(record: Record) -> str:
-    """The fields of a step that say something, in words. The owner goes without saying."""
+    """The fields of a step that say something, in words. The owner is left out."""
     words = []
     for name in record._fields:
         value = getattr(record, name)

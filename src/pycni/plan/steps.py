@@ -157,7 +157,7 @@ class Address(Step):
 
 
 class GratuitousARP(Step):
-    """Neighbours know that a link's addresses are here now; whoever had them may be remembered.
+    """Neighbours learn that a link's addresses are here now: they may remember an earlier holder.
 
     Needs the settings arp_notify and ndisc_notify, and a link that carries traffic.
     """
@@ -260,7 +260,7 @@ class Masquerade(Step):
 class SpoofGuard(Step):
     """Frames that enter the bridge from this host link carry this MAC address, or are dropped.
 
-    mac: "" for whichever was noted at ADD: no ADD leaves it out.
+    mac: "" for the one noted at ADD; an ADD always gives it.
     """
 
     kind: ClassVar[str] = "spoof_guard"
@@ -309,7 +309,7 @@ class Source(Record):
 class SourceRouting(Step):
     """Packets from these addresses of an interface are routed by a table of their own.
 
-    Each address gets a free table with the interface's routes, and a rule that leads there; the
+    Each address gets an unused table with the interface's routes, and a rule that leads there; the
     routes leave the main table. hints: keep the subnets' routes there, with the address as source.
     table: only add rules, which lead to this table. defaults: families whose default route by this
     interface was in the main table before, so that removing puts it back there with the others.
@@ -327,7 +327,7 @@ class SourceRouting(Step):
 class VRFMember(Step):
     """An interface of the sandbox is in a VRF there, which is made for its first member.
 
-    table: the VRF's routing table, 0 for a free one.
+    table: the VRF's routing table, 0 for an unused one.
     """
 
     kind: ClassVar[str] = "vrf"
@@ -408,7 +408,7 @@ class Tap(Step):
 
 
 class Device(Record):
-    """A network device of the host, told by the first of these that is not empty.
+    """A network device of the host, identified by the first of these that is not empty.
 
     name: of its interface; mac: its hardware address; path: below /sys/devices; id: an address on
     the PCI or the auxiliary bus; pci: an address on the PCI bus.
@@ -500,7 +500,7 @@ class Firewall(Step):
 
 
 class IngressPolicy(Step):
-    """Packets from a bridge do not enter another bridge with a policy; or, isolated, the same one.
+    """Packets from a bridge enter no other bridge with a policy; nor, if isolated, the same one.
 
     families: AF_INET, AF_INET6; backend: as for `Firewall`. Stays: the bridge's containers share
     it.
@@ -516,9 +516,9 @@ class IngressPolicy(Step):
 
 
 class PortIsolation(Step):
-    """Those of some links that are ports of a bridge do not reach other containers through it.
+    """Of these links, those that are ports of a bridge reach no other container through it.
 
-    What outlives the link of that is removed with the owner's `Firewall`.
+    What outlives such a link is removed with the owner's `Firewall`.
     """
 
     kind: ClassVar[str] = "port_isolation"

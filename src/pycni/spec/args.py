@@ -34,7 +34,7 @@ def parse_args(text: str) -> dict[str, str]:
 def valid_args(text: str) -> str:
     """CNI_ARGS if they can be parsed, else "".
 
-    An ADD that reads them refuses others, so that what was attached with such did not read them.
+    A plugin that reads them refuses any others at ADD, so no attachment with such depends on them.
     """
     try:
         parse_args(text)

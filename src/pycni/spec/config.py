@@ -22,7 +22,7 @@ LEGACY_ATTACHMENTS = "cni.dev/attachments"  # what drafts of 1.1.0 called it
 
 
 class Attachment(Config):
-    """One interface of one container: what ADD makes and what GC is told to keep."""
+    """One interface of one container: what ADD makes, and what GC's list says to keep."""
 
     container_id: str = field("containerID", Text(), required=True, doc="the container's id")
     ifname: str = field("ifname", Text(), required=True, doc="the interface's name in it")

@@ -53,11 +53,11 @@ MEANINGS = {
     INTERNAL: "internal error",
 }
 
-# What the kernel says where a process or the machine has no more of what is asked for: it says
-# nothing of the thing itself.
+# The kernel's errors where a process or the machine has run out of a resource: they say nothing
+# about the thing that was asked for.
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN)
 
-# The way out of all that is refused to who has too few rights.
+# The details of every error that comes of missing rights.
 NEEDS_ROOT = "the plugin needs the rights of root (CAP_NET_ADMIN, CAP_SYS_ADMIN) on this host"
 
 
@@ -90,7 +90,7 @@ class CNIError(Exception):
         return document
 
     def with_context(self, what: str) -> CNIError:
-        """The same error, told from further out: its message is prefixed with what was going on."""
+        """The same error, its message prefixed with what was going on."""
         return CNIError(self.code, f"{what}: {self.message}", self.details)
 
 
@@ -107,7 +107,7 @@ def _restored(
 
 
 def is_shortage(error: BaseException | None) -> bool:
-    """Whether an error comes of a shortage: it says nothing of the thing that was looked at."""
+    """Whether an error is a shortage, and says nothing about the thing that was looked at."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in SHORTAGES:
             return True
@@ -131,13 +131,13 @@ def invalid_config(message: str, details: str = "") -> CNIError:
 
 
 def join_errors(errors: list[CNIError]) -> CNIError:
-    """One error that tells several, for clean-ups that go on after a failure.
+    """Several errors as one, for clean-ups that go on after a failure.
 
-    The first error's code stands: it is the one that the others may follow from.
+    The first error's code counts, since the others may follow from it.
     """
     if len(errors) == 1:
         return errors[0]
-    # One way out is often that of all.
+    # Several errors often have the same details.
     details = dict.fromkeys(error.details for error in errors if error.details)
     return CNIError(
         errors[0].code, "; ".join(error.message for error in errors), "; ".join(details)

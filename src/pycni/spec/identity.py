@@ -1,7 +1,7 @@
 """What makes an attachment itself: its owner, its namespace, its links. Plain data, no I/O.
 
 A path says where a namespace is found now, a name what a container calls its interface now; both
-are used again for others. The kernel's own numbers are not, as long as it runs. They are noted at
+are reused later. The kernel's own numbers are not, as long as it runs. They are noted at
 ADD, on the host, where no container can write (`pycni.state.attachments`), and every later
 operation compares them before it touches anything (`pycni.steps.ownership`).
 """
@@ -26,15 +26,15 @@ _EPOCHAL = 1e9  # seconds that no machine has been up for: an earlier version no
 
 
 def now() -> float:
-    """The time in seconds since the machine was started, which nobody can set back."""
+    """The seconds since the machine was started, a clock that no one can set back."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class NetnsID(Record):
-    """What tells a network namespace from all others.
+    """What distinguishes a network namespace from all others.
 
-    device and inode: of its file; a namespace that comes later may have the same inode. cookie: of
-    the kernel, never given twice; 0 where the kernel gives none (before 5.14).
+    device and inode: of its file; a namespace that comes later may have the same inode. cookie:
+    the kernel's number, never reused; 0 where the kernel gives none (before 5.14).
     """
 
     device: int
@@ -54,7 +54,7 @@ class OwnLink(Record):
     where: `plan.steps.HOST` or `SANDBOX`, or FOUND for an interface of the sandbox that another
     project's plugin made; name: what it was called at ADD. kind: of an interface whose other end is
     not noted, "" for one whose is; parent: the index of the host's link that it is on, 0 for none;
-    inode: of its directory in sysfs, which it has for life, 0 where that is not known.
+    inode: of its directory in sysfs, which never changes, 0 where it is not known.
     """
 
     where: str
@@ -67,7 +67,7 @@ class OwnLink(Record):
 
 
 class OwnDevice(Record):
-    """A device of the host that an attachment has, as it was on the host before.
+    """A device of the host that an attachment has in its sandbox, as it was on the host.
 
     inside: what it was called in the sandbox at ADD; the others as of `kernel.marks.Marks`.
     link_netnsid: of the namespace of its other end, as the host numbers that, None for the host.
@@ -105,7 +105,7 @@ class Identity(Record):
     """What is known of one attachment since its ADD.
 
     path: of its namespace, as the runtime gave it; host: the namespace that its host links are in;
-    since: when it was attached, as `now` tells the time; parts: of the plugins that have
+    since: when it was attached, by `now`; parts: of the plugins that have
     attached it and not detached it yet; detaching: whether a DEL of it has begun; devices: of the
     host that it has.
     """

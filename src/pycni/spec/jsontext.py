@@ -139,7 +139,7 @@ def has_key(document: Mapping[str, Any], key: str) -> bool:
 
 
 def _explain(text: str) -> JSONError:
-    """What the scanner choked on. Only `json` itself tells, and only failures pay for it."""
+    """The scanner's error in words. Only `json` has them, and only failures pay for its import."""
     import json
 
     if not text.strip(_SPACE):
@@ -164,7 +164,7 @@ def _explain(text: str) -> JSONError:
 def _trailing_comma(text: str, position: int) -> int | None:
     """Where a comma before a closing bracket is, if a fault at a place is about one.
 
-    Python tells of the bracket, and since 3.13 of the comma.
+    Python's error points at the bracket, and since 3.13 at the comma.
     """
     if text[position : position + 1] in ("}", "]"):
         position = len(text[:position].rstrip(_SPACE)) - 1

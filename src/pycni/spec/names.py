@@ -66,7 +66,7 @@ def check_interface_name(text: str) -> None:
         )
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise CNIError(
-            INVALID_ENVIRONMENT, "interface name is not UTF-8", "a result could not tell of it"
+            INVALID_ENVIRONMENT, "interface name is not UTF-8", "a result could not hold it"
         )
 
 

@@ -1,7 +1,7 @@
 """Who owns what is left on the host: the key of an attachment, and the names derived from it.
 
 Rules, chains and set elements carry these names, so that DEL, CHECK and GC find what belongs to an
-attachment whoever made it. They are the reference's names, since other programs match on them.
+attachment, whichever plugin made it. They are the reference's, since other programs match on them.
 """
 
 from __future__ import annotations
@@ -92,16 +92,16 @@ class Owner(Record):
         return hashed_name(prefix, self.network + self.container_id, length)
 
 
-def _nobody(_tag: str) -> bool:
+def _none(_tag: str) -> bool:
     return False
 
 
 class Owners:
     """Attachments of a network whose leftovers are to be removed: those of `only`, or all but some.
 
-    keep: those that are spared; is_attached: spares more, by their tags; addresses: those that are
-    noted of them, in words, by kinds of steps that are noted as well; noted: gives the containers
-    of whom anything is noted. tag: what the tags of all of them contain, to search by.
+    keep: those to spare; is_attached: whether to spare the one with a tag as well; addresses: the
+    noted ones, as text, of attachments that a kind of step is noted for, by kind; noted: returns
+    the containers that anything is noted of. tag: a part of all their tags, to search by.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Owners:
         network: str,
         only: Collection[Attachment] | None = None,
         keep: Collection[Attachment] = (),
-        is_attached: Callable[[str], bool] = _nobody,
+        is_attached: Callable[[str], bool] = _none,
         addresses: Mapping[str, Collection[str]] | None = None,
         noted: Callable[[], Iterable[str]] = tuple,
     ) -> None:
@@ -142,12 +142,12 @@ class Owners:
         return is_of_network and tag not in self._tags and not self._is_attached(tag)
 
     def may_include(self, container_id: str, interfaces: int) -> bool:
-        """Whether one of them may be of a container of which so many interfaces left something."""
+        """Whether a container of which so many interfaces left something may have one of them."""
         named = sum(item.container_id == container_id for item in self._named)
         return named > 0 if self._is_listed else interfaces > named or not named
 
     def addresses(self, kind: str) -> Collection[str]:
-        """The addresses of those of whom a kind of steps is noted."""
+        """The addresses of those that a kind of step is noted for."""
         return self._addresses.get(kind, ())
 
     def spared(self, container_id: str) -> set[str]:
@@ -164,10 +164,10 @@ class Owners:
     ) -> dict[str, str]:
         """The chains of the network's containers, by container.
 
-        marked: comments of iptables rules, which tell of no interface, each with the container's
+        marked: comments of iptables rules, which name no interface, each with the container's
         chain; prefix: what stands before `Owner.iptables_comment`; chain_of: names a container's
-        chain. Where a comment was cut, the chain tells the container, if it is one that is known;
-        one that is not goes by a text that is no container's id.
+        chain. Where a comment was cut, the chain identifies the container, if it is a known one;
+        else a text that is no container's id stands for it.
         """
         before, after = f'{prefix}name: {quote(self.network)} id: "', '"'
         found: dict[str, str] = {}

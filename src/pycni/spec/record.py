@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 else:
 
     def dataclass_transform(**_: Any) -> Callable[[_T], _T]:
-        """Tell type checkers what `Record` does; they read it, the interpreter does not."""
+        """What `Record` does, for type checkers; the interpreter does not read it."""
         return lambda cls: cls
 
 

@@ -3,10 +3,10 @@
     class TrunkRange(Config):
         low: int | None = field("minID", Integer(1, 4094), doc="first VLAN of the range")
 
-`Config.decode` turns a JSON object into such a class. Rules of the protocol's other half hold: keys
-match whatever their letter case (an exact match wins, else the last), null counts as absent,
-unknown keys are left alone. `Config.faults` finds everything that is wrong at once, for tools that
-check configurations.
+`Config.decode` turns a JSON object into such a class. As for the reference, keys match whatever
+their letter case (an exact match wins, else the last), null counts as absent, and unknown keys are
+left alone. `Config.errors` finds everything that is wrong at once, for tools that check
+configurations.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Any, ClassVar, Self
 
 
-MAX_FAULTS = 64  # so many of one document are told; whoever wants more has mended these first
+MAX_FAULTS = 64  # of one document; what follows them is not looked at
 
 _HEX = frozenset("0123456789abcdefABCDEF")
 
@@ -119,11 +119,10 @@ class Integer(Kind):
 
     def decode(self, value: Any, path: str, faults: list[Fault]) -> int:
         is_number = isinstance(value, int) and not isinstance(value, bool)
-        if not is_number or not self.minimum <= value <= self.maximum:
-            self.wrong(value, path, faults)
-            return 0
-        number: int = value
-        return number
+        if is_number and self.minimum <= value <= self.maximum:
+            return int(value)
+        self.wrong(value, path, faults)
+        return 0
 
     def schema(self) -> dict[str, Any]:
         return {"type": "integer", "minimum": self.minimum, "maximum": self.maximum}
@@ -328,7 +327,7 @@ class Config(Record):
 
     @classmethod
     def decode_unvalidated(cls, document: Any, path: str = "") -> Self:
-        """`decode` but for the rules between keys, where the caller will see to them."""
+        """`decode` without the rules between keys, which the caller checks later."""
         faults: list[Fault] = []
         config = cls.read_lenient(document, path, faults)
         if faults:
@@ -383,8 +382,8 @@ class Config(Record):
     def validate(self) -> None:
         """Rules between keys; raises CNIError.
 
-        Subclasses override it. It is called for the outermost object, which calls it for those
-        within whose rules it wants kept.
+        Subclasses override it. It is called for the outermost object only, which calls it for those
+        within as needed.
         """
 
     def to_json(self) -> dict[str, Any]:
@@ -428,7 +427,7 @@ def _read_keys(cls: type[Config]) -> tuple[dict[str, str], dict[str, str], tuple
 
 
 def faults_error(faults: Sequence[Fault]) -> CNIError:
-    """The error that tells of faults in a configuration (code 7)."""
+    """The error for faults in a configuration (code 7)."""
     expected = "; ".join(
         f"{fault.path}: {fault.expected}" if len(faults) > 1 else fault.expected
         for fault in faults

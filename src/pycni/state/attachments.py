@@ -1,7 +1,7 @@
 """The node's own notes of attachments: their identities, and one lock for each of them.
 
     /run/pycni/attachments/<owner's tag>                     identity, `pycni.spec.identity`
-    /run/pycni/addresses/<network's tag>-<address>           link to the tag of who has the address
+    /run/pycni/addresses/<network's tag>-<address>           link to its attachment's tag
 
 They are in /run, since what they describe does not outlive the machine's start either. The file of
 an attachment is its lock as well: an operation on it holds an flock on it, across processes. An
@@ -72,9 +72,9 @@ class AttachmentLock:
     owner: whose it is; adding: for an ADD, which fails where nothing can be noted; deleting: for a
     DEL, which goes on all the same, and reports `problem`; lockless: the caller's caller has the
     lock, nothing is noted here; timeout: seconds to wait for another operation; cancel: a
-    descriptor that can be read once nobody wants this one any more. identity: what is noted, None
-    for nothing; is_known: whether there was a file of an ADD before; is_unfinished: whether that
-    ADD was killed before it noted anything. A thread that has the lock gets the same object again.
+    descriptor that is readable once this one is cancelled. identity: what is noted, None for
+    nothing; is_known: whether there was a file of an ADD before; is_unfinished: whether that ADD
+    was killed before it noted anything. A thread that has the lock gets the same object again.
     Raises CNIError: code 11 when the time is over or it was cancelled, code 5 or 4 if what is noted
     cannot be read or written.
     """
@@ -242,16 +242,16 @@ class AttachmentLock:
 
     def _lock(self) -> int:
         """Lock the file, made if it is missing; returns its size. Raises OSError, CNIError."""
-        give_up = 0.0
+        deadline = 0.0
         while True:
             descriptor = self._open()
             try:
                 found = posix.fstat(descriptor)
                 self._inode = (found.st_dev, found.st_ino)
                 if not try_lock(descriptor, self._inode):
-                    give_up = give_up or time.monotonic() + self._timeout
+                    deadline = deadline or time.monotonic() + self._timeout
                     what = f"another operation on {_words(self.owner)}"
-                    if not acquire(descriptor, what, give_up, self._cancel):
+                    if not acquire(descriptor, what, deadline, self._cancel):
                         raise self._busy(descriptor)
                 found = posix.fstat(descriptor)
                 if found.st_nlink:
@@ -414,7 +414,7 @@ def remove_abandoned(tag: str) -> None:
             _remove_links(tag)
             remove_file(path_of(tag))
     except OSError:
-        pass  # somebody is at work on it
+        pass  # an operation is at work on it
     finally:
         posix.close(descriptor)
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     Path = str | PathLike[str]
 
 ROOT = "/var/lib/cni"
-# Where clients have theirs unless told otherwise: Multus; kubelet of old, and cri-dockerd.
+# Where clients have theirs by default: Multus; kubelet of old, and cri-dockerd.
 ROOTS_OF_CLIENTS = ("/var/lib/cni/multus", "/var/lib/cni/cache")
 KIND = "cniCacheV1"
 
@@ -55,7 +55,7 @@ class CachedAttachment(Record):
     """What is remembered of one attachment.
 
     config: the bytes of the network configuration list, None if unknown. netns: the sandbox's path,
-    which libcni before 1.2.0 has in the result only; "" if neither tells. cni_args: pairs of
+    which libcni before 1.2.0 has in the result only; "" if unknown. cni_args: pairs of
     CNI_ARGS. capability_args: what the runtime gave for capabilities. result: the last plugin's, as
     JSON in its own version; None if there is none.
     """
@@ -165,7 +165,7 @@ class ResultCache:
         return (second, found) if found or data else (path, b"")
 
     def _content(self, path: str) -> bytes:
-        """What a file holds that may be believed. Raises CNIError where that cannot be told."""
+        """What a file holds that may be believed. Raises CNIError where that cannot be judged."""
         if not posix.access(path, posix.F_OK):  # as most often, and cheaper than an exception
             self._require_access()
             return b""
@@ -200,9 +200,9 @@ class ResultCache:
     ) -> tuple[list[CachedAttachment], list[Unreadable]]:
         """What is remembered, and the files that cannot be believed or read.
 
-        Those are damaged, older than the schema, another user's, or tell of another attachment than
-        their name does. What a crash left of a file that was being written is removed, and an empty
-        one counts as none. Raises CNIError (code 5) if the directory cannot be read.
+        Those are damaged, older than the schema, another user's, or describe another attachment
+        than their name does. What a crash left of a file that was being written is removed, and an
+        empty one counts as none. Raises CNIError (code 5) if the directory cannot be read.
         """
         try:
             names = sorted(posix.listdir(self._directory))
@@ -289,7 +289,7 @@ def _entry(document: Any, name: str) -> CachedAttachment:
     if entry is None:
         raise ValueError(f"is damaged: not a {KIND} object")
     if not _is_named(entry, name):
-        raise ValueError("tells of another attachment than its name")
+        raise ValueError("describes another attachment than its name")
     return entry
 
 

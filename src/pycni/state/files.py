@@ -6,7 +6,7 @@
 - `Lock` is an flock, as the reference takes it. It holds between processes and between threads;
   how to wait for one that is taken is in `waiting`.
 - A symbolic link as the last component of a path is never followed: a state directory's content
-  may have been planted by someone who may write there, and these calls run as root.
+  may have been planted by a user who may write there, and these calls run as root.
 
 Called by the stores of this room and by plugins that keep a state file.
 """
@@ -29,7 +29,7 @@ MAX_NAME = 255  # bytes: NAME_MAX of linux/limits.h
 LOCK_TIMEOUT = 60.0  # seconds; runtimes give a whole ADD two to four minutes
 MAX_SIZE = 16 * 1024 * 1024  # bytes that `read_file` takes; our largest are results with configs
 
-# O_NONBLOCK: opening a FIFO that someone left under the name must not hang.
+# O_NONBLOCK: opening a FIFO that was left under the name must not hang.
 _READ = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC | posix.O_NONBLOCK
 _WRITE_NEW = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT, errno.EXDEV)
@@ -99,7 +99,7 @@ def open_or_make_directory(path: str, mode: int = 0o755) -> int:
 
 
 def boot_id() -> str:
-    """What tells this host's running from any other host's, and from its own before a reboot."""
+    """The id of this host's current boot, which no other host and no other boot has."""
     return read_file("/proc/sys/kernel/random/boot_id").decode().strip()
 
 
@@ -235,12 +235,12 @@ def _exists(name: str, dir_fd: int | None) -> bool:
 
 
 class Lock:
-    """An exclusive flock on a file, held inside a `with` block and released by any end of it.
+    """An exclusive flock on a file, held inside a `with` block and released however that ends.
 
     name, dir_fd: the file, made with `mode` when missing; timeout: seconds to wait, None for as
-    long as it takes; cancel: a descriptor that can be read once nobody wants it any more. Raises
-    CNIError: code 11 when the time is over or it was cancelled, code 5 when the file cannot be
-    opened.
+    long as it takes; cancel: a descriptor that is readable once the lock is not wanted any more.
+    Raises CNIError: code 11 when the time is over or it was cancelled, code 5 when the file cannot
+    be opened.
     """
 
     def __init__(
@@ -263,11 +263,11 @@ class Lock:
         self._key = (0, 0)
 
     def __enter__(self) -> Self:
-        give_up = None if self._timeout is None else time.monotonic() + self._timeout
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
         while True:
             self._open()
             try:
-                self._acquire(give_up)
+                self._acquire(deadline)
                 if self._still_names():
                     return self
             except OSError as error:
@@ -294,12 +294,12 @@ class Lock:
                 "it must be a plain file that this user may open, or its directory writable",
             ) from None
 
-    def _acquire(self, give_up: float | None) -> None:
+    def _acquire(self, deadline: float | None) -> None:
         status = posix.fstat(self._descriptor)
         self._key = (status.st_dev, status.st_ino)
         if try_lock(self._descriptor, self._key):
             return
-        if not acquire(self._descriptor, f"the lock {self._path}", give_up, self._cancel):
+        if not acquire(self._descriptor, f"the lock {self._path}", deadline, self._cancel):
             raise self._busy()
 
     def _still_names(self) -> bool:
@@ -320,7 +320,7 @@ class Lock:
 
 
 def try_lock(descriptor: int, key: tuple[int, int]) -> bool:
-    """Take the flock on an open file, by device and inode, if nobody has it or waits for it here.
+    """Take the flock on an open file, by device and inode, if it is free and not waited for here.
 
     Raises OSError.
     """
@@ -333,11 +333,11 @@ def try_lock(descriptor: int, key: tuple[int, int]) -> bool:
     return True
 
 
-def acquire(descriptor: int, what: str, give_up: float | None, cancel: int | None) -> bool:
+def acquire(descriptor: int, what: str, deadline: float | None, cancel: int | None) -> bool:
     """Wait for an flock that another process or thread holds: see `pycni.state.waiting`."""
     from pycni.state import waiting
 
-    return waiting.acquire(_queues, descriptor, what, give_up, cancel)
+    return waiting.acquire(_queues, descriptor, what, deadline, cancel)
 
 
 def release(descriptor: int, key: tuple[int, int]) -> None:

@@ -39,7 +39,7 @@ from _struct import Struct
 
 from pycni.spec.ip import IPAddress
 from pycni.spec.owner import sha512
-from pycni.state.files import read_file
+from pycni.state import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class LeaseIndex:
 
     @classmethod
     def build(cls, descriptor: int, holders: list[tuple[bytes, IPAddress]]) -> LeaseIndex:
-        """Write the whole index: one (holder's key, address) for each lease; no key, no holder."""
+        """Write a new index: one (holder's key, address) for each lease; no key, no holder."""
         records = [(key, _pack(address)) for key, address in holders if key]
         records += _bitmaps([address for _, address in holders])
         buckets = max(1, len(records) // _LOAD)
@@ -151,7 +151,7 @@ class LeaseIndex:
         return [_unpack(value) for value in self._values(holder)]
 
     def add(self, holder: bytes, address: IPAddress) -> None:
-        """Note that an address is taken, and by whom; an empty key for no known holder."""
+        """Note that an address is taken, and by whom; an empty key if that is not known."""
         self._unsettle()
         if holder:
             self._insert(holder, _pack(address))
@@ -237,13 +237,7 @@ class LeaseIndex:
         elif not new:
             self._delete(key, old.to_bytes(16, "big"))
         else:
-            bucket = _bucket(key, self._buckets)
-            records = self._read(bucket)
-            for offset in _matches(records, key + old.to_bytes(16, "big")):
-                end = offset + _RECORD
-                changed = key + new.to_bytes(16, "big")
-                self._write(bucket, records[:offset] + changed + records[end:])
-                return
+            self._replace(key, old.to_bytes(16, "big"), new.to_bytes(16, "big"))
 
     def _node(self, key: bytes) -> int:
         for value in self._values(key):
@@ -271,13 +265,18 @@ class LeaseIndex:
         if self._records > self._buckets * _LOAD:
             self._split()
 
-    def _delete(self, key: bytes, value: bytes) -> None:
+    def _replace(self, key: bytes, old: bytes, new: bytes) -> bool:
         bucket = _bucket(key, self._buckets)
         records = self._read(bucket)
-        for offset in _matches(records, key + value):
-            self._write(bucket, records[:offset] + records[offset + _RECORD :])
+        for offset in _matches(records, key + old):
+            record = key + new if new else b""
+            self._write(bucket, records[:offset] + record + records[offset + _RECORD :])
+            return True
+        return False
+
+    def _delete(self, key: bytes, value: bytes) -> None:
+        if self._replace(key, value, b""):
             self._records = max(0, self._records - 1)
-            return
 
     def _split(self) -> None:
         """Add a bucket, and move to it what now belongs there: all of it is in one other bucket."""
@@ -346,14 +345,14 @@ class MemoryIndex:
 
 
 def holder_key(content: bytes) -> bytes:
-    """The key of the holder that a lease file with this content names."""
+    """The key of the holder in a lease file with this content."""
     return _digest(b"holder " + content)
 
 
 def boot_id() -> bytes:
-    """This boot's id as 36 characters: the kernel's, random at every start."""
+    """This boot's id as 36 bytes, see `files`."""
     if not _boot_ids:
-        _boot_ids.append(read_file("/proc/sys/kernel/random/boot_id")[:36])
+        _boot_ids.append(files.boot_id().encode())
     return _boot_ids[0]
 
 

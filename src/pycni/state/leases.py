@@ -12,10 +12,10 @@ one directory at the same time:
 reference walks; no network's name begins with a dot.
 
 A lease file appears with its content or not at all. The reference creates and then writes, so a
-crash of it leaves an empty file that blocks an address for ever. Under the lock nobody is between
-the two, so an empty file seen there is such a remnant. Who is to give its address removes it, if it
-is a plain file of this user's or root's (and the address not in use: then the disk has lost what
-was in it); all others leave it. Whatever else stands under an address's name keeps that address.
+crash of it leaves an empty file that blocks an address for ever. Under the lock no process is
+between the two, so an empty file seen there is such a remnant. An ADD removes it, if it is a plain
+file of this user's or root's (and the address not in use: then the disk has lost what was in it);
+other operations leave it. Whatever else stands under an address's name keeps that address.
 (To keep an address from being handed out, write any text into a file of its name.) Lease files are
 not synced: containers do not outlive a power failure, and a lease that does is read as a remnant.
 
@@ -51,14 +51,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from typing import Self
 
-DATA_DIR = "/var/lib/cni/networks"  # unless `dataDir` tells otherwise
+DATA_DIR = "/var/lib/cni/networks"  # unless `dataDir` says otherwise
 _LAST_RESERVED = "last_reserved_ip."
 _BLANK = b"\0 \t\n\r\v\f"
 _MAX_LEASE = 1 << 18  # bytes; a container id may have as many as a variable (MAX_ARG_STRLEN)
 
 
 class Lease(Record):
-    """An address that is taken. ifname is "" in the oldest format; both are "" if nobody knows.
+    """An address that is taken. ifname is "" in the oldest format; both are "" if not known.
 
     since: when it was reserved, in seconds since the epoch.
     """
@@ -90,9 +90,9 @@ class LeaseStore:
 
     data_dir, network: the directory is made if `create` is set; without it, a directory that is not
     there is one without leases, and stays away. timeout: seconds to wait for the lock; cancel: a
-    descriptor that can be read once nobody wants it any more. note: gets a line of text when
-    something was put right that nobody asked for. gives: whether the caller may give an address, so
-    that an empty file of it is in the way; in_use: whether it is in use whatever the files say.
+    descriptor that is readable once the lock is not wanted any more. note: gets a line of text for
+    each repair of the files. gives: whether the caller may give an address, so that an empty file
+    of it is in the way; in_use: whether it is in use whatever the files say.
     Raises CNIError: code 5 for what the file system refuses, code 11 when the lock stays taken or
     it was cancelled.
     """
@@ -203,7 +203,7 @@ class LeaseStore:
         return sorted((lease for lease in leases if lease), key=lambda lease: lease.address)
 
     def last_reserved(self, range_set: int) -> IPAddress | None:
-        """The address last reserved for the range set of this number; None if nobody knows."""
+        """The address last reserved for the range set of this number; None if not known."""
         if self._lock is None:
             return None
         try:
@@ -217,17 +217,17 @@ class LeaseStore:
     def next_free(self, family: int, first: int, last: int) -> int | None:
         """The lowest free address of a family (AF_INET, AF_INET6) from `first` to `last`.
 
-        Addresses are numbers. Before "none" may be told to anyone, `recheck` and ask again.
+        Addresses are numbers. Before None is believed, `recheck` and ask again.
         """
         if self._lock is None:
             return first if first <= last else None
         try:
             return self._opened().next_free(family, first, last)
         except (BadIndex, OSError) as error:
-            return self._mend(error).next_free(family, first, last)
+            return self._recover(error).next_free(family, first, last)
 
     def recheck(self) -> bool:
-        """Make the index anew from the directory; False if it is already known to be right."""
+        """Rebuild the index from the directory; False if it is already known to be right."""
         if self._lock is None or self._walked:
             return False
         self._rebuild()
@@ -250,7 +250,7 @@ class LeaseStore:
         try:
             self._opened().add(holder_key(content), address)
         except (BadIndex, OSError) as error:
-            self._mend(error)
+            self._recover(error)
         self._write_last_reserved(address, range_set)
         return True
 
@@ -289,7 +289,7 @@ class LeaseStore:
             try:
                 self._opened().remove(holder_key(content), address)
             except (BadIndex, OSError) as error:
-                self._mend(error)
+                self._recover(error)
         if errors:
             raise errors[0]
         return released
@@ -303,7 +303,7 @@ class LeaseStore:
 
         is_used: whether something else speaks for keeping an attachment's.
 
-        A lease of the oldest format stays with any attachment of its container. What tells of no
+        A lease of the oldest format stays with any attachment of its container. What names no
         container was written by hand, and stays.
         """
         containers = {attachment.container_id for attachment in keep}
@@ -332,7 +332,7 @@ class LeaseStore:
         """Each address that has a file, with its content (None if unreadable); tidies up.
 
         Names that are no addresses are the lock, the last reserved addresses, what a crash of ours
-        left (nobody but us is writing while we hold the lock), and others' files.
+        left (no other process writes while we hold the lock), and others' files.
         """
         if self._lock is None:
             return
@@ -399,7 +399,7 @@ class LeaseStore:
         try:
             noted = self._opened().addresses(holder_key(content))
         except (BadIndex, OSError) as error:
-            noted = self._mend(error).addresses(holder_key(content))
+            noted = self._recover(error).addresses(holder_key(content))
         held = [address for address in noted if self._content_of(str(address)) == content]
         if len(held) < len(noted) and self.recheck():  # it is mistaken
             return self._held(content)
@@ -434,16 +434,16 @@ class LeaseStore:
                 self._index = LeaseIndex.load(descriptor, self._dir)
             except (BadIndex, OSError) as error:  # OSError: a FIFO, say
                 posix.close(descriptor)
-                return self._mend(error)
+                return self._recover(error)
             if self._index is None:
                 posix.close(descriptor)
                 return self._rebuild()
         return self._index
 
-    def _mend(self, error: Exception) -> LeaseIndex | MemoryIndex:
-        """Make the index anew after it has failed."""
+    def _recover(self, error: Exception) -> LeaseIndex | MemoryIndex:
+        """Rebuild the index after it has failed."""
         if isinstance(error, DamagedIndex):
-            self._note(f"the index of {self.path} was damaged ({error}), and is made anew")
+            self._note(f"the index of {self.path} was damaged ({error}), and is rebuilt")
         return self._rebuild()
 
     def _rebuild(self) -> LeaseIndex | MemoryIndex:

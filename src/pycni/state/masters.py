@@ -2,9 +2,9 @@
 
     /run/pycni/masters/<namespace>-<index of the link>    the mode: l2, l3 or l3s
 
-Linux keeps one mode for all ipvlans on a link, and no way to ask for it but by one of them, which
-are in containers' namespaces. The file is a lock as well: one ADD at a time on each link. What is
-noted may be missing, or not hold any more where others make ipvlans too. Called through
+Linux keeps one mode for all ipvlans on a link, and shows it only on one of them, which are in
+containers' namespaces. The file is a lock as well: one ADD at a time on each link. The note may be
+missing, or out of date where other programs make ipvlans too. Called through
 `AttachmentLock`.
 """
 

@@ -1,8 +1,9 @@
-"""One at a time in a network namespace: for steps that look for something free there, then take it.
+"""A lock on a network namespace, for steps that look for something free there and then take it.
 
 The lock is an flock on a file of root's own, /run/pycni/sandboxes/<device>-<inode>, not on the
-namespace itself as the reference has it: that one any process in the container can take, and every
-user of the host who finds the namespace's file, and keep. Called through `AttachmentLock`.
+namespace itself as the reference has it: that one can be taken, and kept, by any process in the
+container and by any user of the host who can open the namespace's file. Called through
+`AttachmentLock`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class SandboxLock(RunLock):
 
     def __exit__(self, *_: object) -> None:
         try:
-            remove_file(self._path)  # while it is locked: who waits for it looks for the name again
+            remove_file(self._path)  # while locked: what waits looks for the name again
         except OSError:
             pass  # an empty file more
         super().__exit__()

@@ -6,6 +6,7 @@ Nothing of it is outside the sandbox, and it goes when the sandbox goes.
 from __future__ import annotations
 
 from pycni.kernel import link as links
+from pycni.kernel import link_kinds
 from pycni.kernel import route as routes
 from pycni.kernel.netlink.errors import NetlinkError
 from pycni.plan.steps import SANDBOX
@@ -150,7 +151,7 @@ def find_master(site: Netns, name: str) -> Link:
 
 def _create(step: ChildLink, kernel: HostAndSandbox, sandbox: Netns) -> Link:
     if step.type == "dummy":
-        dummy = links.dummy(step.name, mac=step.mac or None, mtu=step.mtu)
+        dummy = link_kinds.dummy(step.name, mac=step.mac or None, mtu=step.mtu)
         return links.create(sandbox.netlink, dummy)
     home = kernel.netns(step.master_in)
     master = find_master(home, step.master)
@@ -196,7 +197,7 @@ def _create(step: ChildLink, kernel: HostAndSandbox, sandbox: Netns) -> Link:
 
 def _request(step: ChildLink, name: str, master: Link, netns: int | None = None) -> NewLink:
     if step.type == "macvlan":
-        return links.macvlan(
+        return link_kinds.macvlan(
             name,
             master.index,
             step.mode,
@@ -206,8 +207,8 @@ def _request(step: ChildLink, name: str, master: Link, netns: int | None = None)
             netns=netns,
         )
     if step.type == "ipvlan":
-        return links.ipvlan(name, master.index, step.mode, mtu=step.mtu, netns=netns)
-    return links.vlan(name, master.index, step.vlan_id, mtu=step.mtu, netns=netns)
+        return link_kinds.ipvlan(name, master.index, step.mode, mtu=step.mtu, netns=netns)
+    return link_kinds.vlan(name, master.index, step.vlan_id, mtu=step.mtu, netns=netns)
 
 
 def _temporary(step: ChildLink) -> str:

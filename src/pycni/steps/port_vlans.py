@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pycni.kernel import link as links
+from pycni.kernel import bridge_vlan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,17 +18,17 @@ def assign(site: Netns, port: Link, vlans: VLANs) -> None:
     requests = []
     if not vlans.keep_default:
         requests += [
-            links.vlan_delete(port, entry.first, entry.last)
-            for entry in links.vlans(site.netlink, port)
+            bridge_vlan.delete(port, entry.first, entry.last)
+            for entry in bridge_vlan.dump(site.netlink, port)
         ]
-    requests += [links.vlan_add(port, first, last) for first, last in vlans.trunk]
-    requests.append(links.vlan_add(port, vlans.pvid or NATIVE, pvid=True, untagged=True))
+    requests += [bridge_vlan.add(port, first, last) for first, last in vlans.trunk]
+    requests.append(bridge_vlan.add(port, vlans.pvid or NATIVE, pvid=True, untagged=True))
     site.request(*requests)
 
 
 def differences(site: Netns, port: Link, vlans: VLANs) -> list[str]:
     """How a port's membership differs from these VLANs: what is missing."""
-    present = links.vlans(site.netlink, port)
+    present = bridge_vlan.dump(site.netlink, port)
     missing = []
     pvid = vlans.pvid or NATIVE
     if not any(entry.pvid and entry.untagged and entry.first == pvid for entry in present):

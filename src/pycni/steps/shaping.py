@@ -13,7 +13,7 @@ import errno
 import time
 
 from pycni.kernel import link as links
-from pycni.kernel import tc
+from pycni.kernel import link_kinds, tc
 from pycni.kernel.netlink.errors import NetlinkError
 from pycni.plan.steps import SANDBOX
 from pycni.spec.errors import ALREADY_EXISTS, INVALID_CONFIG, CNIError
@@ -311,7 +311,7 @@ def make_ifb(step: Shaping, host: Netns, outer: Link) -> Link:
 def _create_ifb(step: Shaping, host: Netns, outer: Link) -> Link:
     first, second = _names(step.owner)
     try:
-        return links.create(host.netlink, links.ifb(first, mtu=outer.mtu, txqlen=0))
+        return links.create(host.netlink, link_kinds.ifb(first, mtu=outer.mtu, txqlen=0))
     except NetlinkError as error:
         if error.errno != errno.EEXIST:
             raise
@@ -330,7 +330,7 @@ def _create_ifb(step: Shaping, host: Netns, outer: Link) -> Link:
         if left is not None and left.kind == "ifb" and _tag(left) in ("", step.owner.tag):
             host.discard(left)
     name = first if ours else second
-    return links.create(host.netlink, links.ifb(name, mtu=outer.mtu, txqlen=0))
+    return links.create(host.netlink, link_kinds.ifb(name, mtu=outer.mtu, txqlen=0))
 
 
 def _is_redirected(host: Netns, outer: Link, ifb: Link) -> bool:

@@ -12,6 +12,7 @@ from _socket import AF_INET6
 
 from pycni.kernel import address as addresses
 from pycni.kernel import link as links
+from pycni.kernel import link_kinds
 from pycni.kernel import route as routes
 from pycni.kernel.netlink.constants import (
     IFA_F_PERMANENT,
@@ -144,7 +145,7 @@ def _find_or_create(step: VRFMember, site: Netns) -> tuple[Link, bool]:
     if found is None:
         require_free(step.vrf, site, f'VRF name ("{step.vrf}")')
         table = step.table or unused_table(site.netlink, 1)
-        return links.create(site.netlink, links.vrf(step.vrf, table, up=True)), True
+        return links.create(site.netlink, link_kinds.vrf(step.vrf, table, up=True)), True
     if found.kind != "vrf":
         raise CNIError(
             INVALID_CONFIG,

@@ -149,17 +149,17 @@ def address_missing(case: Case) -> None:
 )  # fmt: skip
 def route_missing(case: Case) -> None:
     attachment = _checked(case)
-    told = listed(attachment.result, "routes")
-    require(told, "the result lists no routes")
-    (route, *_) = [item for item in host.routes(attachment.netns) if is_route(told[0], item)]
-    family = "-6" if ":" in told[0]["dst"] else "-4"
+    routes = listed(attachment.result, "routes")
+    require(routes, "the result lists no routes")
+    (route, *_) = [item for item in host.routes(attachment.netns) if is_route(routes[0], item)]
+    family = "-6" if ":" in routes[0]["dst"] else "-4"
     host.run(["ip", family, "-n", attachment.netns, "route", "delete", route["dst"]])
     _expect_failure(attachment, f"the route to {route['dst']} is gone")
 
 
 @requirement(
     "check.later-plugin", CHECK, "MUST",
-    "CHECK allows what a later plugin changed and prevResult tells: a route more, another hardware "
+    "CHECK allows what a later plugin changed and prevResult lists: a route more, another hardware "
     "address",
     _LATER,
     kinds=(INTERFACE,), since="0.4.0",
@@ -192,7 +192,7 @@ def later_plugin(case: Case) -> None:
 
 @requirement(
     "check.later-address", CHECK, "MUST",
-    "CHECK allows an address that a later plugin added and prevResult tells",
+    "CHECK allows an address that a later plugin added and prevResult lists",
     _LATER,
     kinds=(INTERFACE,), since="0.4.0",
 )  # fmt: skip

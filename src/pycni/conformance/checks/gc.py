@@ -122,9 +122,9 @@ def by_interface(case: Case) -> None:
     expect(not left, f"kept for an attachment with another interface: {'; '.join(left)}")
 
 
-def _leftovers(before: host.Snapshot, patience: float) -> list[str]:
+def _leftovers(before: host.Snapshot, timeout: float) -> list[str]:
     """What is there and was not before, once the kernel has had time to clean up a namespace."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while True:
         left = host.appeared(before, host.snapshot())
         if not left or time.monotonic() > deadline:

@@ -37,7 +37,7 @@ def exit_code(case: Case) -> None:
 
 @requirement(
     "error.object", ERRORS, "SHOULD",
-    "a failure is told as an error object on stdout, with a numeric code and a msg",
+    "a failure is reported as an error object on stdout, with a numeric code and a msg",
     'If the plugin encounters an error, it should output an "error" result structure.',
 )  # fmt: skip
 def error_object(case: Case) -> None:

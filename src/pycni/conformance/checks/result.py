@@ -76,13 +76,13 @@ def interfaces(case: Case) -> None:
     # What ADD finds is not what it makes, unless it makes something of it.
     before = set(host.links()), set(host.links(attachment.netns))
     attachment.add()
-    told = {(item.get("name"), bool(item.get("sandbox"))) for item in attachment.interfaces()}
+    reported = {(item.get("name"), bool(item.get("sandbox"))) for item in attachment.interfaces()}
     made = [(name, False) for name in host.links() if name not in before[0]]
     made += [(name, True) for name in host.links(attachment.netns) if name not in before[1]]
     missing = [
         f"{name} in the {'container' if inside else 'host'}"
         for name, inside in made
-        if (name, inside) not in told
+        if (name, inside) not in reported
     ]
     expect(not missing, f"not in the result: {', '.join(missing)}")
 
@@ -148,13 +148,13 @@ def ips(case: Case) -> None:
         if index is None:
             expect(address in {own for _, own in present}, f"{address} is not in the container")
             continue
-        told = attachment.interfaces()
+        interfaces = attachment.interfaces()
         expect(
-            isinstance(index, int) and 0 <= index < len(told),
-            f"{address} is on interface {index!r} of {len(told)}",
+            isinstance(index, int) and 0 <= index < len(interfaces),
+            f"{address} is on interface {index!r} of {len(interfaces)}",
         )
-        name = told[index].get("name", "")
-        where = present if told[index].get("sandbox") else on_host
+        name = interfaces[index].get("name", "")
+        where = present if interfaces[index].get("sandbox") else on_host
         expect((name, address) in where, f"{address} is not on {name}, but there is {where}")
 
 
@@ -167,10 +167,10 @@ def ips(case: Case) -> None:
 def routes(case: Case) -> None:
     attachment = case.attachment()
     attachment.add()
-    told = listed(attachment.result, "routes")
-    require(told, "the result lists no routes")
+    routes = listed(attachment.result, "routes")
+    require(routes, "the result lists no routes")
     present = host.routes(attachment.netns)
-    for route in told:
+    for route in routes:
         expect(
             any(is_route(route, other) for other in present),
             f"there is no route to {route.get('dst')}"
@@ -204,16 +204,17 @@ def ipam(case: Case) -> None:
     expect(listed(result, "ips"), f"the result has no address: {result}")
 
 
-def is_route(told: dict[str, Any], present: dict[str, Any]) -> bool:
+def is_route(wanted: dict[str, Any], present: dict[str, Any]) -> bool:
     """Whether a route of a result is one that `ip -j route` shows."""
     dst = present["dst"]
     if dst == "default":
-        dst = "::/0" if ":" in str(told.get("dst")) else "0.0.0.0/0"
+        dst = "::/0" if ":" in str(wanted.get("dst")) else "0.0.0.0/0"
     try:
-        same = ipaddress.ip_network(dst) == ipaddress.ip_network(str(told.get("dst")), strict=False)
+        network = ipaddress.ip_network(str(wanted.get("dst")), strict=False)
     except ValueError:
         return False
-    return same and (not told.get("gw") or told["gw"] == present.get("gateway"))
+    is_same = ipaddress.ip_network(dst) == network
+    return is_same and (not wanted.get("gw") or wanted["gw"] == present.get("gateway"))
 
 
 # --- the shapes ----------------------------------------------------------------------------------

@@ -50,8 +50,8 @@ def echo(case: Case) -> None:
         require(isinstance(document, dict), "VERSION does not answer with an object")
         if document.get("cniVersion") != version:
             wrong[version] = document.get("cniVersion")
-    told = ", ".join(f"{given} by {found!r}" for given, found in wrong.items())
-    expect(not wrong, f"the version asked with is answered: {told}")
+    answered = ", ".join(f"{given} by {found!r}" for given, found in wrong.items())
+    expect(not wrong, f"the version asked with is answered: {answered}")
 
 
 @requirement(

@@ -1,6 +1,6 @@
 """Netlink: the codec (pure), the socket, and the kernel's numbers.
 
-The verbs stand one level up, in `pycni.kernel.link`, `address`, `route`, `rule` and `neighbour`.
+The verbs stand one level up, in `pycni.kernel.link`, `address`, `route` and so on.
 What changes the kernel is a `NetlinkRequest` that one of them builds, so that several can go in one
 send; what reads it takes the socket:
 

@@ -64,7 +64,7 @@ class Message:
 class NetlinkRequest:
     """One message to send.
 
-    what: tells a reader of an error what was asked: create link "eth0". answered: whether one
+    what: the request in an error's words: create link "eth0". answered: whether one
     message, or an error, is all that the kernel answers, so that there is no acknowledgement.
     """
 
@@ -258,7 +258,7 @@ class HardwareAddress:
 
 
 class Address:
-    """An IPv4 or IPv6 address; the payload's length tells which."""
+    """An IPv4 or IPv6 address; the payload's length says which."""
 
     __slots__ = ()
 
