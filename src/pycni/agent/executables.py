@@ -53,7 +53,7 @@ except Exception as error:
     print("{{\\n    \\"cniVersion\\": \\"1.1.0\\",\\n    \\"code\\": {code},")
     print(f"    \\"msg\\": \\"the plugin {name} cannot start: {{why}}\\",")
     print("    \\"details\\": \\"pycni is damaged, or not for this Python; "
-          "mend it and run pycni install again\\"\\n}}", end="")
+          "repair it and run pycni install again\\"\\n}}", end="")
     sys.exit(1)' "$package" '{libraries}'
 fi
 cat <<EOF
