@@ -13,6 +13,7 @@ from pycni.spec.ip import parse_address
 from pycni.spec.owner import Owners
 from pycni.steps import backend, ownership
 from pycni.steps.masquerade import nftables
+from pycni.steps.masquerade.sets import SETS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,5 +107,5 @@ def _remove(
 
     backend.remove(map(_readable, names), owners, kernel, gone, step)
     if step is None:
-        subnet_sets.delete_unused(kernel.host.netfilter, nftables.SETS)
+        subnet_sets.delete_unused(kernel.host.netfilter, SETS)
     flows.end_detached(gone, kernel, owners.includes)

@@ -89,7 +89,7 @@ def _is_masqueraded(
 ) -> bool:
     """Whether another attachment has an address and is masqueraded, by any backend."""
     from pycni.kernel.netfilter import subnet_sets
-    from pycni.steps.masquerade.nftables import SETS
+    from pycni.steps.masquerade.sets import SETS
 
     netfilter = kernel.host.netfilter
     if subnet_sets.has_key(netfilter, SETS, address.packed):

@@ -11,15 +11,14 @@ the set of its subnet, and what it sends elsewhere is masqueraded, but for multi
 
 from __future__ import annotations
 
-from _socket import AF_INET, AF_INET6
-
 from pycni.kernel.netfilter import nfnetlink, subnet_sets
 from pycni.kernel.netfilter.constant_rules import TABLE
 from pycni.kernel.netfilter.nfnetlink import NFPROTO_INET
-from pycni.kernel.netfilter.subnet_sets import Feature, Member, Membership
+from pycni.kernel.netfilter.subnet_sets import Member, Membership
 from pycni.spec.ip import IPAddress, IPNetwork, parse_network
 from pycni.steps.backend import Applied, Leftovers
 from pycni.steps.executor import give_up
+from pycni.steps.masquerade.sets import HARM, SETS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,17 +28,6 @@ if TYPE_CHECKING:
     from pycni.plan.steps import Masquerade
     from pycni.spec.owner import Owners
     from pycni.steps.namespaces import HostAndSandbox
-
-SETS = Feature(
-    "masquerade-",
-    {AF_INET: "ipv4_addr", AF_INET6: "ipv6_addr"},
-    "masquerade-postrouting",
-    {
-        AF_INET: "ip saddr @{set} ip daddr != {subnet} ip daddr != 224.0.0.0/4 masquerade",
-        AF_INET6: "ip6 saddr @{set} ip6 daddr != {subnet} ip6 daddr != ff00::/8 masquerade",
-    },
-)
-HARM = "no container is masqueraded"
 
 
 def apply(step: Masquerade, kernel: HostAndSandbox, *, thorough: bool = False) -> Applied:

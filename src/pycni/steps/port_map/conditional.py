@@ -15,6 +15,7 @@ from pycni.kernel.netfilter.constant_rules import TABLE, ConstantChain
 from pycni.kernel.netfilter.nfnetlink import NFPROTO_INET
 from pycni.kernel.netlink.codec import STRING, Schema
 from pycni.spec.errors import INVALID_CONFIG, CNIError
+from pycni.spec.owner import names_in
 from pycni.steps.ownership import is_same_container
 from pycni.steps.port_map.layout import (
     CONDITIONAL,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from pycni.spec.ip import IPNetwork
     from pycni.spec.owner import Owners
     from pycni.steps.namespaces import HostAndSandbox
-    from pycni.steps.port_map.held_ports import HeldPort
+    from pycni.steps.port_map.held_port import HeldPort
 
 _LOOKUP = Schema(set=(1, STRING))
 
@@ -138,7 +139,7 @@ def check(step: PortMap, kernel: HostAndSandbox) -> list[str]:
                 f"nftables: chain inet {TABLE} {CONDITIONAL} lacks the rule that jumps to {chain}"
             )
         for mapping, held_port, _ in _held(step, network, kernel):
-            from pycni.steps.port_map.held_ports import port_of
+            from pycni.steps.port_map.held_port import port_of
 
             differences.append(f"{port_of(mapping, network.family)} is taken by {held_port}")
     return differences
@@ -216,7 +217,7 @@ def _require_free(step: PortMap, network: IPNetwork, kernel: HostAndSandbox) -> 
         if held_port.target != network.address or not shared_elements.is_stale(
             jump.comment, step.owner, kernel.is_attached
         ):
-            from pycni.steps.port_map.held_ports import port_of, taken
+            from pycni.steps.port_map.held_port import port_of, taken
 
             raise taken(port_of(mapping, network.family), held_port)
         stale.add(jump.chain)
@@ -243,12 +244,35 @@ def _held(
             return
         if match != own or is_same_container(kernel, rule.comment, step.owner):
             continue
-        from pycni.steps.port_map.held_ports_maps import ports_of_chain
-
         for held_port in ports_of_chain(netfilter, network.family, rule.chain, rule.comment):
             for mapping in applicable(step, network.family):
                 if held_port.covers(mapping) and held_port.host in (None, host_address(mapping)):
                     yield mapping, held_port, rule
+
+
+def ports_of_chain(
+    netfilter: NetfilterSocket, family: int, chain: str, comment: str
+) -> list[HeldPort]:
+    """What the chain of a container with conditions holds. comment: of the rule that jumps."""
+    from pycni.kernel.netfilter import nat_rules
+    from pycni.steps.port_map.held_port import HeldPort
+
+    name, ifname, container = names_in(comment)
+    rules = [
+        nat_rules.parse_expressions(family, chain, rule.handle, expressions)
+        for rule, _, expressions in nfnetlink.expressions(
+            netfilter, NFPROTO_INET, TABLE, chain, (b"",)
+        )
+    ]
+    return [
+        HeldPort(
+            rule.protocol, port, None if rule.destination is None else rule.destination.address,
+            rule.target, rule.target_port, container, name, ifname,
+        )
+        for rule in rules
+        for port in rule.ports
+        if rule.target is not None
+    ]  # fmt: skip
 
 
 def _match(netfilter: NetfilterSocket, expressions: Iterable[Expression]) -> list[Expression]:

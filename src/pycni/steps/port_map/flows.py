@@ -213,12 +213,12 @@ class _Ways:
 
     def _leads(self, flow: conntrack.Flow) -> bool:
         """Whether iptables, which comes first, leads a flow where it goes."""
-        from pycni.steps.port_map import iptables as port_map_iptables
+        from pycni.steps.port_map import rules as port_map_rules
 
         protocol = PROTOCOL_NAMES[flow.protocol]
         netfilter = self._kernel.host.netfilter
         asked = flow.family, protocol, flow.port, flow.destination
-        return port_map_iptables.target(netfilter, *asked) == (flow.target, flow.target_port)
+        return port_map_rules.target(netfilter, *asked) == (flow.target, flow.target_port)
 
     def _target(self, flow: conntrack.Flow) -> tuple[IPAddress, int] | None:
         """The container's address and port for a flow. What is for one address comes first."""

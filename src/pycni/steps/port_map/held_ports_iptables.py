@@ -9,11 +9,10 @@ from __future__ import annotations
 from pycni.kernel.netfilter import iptables, nat_rules, nfnetlink
 from pycni.kernel.netfilter.nfnetlink import NAT
 from pycni.spec.owner import Owner
-from pycni.steps.port_map.held_ports import HeldPort, HeldPorts, has_address
+from pycni.steps.port_map.held_port import HeldPort, HeldPorts, has_address
 from pycni.steps.port_map.iptables_chain import deletions, lines_gone, staying_rules
 from pycni.steps.port_map.iptables_rules import OWN, own_chain
-from pycni.steps.port_map.layout import applicable
-from pycni.steps.port_map.port_holders import DNAT
+from pycni.steps.port_map.layout import DNAT, applicable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ the same address keeps its ports.
 
 from __future__ import annotations
 
-from pycni.kernel.netfilter import nat_rules, nfnetlink, shared_elements
+from pycni.kernel.netfilter import nfnetlink, shared_elements
 from pycni.kernel.netfilter.constant_rules import TABLE
 from pycni.kernel.netfilter.nfnetlink import NFPROTO_INET
 from pycni.spec.owner import names_in
 from pycni.steps.ownership import is_same_container
 from pycni.steps.port_map import conditional as port_map_conditional
-from pycni.steps.port_map.held_ports import HeldPort, HeldPorts
+from pycni.steps.port_map.held_port import HeldPort, HeldPorts
 from pycni.steps.port_map.layout import (
     ADDRESS,
     ANY,
@@ -27,7 +27,7 @@ from pycni.steps.port_map.layout import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pycni.kernel.netfilter.nfnetlink import Element, NetfilterSocket
+    from pycni.kernel.netfilter.nfnetlink import Element
     from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.plan.steps import PortMap
     from pycni.spec.ip import IPNetwork
@@ -71,7 +71,7 @@ def in_conditional_chains(step: PortMap, network: IPNetwork, kernel: HostAndSand
             kernel, jump.comment, step.owner
         ):
             continue
-        found = ports_of_chain(netfilter, family, jump.chain, jump.comment)
+        found = port_map_conditional.ports_of_chain(netfilter, family, jump.chain, jump.comment)
         is_stray = any(
             held_port.target == address for held_port in found
         ) and shared_elements.is_stale(jump.comment, step.owner, kernel.is_attached)
@@ -81,28 +81,6 @@ def in_conditional_chains(step: PortMap, network: IPNetwork, kernel: HostAndSand
         else:
             held += (held_port.replace(leaves_rest=leaves) for held_port in found)
     return HeldPorts(held, strays, requests)
-
-
-def ports_of_chain(
-    netfilter: NetfilterSocket, family: int, chain: str, comment: str
-) -> list[HeldPort]:
-    """What the chain of a container with conditions holds. comment: of the rule that jumps."""
-    name, ifname, container = names_in(comment)
-    rules = [
-        nat_rules.parse_expressions(family, chain, rule.handle, expressions)
-        for rule, _, expressions in nfnetlink.expressions(
-            netfilter, NFPROTO_INET, TABLE, chain, (b"",)
-        )
-    ]
-    return [
-        HeldPort(
-            rule.protocol, port, None if rule.destination is None else rule.destination.address,
-            rule.target, rule.target_port, container, name, ifname,
-        )
-        for rule in rules
-        for port in rule.ports
-        if rule.target is not None
-    ]  # fmt: skip
 
 
 def held_by(found: Element) -> HeldPort:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pycni.kernel.netfilter import nat_rules, nfnetlink
-from pycni.steps.port_map.held_ports import HeldPort, HeldPorts, has_address
-from pycni.steps.port_map.layout import applicable, host_address
-from pycni.steps.port_map.port_holders import (
+from pycni.steps.port_map.held_port import HeldPort, HeldPorts, has_address
+from pycni.steps.port_map.layout import (
     REFERENCE_FOR_ALL,
     REFERENCE_FOR_ONE,
     REFERENCE_MASQUERADING,
     REFERENCE_TABLE,
+    applicable,
+    host_address,
 )
 
 TYPE_CHECKING = False

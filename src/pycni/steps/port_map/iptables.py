@@ -9,7 +9,6 @@ container's other interfaces `iptables_chain`.
 from __future__ import annotations
 
 from pycni.kernel.netfilter import iptables, nat_rules, nfnetlink
-from pycni.kernel.netfilter.nat_rules import RETURN
 from pycni.kernel.netfilter.nfnetlink import IP_FAMILIES, NAT
 from pycni.spec.errors import CNIError
 from pycni.steps.backend import Applied, Leftovers, applied
@@ -35,15 +34,13 @@ from pycni.steps.port_map.iptables_rules import (
     shared,
     text_of,
 )
-from pycni.steps.port_map.layout import MappedFlow
-from pycni.steps.port_map.port_holders import DNAT
+from pycni.steps.port_map.layout import DNAT, MappedFlow
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from pycni.kernel.netfilter.nat_rules import NatRule
-    from pycni.kernel.netfilter.nfnetlink import NetfilterSocket
     from pycni.kernel.netlink.codec import NetlinkRequest
     from pycni.plan.steps import PortMap
     from pycni.spec.ip import IPAddress, IPNetwork
@@ -238,35 +235,6 @@ def _legacy_of_owners(owners: Owners, kernel: HostAndSandbox, gone: set[MappedFl
             gone.update(_led(rules[container], stay))
             change += lines_gone(lines, chains[container], stay)
         iptables.restore_legacy(family, NAT, change)
-
-
-def target(
-    netfilter: NetfilterSocket, family: int, protocol: str, port: int, host: IPAddress
-) -> tuple[IPAddress, int] | None:
-    """Where the rules lead what an address of the host is asked for; None if nowhere.
-
-    By the first rule that does so without conditions. A container's interfaces may have a port in
-    common, and then the one that came first has it.
-    """
-
-    def is_asked(rule: NatRule, /) -> bool:
-        to = rule.destination is None or rule.destination.contains(host)
-        return rule.protocol == protocol and port in rule.ports and to and not rule.conditional
-
-    def in_nftables(chain: str) -> list[NatRule]:
-        return nat_rules.read(netfilter, family, NAT, chain)
-
-    def in_legacy(chain: str) -> list[NatRule]:
-        return nat_rules.parse_lines(iptables.legacy_lines(family, NAT, chain), chain)
-
-    for rules in (in_nftables, in_legacy):
-        for entry in filter(is_asked, rules(DNAT)):
-            for rule in filter(is_asked, rules(entry.jump)):
-                if rule.jump == RETURN:
-                    break
-                if rule.target is not None:
-                    return rule.target, rule.target_port
-    return None
 
 
 def _led(rules: Iterable[NatRule], stay: Collection[NatRule]) -> Iterator[MappedFlow]:

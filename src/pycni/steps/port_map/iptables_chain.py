@@ -10,7 +10,7 @@ from __future__ import annotations
 from pycni.kernel.netfilter import iptables, nat_rules, nfnetlink
 from pycni.kernel.netfilter.nat_rules import RETURN
 from pycni.kernel.netfilter.nfnetlink import NAT
-from pycni.steps.port_map.port_holders import DNAT
+from pycni.steps.port_map.layout import DNAT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ from _socket import AF_INET, AF_INET6
 
 from pycni.kernel.netfilter import iptables
 from pycni.kernel.netfilter.nat_rules import RETURN
-from pycni.steps.port_map.layout import NOT_FOR_ALL, applicable, conditions, host_address
-from pycni.steps.port_map.port_holders import DNAT
+from pycni.steps.port_map.layout import DNAT, NOT_FOR_ALL, applicable, conditions, host_address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -117,6 +117,13 @@ SOURCES = Feature(
 
 PORT_SIZE = 4  # bytes of a port in a concatenation
 
+# Chains and tables of other backends: of iptables, and of the reference's backend nftables.
+DNAT = "CNI-HOSTPORT-DNAT"
+REFERENCE_TABLE = "cni_hostport"
+REFERENCE_FOR_ALL = "hostports"  # all addresses of the host; there if the other one is
+REFERENCE_FOR_ONE = "hostip_hostports"  # one of them, asked first
+REFERENCE_MASQUERADING = "masquerading"
+
 
 class MappedFlow(Record):
     """Flows to a port of the host, by one address of it or (None) any, that lead to a container."""

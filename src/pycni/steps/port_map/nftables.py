@@ -309,9 +309,10 @@ def _is_left(found: Element, step: PortMap, kernel: HostAndSandbox) -> bool:
 
 
 def _taken(entry: Entry, found: Element) -> CNIError:
-    from pycni.steps.port_map import held_ports, held_ports_maps
+    from pycni.steps.port_map.held_port import taken
+    from pycni.steps.port_map.held_ports_maps import held_by
 
-    return held_ports.taken(_text(entry), held_ports_maps.held_by(found))
+    return taken(_text(entry), held_by(found))
 
 
 def _text(entry: Entry) -> str:

@@ -19,17 +19,12 @@ from __future__ import annotations
 from pycni.kernel.netfilter import nfnetlink
 from pycni.kernel.netfilter.iptables_legacy import has_table
 from pycni.kernel.netfilter.nfnetlink import NAT
+from pycni.steps.port_map.layout import DNAT, REFERENCE_FOR_ALL, REFERENCE_TABLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.plan.steps import PortMap
     from pycni.steps.namespaces import HostAndSandbox
-
-DNAT = "CNI-HOSTPORT-DNAT"
-REFERENCE_TABLE = "cni_hostport"
-REFERENCE_FOR_ALL = "hostports"  # all addresses of the host; there if the other one is
-REFERENCE_FOR_ONE = "hostip_hostports"  # one of them, asked first
-REFERENCE_MASQUERADING = "masquerading"
 
 
 def require_free(step: PortMap, kernel: HostAndSandbox) -> None:
