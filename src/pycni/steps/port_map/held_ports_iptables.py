@@ -108,52 +108,54 @@ def _held_by_others(
     held, strays = [], []
     stale: dict[str, set[IPAddress]] = {}
     living: set[str] = set()
-    for rule in leading:
-        if rule.target is None:
-            continue
-        for port in rule.ports:
-            to_it = [
-                entry
-                for entry in callers
-                if entry.protocol == rule.protocol and port in entry.ports
-            ]
-            first = next((entry for entry in to_it if entry.jump == rule.chain), None)
-            if first is None:
-                continue  # nothing leads there
-            name, container = _named(first.comment)
-            if rule.chain == own_chain(step.owner.replace(network=name)):
-                container = step.owner.container_id  # which may have been cut
-            host = None if rule.destination is None else rule.destination.address
-            held_port = HeldPort(
-                rule.protocol, port, host, rule.target, rule.target_port, container, name
-            )
-            if rule.target != network.address:
-                is_own = container == step.owner.container_id
-                other = step.owner.replace(network=name)
-                if (
-                    is_own
-                    and kernel.is_attached(other.tag) is False
-                    and not _is_held(step, kernel, rule)
-                ):
-                    stale.setdefault(rule.chain, set()).add(rule.target)
-                    strays.append(held_port)
-                    continue
-            elif not _is_living(step, kernel, rule, name, container):
+    for rule, port in ((each, port) for each in leading for port in each.ports):
+        to_it = [one for one in callers if one.protocol == rule.protocol and port in one.ports]
+        first = next((entry for entry in to_it if entry.jump == rule.chain), None)
+        if first is None or rule.target is None:
+            continue  # nothing leads there
+        held_port = _held_port(step, rule, rule.target, port, first)
+        if rule.target != network.address:
+            if _was_own(step, kernel, rule, held_port):
+                stale.setdefault(rule.chain, set()).add(rule.target)
                 strays.append(held_port)
                 continue
-            else:
-                living.add(rule.chain)
-            mine = next((entry for entry in to_it if entry.jump == own), None)
-            if mine is not None and to_it.index(mine) < to_it.index(first):
-                continue  # not what leads to the step's own
-            if container != step.owner.container_id:
-                # The step's own conditions can be compared when its rules are made.
-                leaves = bool(first.matches) and (mine is None or mine.matches != first.matches)
-                held.append(held_port.replace(leaves_rest=leaves))
+        elif not _is_living(step, kernel, rule, held_port.network, held_port.container):
+            strays.append(held_port)
+            continue
+        else:
+            living.add(rule.chain)
+        mine = next((entry for entry in to_it if entry.jump == own), None)
+        if mine is not None and to_it.index(mine) < to_it.index(first):
+            continue  # not what leads to the step's own
+        if held_port.container != step.owner.container_id:
+            # The step's own conditions can be compared when its rules are made.
+            leaves = bool(first.matches) and (mine is None or mine.matches != first.matches)
+            held.append(held_port.replace(leaves_rest=leaves))
     for rule in leading:
         if rule.target == network.address and rule.chain not in living:
             stale.setdefault(rule.chain, set()).add(rule.target)
     return held, strays, stale
+
+
+def _held_port(
+    step: PortMap, rule: NatRule, target: IPAddress, port: int, caller: NatRule
+) -> HeldPort:
+    """A port that a rule leads to an address. caller: the rule that jumps to its chain."""
+    name, container = _named(caller.comment)
+    if rule.chain == own_chain(step.owner.replace(network=name)):
+        container = step.owner.container_id  # which may have been cut
+    host = None if rule.destination is None else rule.destination.address
+    return HeldPort(rule.protocol, port, host, target, rule.target_port, container, name)
+
+
+def _was_own(step: PortMap, kernel: HostAndSandbox, rule: NatRule, held_port: HeldPort) -> bool:
+    """Whether the step's container has a port in a network that it is detached from."""
+    other = step.owner.replace(network=held_port.network)
+    return (
+        held_port.container == step.owner.container_id
+        and kernel.is_attached(other.tag) is False
+        and not _is_held(step, kernel, rule)
+    )
 
 
 def _is_living(
