@@ -19,7 +19,7 @@ from harness.namespaces import Namespace
 Snapshot = dict[str, Any]
 
 # Keys of `ip -d -j` that move on their own, without anyone having changed anything.
-_MOVING = ("_timer", "_life_time", "_lifetime")
+_MOVING = ("_timer", "_life_time", "_lifetime", "fdb_n_learned")
 
 _SYSCTLS = (
     "/proc/sys/net/ipv4/ip_forward",

@@ -297,7 +297,7 @@ _SYSCTLS = (
 _MOVING = ("stats", "stats64", "hello_timer", "gc_timer", "tcn_timer", "topology_change_timer",
            "preferred_life_time", "valid_life_time", "expires", "bytes", "packets", "drops",
            "overlimits", "requeues", "backlog", "qlen", "hold_timer", "message_age_timer",
-           "forward_delay_timer", "num_rx_queues", "age")  # fmt: skip
+           "forward_delay_timer", "num_rx_queues", "age", "fdb_n_learned")  # fmt: skip
 
 
 def _look(where: str | None) -> dict[str, Any]:

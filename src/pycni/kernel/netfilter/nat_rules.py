@@ -9,7 +9,7 @@ iptables backend.
 
 from __future__ import annotations
 
-from _socket import AF_INET
+from _socket import AF_INET, AF_INET6
 from _struct import Struct, unpack_from
 
 from pycni.kernel.netfilter import nfnetlink
@@ -33,14 +33,12 @@ _VERDICT = Schema(code=(1, BE32), chain=(2, STRING))
 _IMMEDIATE = Schema(data=(2, Schema(value=(1, BYTES), verdict=(2, _VERDICT))))
 
 # NFT_META_L4PROTO, and NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER with the offsets
-# of addresses and of the destination port.
+# of protocol, addresses and the destination port. Since 1.8.11 iptables-nft loads the protocol of
+# IPv4 from there; before, and of IPv6, from meta.
 _L4PROTO = 16
 _LOADED = {
-    (1, 12): "source",
-    (1, 16): "destination",
-    (1, 8): "source6",
-    (1, 24): "destination6",
-    (2, 2): "ports",
+    AF_INET: {(1, 9): "protocol", (1, 12): "source", (1, 16): "destination", (2, 2): "ports"},
+    AF_INET6: {(1, 8): "source", (1, 24): "destination", (2, 2): "ports"},
 }
 
 _ATTRIBUTE = Struct("=HH")  # struct nlattr: length and NFTA_DATA_VALUE
@@ -139,17 +137,10 @@ def parse_expressions(
     loaded, prefix = "", None
     values: list[bytes] = []
     for name, data in expressions:
-        if name == "meta":
-            loaded, prefix = "protocol" if _META.decode(data).get("key") == _L4PROTO else "", None
-        elif name == "payload":
-            said = _PAYLOAD.decode(data)
-            loaded = _LOADED.get((said.get("base", 0), said.get("offset", 0)), "")
-            prefix = None
+        if name in ("meta", "payload"):
+            loaded, prefix = _loaded(family, name, data), None
         elif name == "bitwise":
-            said = _BITWISE.decode(data)
-            prefix = _prefix(said.get("mask", {}).get("value", b""))
-            if prefix is None or any(said.get("xor", {}).get("value", b"")):
-                loaded = ""
+            loaded, prefix = _masked(loaded, _BITWISE.decode(data))
         elif name == "cmp":
             said = _COMPARE.decode(data)
             value = said.get("data", {}).get("value", b"")
@@ -159,13 +150,10 @@ def parse_expressions(
             found.update(_extension(family, _EXTENSION.decode(data)))
         elif name == "immediate":
             said = _IMMEDIATE.decode(data).get("data", {})
-            if "value" in said:
-                values.append(said["value"])
+            values += [said["value"]] if "value" in said else []
             verdict = said.get("verdict", {})
-            if verdict.get("code") == _RETURN:
-                found["jump"] = RETURN
-            else:
-                found["jump"] = verdict.get("chain", found.get("jump", ""))
+            is_return = verdict.get("code") == _RETURN
+            found["jump"] = RETURN if is_return else verdict.get("chain", found.get("jump", ""))
         elif name == "nat":
             found.update(_translation(values))
         elif name != "counter":
@@ -180,10 +168,20 @@ def parse_expressions(
     return NatRule(chain, handle=handle, **found)
 
 
-def _prefix(mask: bytes) -> int | None:
-    """The length of a network mask, None if it is none."""
-    bits = "".join(f"{byte:08b}" for byte in mask)
-    return None if "01" in bits else bits.count("1")
+def _loaded(family: int, name: str, data: bytes) -> str:
+    """What meta or payload loads, "" for what is of no interest."""
+    if name == "meta":
+        return "protocol" if _META.decode(data).get("key") == _L4PROTO else ""
+    said = _PAYLOAD.decode(data)
+    return _LOADED.get(family, {}).get((said.get("base", 0), said.get("offset", 0)), "")
+
+
+def _masked(loaded: str, said: dict[str, Any]) -> tuple[str, int | None]:
+    """What is left of what was loaded: of an address a network, with the length of its prefix."""
+    bits = "".join(f"{byte:08b}" for byte in said.get("mask", {}).get("value", b""))
+    is_prefix = "01" not in bits and not any(said.get("xor", {}).get("value", b""))
+    is_network = is_prefix and loaded in ("source", "destination")
+    return (loaded, bits.count("1")) if is_network else ("", None)
 
 
 def _compared(family: int, loaded: str, prefix: int | None, value: bytes) -> dict[str, Any]:
@@ -193,14 +191,10 @@ def _compared(family: int, loaded: str, prefix: int | None, value: bytes) -> dic
     if loaded == "ports" and len(value) == 2:
         return {"ports": (int.from_bytes(value, "big"),)}
     size = 4 if family == AF_INET else 16
-    is_address = loaded in (
-        ("source", "destination") if family == AF_INET else ("source6", "destination6")
-    )
-    if is_address and 0 < len(value) <= size:
+    if loaded in ("source", "destination") and 0 < len(value) <= size:
         # A prefix of whole bytes is compared as such, without a mask.
         length = 8 * len(value) if prefix is None else prefix
-        network = IPNetwork(IPAddress(value.ljust(size, b"\0")), length)
-        return {loaded.removesuffix("6"): network}
+        return {loaded: IPNetwork(IPAddress(value.ljust(size, b"\0")), length)}
     return {"conditional": True}
 
 
