@@ -3,12 +3,11 @@
 A plugin is a process for each call, which imports some sixty modules. For each, Python looks
 through directories, and finds, opens and checks a source and a file of bytecode; of the bundle it
 reads a part of one open file. Python's own way from an import statement to a module takes longer
-than that, so modules that a module imports first thing are loaded with it, without that way, and it
-is given what it takes from them.
-`pycni install` writes the bundle (`pycni.agent.bundling`) beside Python's own caches of bytecode
-(PEP 3147). As with those, a module is taken from it only by the version of Python that compiled it,
-and while its source has the size and the time that it had. Whatever is not in it, or in no bundle
-at all, is imported as usual.
+than that, so modules that a module imports at its level are loaded with it, without that way, and
+it is given what it takes from them. `pycni install` writes the bundle (`pycni.agent.bundling`)
+beside Python's own caches of bytecode (PEP 3147). As with those, a module is taken from it only by
+the version of Python that compiled it, and while its source has the size and the time that it had.
+Whatever is not in it, or in no bundle at all, is imported as usual.
 
 Used by plugins' executables, before anything else of the package is imported.
 """
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
     # A source below the package's folder, its size and time, and where its part of the bundle is.
     Entry = tuple[str, int, int, int, int]
-    # The modules of the bundle that a module imports first thing; what it takes from each: names
+    # The modules of the bundle that a module imports at its level; what it takes from each: names
     # there and here; its bytecode, without these imports.
     Imports = tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
     Part = tuple[tuple[str, ...], Imports, CodeType]

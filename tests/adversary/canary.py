@@ -1,6 +1,6 @@
 """What is none of a tenant's business: a folder of root's that must be as it was, and unread.
 
-The kernel tells (inotify) of all that is opened, read, written, made or renamed in it, whoever does
+The kernel reports (inotify) all that is opened, read, written, made or renamed in it, by anyone
 it: a plugin, a library in it, or a program that it runs. What is only looked at (stat) shows to the
 `witness`.
 """
@@ -53,7 +53,7 @@ class Canary:
         (FOLDER / "work").mkdir()
         (FOLDER / "link").symlink_to("secret")
         os.mkfifo(FOLDER / "fifo")
-        # Both ends are held, so that whoever opens it does not wait.
+        # Both ends are held, so that anyone who opens it does not wait.
         self._fifo = os.open(FOLDER / "fifo", os.O_RDWR | os.O_NONBLOCK)
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(str(FOLDER / "socket"))
@@ -103,7 +103,7 @@ class Canary:
         self._events()
 
     def _look(self) -> dict[Path, tuple[int, ...]]:
-        """Everything that stat tells of each path, but for times of last access: see `_events`."""
+        """Everything that stat says of each path, but for times of last access: see `_events`."""
         found: dict[Path, tuple[int, ...]] = {}
         for path in self._paths:
             try:

@@ -65,7 +65,7 @@ _KERNEL = re.compile(
 )
 # What a rule of nftables may do with packets but send them to its container.
 _MATCHES = {"match", "xt", "counter", "limit", "quota"}
-# Where programs are looked for, and what tells whether firewalld decides.
+# Where programs are looked for, and what says whether firewalld decides.
 _PATH = (*os.environ["PATH"].split(":"), *SYSTEM_PATH.split(":"))
 _LOOKED_FOR = re.compile(
     f"({'|'.join(map(re.escape, _PATH))})"

@@ -123,7 +123,7 @@ class Tenant:
         text = encoded({**common, "plugins": [*documents]})
         wrong: list[str] = []
         for command in COMMANDS:
-            operation = partial(_told, partial(self._operate, command, text, sandbox))
+            operation = partial(_reported, partial(self._operate, command, text, sandbox))
             run = self._watched(command, involved, wrong, operation)
             wrong += invariants.answered(f"the network's {command}", run)
         wrong += self._other_is_as_before()
@@ -140,18 +140,18 @@ class Tenant:
             path = self._folder / file
             path.write_bytes(text)
             run = self._watched("lint", {name}, wrong, partial(_linted, str(path), output))
-            wrong += _is_told("lint", run)
+            wrong += _is_reported("lint", run)
         return "\n".join(wrong)
 
     def ends(self) -> str:
         """What did not hold of the host's files when all was tried."""
         files = [path for home in (*_ON_RUN, *_ON_VAR) for path in Path(home).rglob("*")]
-        telling = [
-            f"{path} tells what is in the canary"
+        saying = [
+            f"{path} says what is in the canary"
             for path in files
             if path.is_file() and TOKEN.encode() in path.read_bytes()
         ]
-        return "\n".join([*self._canary.listed(), *telling])
+        return "\n".join([*self._canary.listed(), *saying])
 
     # --- one call --------------------------------------------------------------------------------
 
@@ -169,7 +169,7 @@ class Tenant:
             wrong += (f"{what} touched {one}" for one in found)
         wrong += (f"{what}: {one}" for one in self._canary.touched())
         if TOKEN in run.stdout + run.stderr:
-            wrong.append(f"{what} tells what is in the canary: {run.stdout}{run.stderr}")
+            wrong.append(f"{what} says what is in the canary: {run.stdout}{run.stderr}")
         return run
 
     def _call(
@@ -296,8 +296,8 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _told(operation: Callable[[], None]) -> PluginRun:
-    """How an operation of the runtime ended, as a plugin would tell it."""
+def _reported(operation: Callable[[], None]) -> PluginRun:
+    """How an operation of the runtime ended, as a plugin would say it."""
     try:
         operation()
     except CNIError as error:
@@ -312,7 +312,7 @@ def _linted(path: str, output: str) -> PluginRun:
     return PluginRun(done.exit_code, done.output, "")
 
 
-def _is_told(what: str, run: PluginRun) -> Iterator[str]:
+def _is_reported(what: str, run: PluginRun) -> Iterator[str]:
     """Faults are lines of text without anything that a terminal acts on."""
     if run.code not in (0, 1):
         yield f"{what} ended with exit code {run.code}: {run.stdout}"

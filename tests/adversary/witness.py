@@ -1,7 +1,7 @@
 """What Python code touches while it is watched: paths, programs, sockets, libraries.
 
-Audit events tell of what is opened, changed and run, wherever in the standard library. They do not
-tell of what is only looked at (stat, access, readlink), nor where a relative path of `posix.open`
+Audit events report what is opened, changed and run, wherever in the standard library. They do not
+report what is only looked at (stat, access, readlink), nor where a relative path of `posix.open`
 begins, so these functions of module posix are wrapped meanwhile. What libraries and programs do by
 themselves the `canary` shows.
 """
@@ -48,7 +48,7 @@ _is_hooked = False
 
 
 class Touch(NamedTuple):
-    """what: the audit event or function; path: absolute where that can be told, or what was run."""
+    """what: the audit event or function; path: absolute where that is known, or what was run."""
 
     what: str
     path: str
@@ -83,7 +83,7 @@ class Witness:
         """An audit event."""
         if event == "open":
             path = arguments[0]
-            # `posix.open` is wrapped; a relative path is told there.
+            # `posix.open` is wrapped; a relative path is reported there.
             if isinstance(path, str | bytes) and os.fsdecode(path).startswith("/"):
                 self._add(event, path, None)
         elif event in _PATHS:
@@ -110,7 +110,7 @@ class Witness:
 
     def _add(self, what: str, path: Any, start: int | None, kind: str = "") -> None:
         if isinstance(path, int) or not path:
-            return  # a descriptor, which was told of when it was opened; or what leads nowhere
+            return  # a descriptor, which was reported when it was opened; or what leads nowhere
         text = os.fsdecode(path)
         if not text.startswith("/"):
             text = f"{os.getcwd() if start is None or start < 0 else _folder(start)}/{text}"

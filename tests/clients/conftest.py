@@ -81,7 +81,7 @@ def podman(plugins: Plugins, tmp_path: Path) -> Iterator[Podman]:
 
 @pytest.fixture
 def network() -> dict[str, Any]:
-    """The network that containerd and `pycni` are told."""
+    """The network that containerd and `pycni` are given."""
     return NETWORK
 
 

@@ -34,7 +34,7 @@ def pycni(machine: None, network: dict[str, Any], tmp_path: Path) -> Callable[..
 
 
 def where(plugins: Plugins) -> tuple[str, ...]:
-    """The options for these plugins. pycni runs its own in its process, unless told otherwise."""
+    """The options for these plugins. pycni runs its own in its process, unless asked otherwise."""
     engine = ("--engine", "exec") if plugins.agent else ()
     return ("--plugin-dir", str(plugins.folder), *engine)
 

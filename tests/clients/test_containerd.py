@@ -78,7 +78,7 @@ def test_pod(kubelet: Kubelet, outside: Namespace) -> None:
 
 @pytest.mark.parametrize("plugins", ["ours", "reference"], indirect=True)
 def test_result(kubelet: Kubelet) -> None:
-    """What containerd tells of a pod's network is what the kernel has."""
+    """What containerd says of a pod's network is what the kernel has."""
     pod = kubelet.run("web", [(8080, 80)], ingress_bandwidth="8M")
     (eth0,) = ip_json("address", "show", "dev", "eth0", netns=pod.netns)
     (peer,) = [link for link in ip_json("link") if link.get("link_netnsid") is not None]

@@ -42,16 +42,16 @@ def test_network(podman: Podman, outside: Namespace) -> None:
 
 @without_agent
 def test_inspect(podman: Podman) -> None:
-    """What podman tells of a container is what the kernel has."""
+    """What podman says of a container is what the kernel has."""
     podman("network", "create", "--subnet", "10.89.0.0/24", "lab")
     podman.serve("web", "--network", "lab", "--publish", "8088:80")
-    told = podman.inspect("web")
-    namespace = told["NetworkSettings"]["SandboxKey"].rpartition("/")[2]
+    reported = podman.inspect("web")
+    namespace = reported["NetworkSettings"]["SandboxKey"].rpartition("/")[2]
     (eth0,) = ip_json("address", "show", "dev", "eth0", netns=namespace)
-    assert told["NetworkSettings"]["Ports"] == {"80/tcp": [{"HostIp": "", "HostPort": "8088"}]}
-    (network,) = told["NetworkSettings"]["Networks"].values()
+    assert reported["NetworkSettings"]["Ports"] == {"80/tcp": [{"HostIp": "", "HostPort": "8088"}]}
+    (network,) = reported["NetworkSettings"]["Networks"].values()
     assert {key: value for key, value in network.items() if value} == {
-        "Aliases": [told["Id"][:12]],
+        "Aliases": [reported["Id"][:12]],
         "Gateway": "10.89.0.1",
         "IPAddress": "10.89.0.2",
         "IPPrefixLen": 24,

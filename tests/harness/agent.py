@@ -64,7 +64,7 @@ class AgentProcess:
         return self.process.communicate(timeout=20)[1]
 
     def state(self) -> dict[str, Any]:
-        """What it tells of itself, however long that takes on a busy machine."""
+        """What it says of itself, however long that takes on a busy machine."""
         while True:
             try:
                 found: dict[str, Any] = json.loads(server.ask(self.socket))

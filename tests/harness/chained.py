@@ -1,4 +1,4 @@
-"""What a chained plugin finds: an interface in a sandbox, and the result that tells of it."""
+"""What a chained plugin finds: an interface in a sandbox, and the result that lists it."""
 
 from __future__ import annotations
 

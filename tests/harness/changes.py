@@ -34,7 +34,7 @@ from pycni.steps import tap
 T = TypeVar("T")
 
 # The errors of issue and practice. ENOBUFS from netlink is another matter than the rest: the
-# request may have been carried out, and here it has been. And who is told ENODEV when he deletes a
+# request may have been carried out, and here it has been. And what gets ENODEV when it deletes a
 # link can rely on it that the link has gone.
 ERRORS = (errno.EBUSY, errno.ENOSPC, errno.EPERM, errno.EEXIST, errno.ENODEV, errno.ENOBUFS)
 
@@ -97,7 +97,7 @@ class Watch:
         self._door(namespace, "setns", "namespace", _goes_away)
         self._door(nftables, "run", "nft", error=nftables.NftError)
         self._door(dhcp, "_connect", "daemon")
-        self._door(firewalld.Firewalld, "_ask", "D-Bus", _tells, error=firewalld.FirewalldError)
+        self._door(firewalld.Firewalld, "_ask", "D-Bus", _says, error=firewalld.FirewalldError)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -212,5 +212,5 @@ def _goes_away(_fd: int, _kind: int) -> bool:
     return sys._getframe(2).f_code.co_name != "_leave"
 
 
-def _tells(_self: object, _where: object, method: str, *_: str) -> bool:
+def _says(_self: object, _where: object, method: str, *_: str) -> bool:
     return method in ("addSource", "removeSource")

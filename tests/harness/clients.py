@@ -27,7 +27,7 @@ from harness.dhcp import eventually
 from harness.host import ip_json, snapshot
 from harness.namespaces import Namespace, covered, inside
 
-# What the engines write to besides the folders they are told, and that must stay the machine's.
+# What the engines write to besides the folders they are given, and that must stay the machine's.
 ENGINE_FOLDERS = ("/sys/fs/cgroup", "/dev/shm", "/var/lib/containers", "/var/lib/cni", "/etc/cni")
 
 IMAGE = "localhost/lab:1"
@@ -101,7 +101,7 @@ def _processes(folder: Path) -> set[int]:
 
 def _mounts() -> list[str]:
     points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    # Whoever makes the first named namespace makes the folder a mount point, for good.
+    # Anyone who makes the first named namespace makes the folder a mount point, for good.
     return [point for point in points if point != "/run/netns"]
 
 
@@ -149,7 +149,7 @@ def image_archive(folder: Path) -> Path:
 
 
 def runtime(folder: Path) -> Path:
-    """crun, for engines that cannot be told to do without cgroups."""
+    """crun, for engines that cannot be made to do without cgroups."""
     path = folder / "crun"
     path.write_text('#!/bin/sh\nexec crun --cgroup-manager=disabled "$@"\n')
     path.chmod(0o755)

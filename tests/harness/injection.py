@@ -1,8 +1,8 @@
 """Try a plugin's operations with one change after the other refused, or the process killed at it.
 
-What must hold: after an error in ADD the host is as before. After one in DEL or GC it is told, the
-rest is removed, and a repetition leaves nothing. After a kill DEL leaves nothing; so does GC, once
-the container has gone. CHECK changes nothing, whatever happens to it.
+What must hold: after an error in ADD the host is as before. After one in DEL or GC it is reported,
+the rest is removed, and a repetition leaves nothing. After a kill DEL leaves nothing; so does GC,
+once the container has gone. CHECK changes nothing, whatever happens to it.
 
 `trials` yields one `Trial` for each; used by the tests and by what writes docs/reliability.md.
 """
@@ -77,7 +77,7 @@ class Trials:
     # --- operations: what is wrong with how they end, "" for nothing -----------------------------
 
     def add(self) -> str:
-        return _told("ADD", self.remember(self.world.one.run("ADD")))
+        return _reported("ADD", self.remember(self.world.one.run("ADD")))
 
     def remember(self, run: PluginRun) -> PluginRun:
         """Note the result of an ADD, which a runtime hands to DEL."""
@@ -88,10 +88,10 @@ class Trials:
     def delete(self) -> str:
         run = self.run("DEL")
         self.world.one.result = None
-        return _told("DEL", run)
+        return _reported("DEL", run)
 
     def gc(self) -> str:
-        return _told("GC", self.world.gc())
+        return _reported("GC", self.world.gc())
 
     def run(self, operation: str) -> PluginRun:
         one = self.world.one
@@ -190,7 +190,7 @@ def _check(tried: Trials, case: Case, position: int, full: bool) -> Iterator[Tri
         run, watch = refused(lambda: tried.run("CHECK"), position, number)
         if watch.disturbed is None:
             break
-        wrong = _internal(run) or _told("CHECK afterwards", tried.run("CHECK"))
+        wrong = _internal(run) or _reported("CHECK afterwards", tried.run("CHECK"))
         found = world.differs(before)
         wrong = wrong or (f"CHECK changed {found}" if found else "")
         yield _trial(case, "CHECK", number, watch.disturbed, wrong)
@@ -253,7 +253,7 @@ def _at(position: int, died: bool) -> str:
     return f"change {position}" if died else "the end"
 
 
-def _told(what: str, run: PluginRun) -> str:
+def _reported(what: str, run: PluginRun) -> str:
     return "" if run.code == 0 else f"{what} failed: {_said(run)}"
 
 

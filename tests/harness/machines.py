@@ -86,7 +86,7 @@ def addresses(bridge: Attachment) -> dict[int, str]:
 def fill_bridge(name: str, netns: Namespace | None = None) -> None:
     """Plug veths in, both ends, until a bridge has the 1,023 ports that Linux gives one.
 
-    The first two are a0 and b0; whoever deletes one of them frees both ports.
+    The first two are a0 and b0; anyone who deletes one of them frees both ports.
     """
     missing = 1023 - len(ip_json("link", "show", "master", name, netns=netns))
     ends = [

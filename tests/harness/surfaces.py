@@ -461,7 +461,7 @@ def agent_request(data: bytes) -> None:
 
 
 def dhcp_reply(data: bytes) -> None:
-    """What a DHCP server, or whoever is on its network, sends."""
+    """What a DHCP server, or anyone who is on its network, sends."""
     try:
         reply = Reply.decode(data)
     except MalformedReply:

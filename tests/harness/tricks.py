@@ -81,7 +81,7 @@ def kind_of(link: dict[str, Any]) -> str:
 
 
 def own_of_container(box: Namespace, other: Namespace) -> list[dict[str, Any]]:
-    """What it has besides, with what tells whether it was touched."""
+    """What it has besides, with what says whether it was touched."""
     keys = ("ifname", "ifindex", "address", "mtu", "altnames", "ifalias")
     return [
         {key: link.get(key) for key in keys} | {"flags": "UP" in link["flags"]}

@@ -24,7 +24,8 @@ from harness.plugin import PluginRun, call_plugin
 
 Config = dict[str, Any]
 
-# Whoever as much as lists rules with iptables makes its tables; counters move on their own.
+# Any program that as much as lists rules with iptables makes its tables; counters move on their
+# own.
 _TABLES_OF_IPTABLES = {
     "table ip nat {",
     "table ip6 nat {",
@@ -167,7 +168,7 @@ class World:
         return result
 
     def keep(self) -> Config:
-        """The key of a GC's configuration that tells who is alive: the neighbour, if any."""
+        """The key of a GC's configuration that says who is alive: the neighbour, if any."""
         living = [{"containerID": "neighbour", "ifname": "eth0"}] if self.shared else []
         return {"cni.dev/valid-attachments": living}
 

@@ -307,7 +307,9 @@ def test_table_and_exit_code(reference_dir: Path) -> None:
     ],
 )
 @pytest.mark.usefixtures("host")
-def test_what_cannot_be_tried_is_told(tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_what_cannot_be_tried_is_reported(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
     write_plugin(tmp_path, _PASS).rename(tmp_path / "unknown")
     (tmp_path / "plain").write_text("")
     (tmp_path / "bad.conf").write_text("{")

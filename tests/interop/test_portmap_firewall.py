@@ -99,7 +99,7 @@ every_family = pytest.mark.parametrize(
 
 
 def check(attachment: Attachment, families: tuple[int, ...], folder: Path) -> None:
-    """CHECK, by whoever it is.
+    """CHECK, by either project's plugin.
 
     portmap 1.1.1 looks for the rules of one family in both, so it is given the program of one, and
     is no use for two.

@@ -78,9 +78,9 @@ def test_firewalld_reloads(
         daemon.command(command)
         with pytest.raises(
             PluginError, match=r"10\.1\.0\.2/32 is not a source of zone trusted"
-        ) as told:
+        ) as caught:
             network.check("one")
-        assert "pycni repair lab puts it back" in told.value.details
+        assert "pycni repair lab puts it back" in caught.value.details
         assert not ask(box, FAR[4], 80, timeout=0.3)
         (report,) = network.repair()
         assert report.ok

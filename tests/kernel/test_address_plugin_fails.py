@@ -34,9 +34,7 @@ class Lab:
         self.one = Attachment(plugin, config, netns, "one", path=f"{plugin_dir}:{folder}")
 
     def fail(self, command: str, code: int, message: str) -> None:
-        text = (
-            f'{{"cniVersion": "1.1.0", "code": {code}, "msg": "{message}", "details": "as told"}}'
-        )
+        text = f'{{"cniVersion": "1.1.0", "code": {code}, "msg": "{message}", "details": "as is"}}'
         (self.folder / f"fail.{command}").write_text(text)
 
     def calls(self) -> list[str]:
@@ -54,22 +52,26 @@ def lab(
     return Lab(plugin_dir, tmp_path, sandbox(), type=request.param)
 
 
-def test_it_is_called_with_del_and_its_own_error_is_told(lab: Lab) -> None:
+def test_it_is_called_with_del_and_its_own_error_is_reported(lab: Lab) -> None:
     lab.fail("ADD", 123, "no address today")
     before = snapshot()
     error = lab.one.refused()
     assert lab.calls() == ["ADD", "DEL"]
-    assert (error["code"], error["msg"], error["details"]) == (123, "no address today", "as told")
+    assert (error["code"], error["msg"], error["details"]) == (
+        123,
+        "no address today",
+        "as is",
+    )
     links = [item for item in snapshot()["links"] if item["ifname"] != "cni0"]
     assert links == before["links"]
 
 
-def test_a_del_that_fails_too_is_told_beside(lab: Lab) -> None:
+def test_a_del_that_fails_too_is_reported_beside(lab: Lab) -> None:
     lab.fail("ADD", 123, "no address today")
     lab.fail("DEL", 5, "disk full")
     error = lab.one.refused()
     assert (error["code"], error["msg"]) == (123, "no address today")
-    assert error["details"].startswith("as told; ")
+    assert error["details"].startswith("as is; ")
     assert "disk full" in error["details"]
 
 

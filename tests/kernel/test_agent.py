@@ -66,10 +66,10 @@ def test_serves_add_check_del(agent: AgentProcess, sandbox: Sandbox, tmp_path: P
     assert agent.calls() == {("bridge", "ADD"): 1, ("bridge", "CHECK"): 1, ("bridge", "DEL"): 1}
 
 
-def test_what_it_tells_of_its_calls(agent: AgentProcess, sandbox: Sandbox, tmp_path: Path) -> None:
+def test_what_it_says_of_its_calls(agent: AgentProcess, sandbox: Sandbox, tmp_path: Path) -> None:
     """Counts, latencies and errors: for people, and as Prometheus reads them."""
 
-    def told(command: str) -> str:
+    def reported(command: str) -> str:
         argv = [PYCNI, "agent", command, "--socket", agent.socket]
         return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
@@ -79,14 +79,16 @@ def test_what_it_tells_of_its_calls(agent: AgentProcess, sandbox: Sandbox, tmp_p
         call(agent, "ADD", conf, CNI_NETNS=space.path, CNI_IFNAME=f"eth{number}")
     refused = call(agent, "CHECK", conf, CNI_NETNS=space.path)
     assert refused.code != 0
-    lines = told("status").splitlines()
+    lines = reported("status").splitlines()
     rows = {tuple(words[:4]): words[4:] for words in map(str.split, lines) if words[0] == "bridge"}
     assert set(rows) == {("bridge", "ADD", "2", "0"), ("bridge", "CHECK", "1", "1")}
     for mean, longest in rows.values():
         assert 0 < float(mean) <= float(longest)
     assert refused.result["msg"] in "\n".join(lines)
 
-    metrics = dict(line.rsplit(" ", 1) for line in told("metrics").splitlines() if line[0] != "#")
+    metrics = dict(
+        line.rsplit(" ", 1) for line in reported("metrics").splitlines() if line[0] != "#"
+    )
     for command, count, failed in (("ADD", 2, 0), ("CHECK", 1, 1)):
         labels = f'plugin="bridge",command="{command}"'
         assert int(metrics[f"pycni_agent_failed_total{{{labels}}}"]) == failed

@@ -175,7 +175,7 @@ def test_closed_descriptors(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("running_agent", [True, False], ids=["agent", "cold"])
-def test_nobody_reads_stdout(running_agent: bool, agent: AgentProcess, sandbox: Sandbox) -> None:
+def test_no_one_reads_stdout(running_agent: bool, agent: AgentProcess, sandbox: Sandbox) -> None:
     """An exit code, not a death by a signal."""
     if running_agent:
         agent.start()

@@ -61,7 +61,7 @@ def test_a_network_s_lock_holds_no_other_network(agent: AgentProcess, tmp_path: 
         stuck = [Caller(agent, "a", number) for number in range(STUCK)]
         wait_for(lambda: running(agent) == STUCK)
         assert Caller(agent, "b", 0).result()["ips"][0]["address"] == "10.9.0.2/16"
-        assert agent.calls() == {("host-local", "ADD"): 1}  # by the agent, and it tells of itself
+        assert agent.calls() == {("host-local", "ADD"): 1}  # by the agent, and it says of itself
         assert all(caller.is_waiting for caller in stuck)
     addresses = {caller.result()["ips"][0]["address"] for caller in stuck}
     assert len(addresses) == STUCK
@@ -83,8 +83,8 @@ def test_a_full_agent_is_passed_by(agent: AgentProcess, tmp_path: Path) -> None:
         assert agent.refused() == {"busy": before + 2}
         for command in ("status", "metrics"):
             argv = [PYCNI, "agent", command, "--socket", agent.socket]
-            told = subprocess.run(argv, capture_output=True, text=True, check=False)
-            assert told.returncode == 0, told.stderr
+            reported = subprocess.run(argv, capture_output=True, text=True, check=False)
+            assert reported.returncode == 0, reported.stderr
     for caller in stuck:
         caller.result()
 
@@ -133,7 +133,7 @@ def test_the_wait_of_a_dead_caller_ends(agent: AgentProcess, tmp_path: Path) -> 
     assert len(leases(tmp_path, "a")) == 1
 
 
-def test_a_dead_caller_in_the_middle_of_a_queue_holds_nobody(
+def test_a_dead_caller_in_the_middle_of_a_queue_holds_no_one(
     agent: AgentProcess, tmp_path: Path
 ) -> None:
     agent.start()

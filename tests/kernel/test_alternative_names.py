@@ -86,10 +86,10 @@ def test_add_where_another_interface_has_the_name(way: Way, sandbox: Sandbox, ki
     before, host = shown(box), on_host()
     with pytest.raises(PluginError) as refused:
         network.add("a", box.path)
-    told = str(refused.value)
-    assert "eth0" in told
-    assert "an alternative name of x0" in told
-    assert "ip link property del dev x0 altname eth0" in told
+    reported = str(refused.value)
+    assert "eth0" in reported
+    assert "an alternative name of x0" in reported
+    assert "ip link property del dev x0 altname eth0" in reported
     assert (shown(box), on_host(), way.leases("n"), notes()) == (before, host, {}, [])
     network.delete("a", box.path)
     network.gc([])
@@ -209,9 +209,9 @@ def test_chained_add_where_another_interface_has_the_name(
     config = {"cniVersion": "1.1.0", "name": "n", **chained(way)[kind], "prevResult": previous}
     config.pop("sysctl", None)  # IFNAME in one is a name of a file
     one = Attachment(way.plugins / kind, config, box)
-    told = one.refused()
-    assert "an alternative name of x0" in f"{told['msg']} {told['details']}"
-    assert "ip link property del dev x0 altname eth0" in told["details"]
+    reported = one.refused()
+    assert "an alternative name of x0" in f"{reported['msg']} {reported['details']}"
+    assert "ip link property del dev x0 altname eth0" in reported["details"]
     assert shown(box) == before
     one.delete()
     assert shown(box) == before

@@ -234,7 +234,7 @@ def test_there_are_enough_cases() -> None:
 
 
 def test_range_exhausted(host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path) -> None:
-    """The error tells how many addresses are held, and by how many containers."""
+    """The error says how many addresses are held, and by how many containers."""
     config = {**sound(tmp_path), **ipam(subnet="10.8.0.0/29", dataDir=str(tmp_path / "leases"))}
     for number in range(5):
         held = {"CNI_CONTAINERID": f"c{number}", "CNI_NETNS": "/x"}
@@ -291,7 +291,7 @@ def test_bridge_has_another_address(
 def test_no_privileges(
     plugin: str, host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
 ) -> None:
-    """A process without capabilities is told that they are missing."""
+    """A process without capabilities learns that they are missing."""
     environ = {
         "CNI_COMMAND": "ADD",
         "CNI_CONTAINERID": "c",

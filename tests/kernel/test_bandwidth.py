@@ -121,10 +121,10 @@ def test_burst_that_no_frame_fits_in(
             limits = {f"{direction}Rate": RATE, f"{direction}Burst": burst, **keys}
             return way.network("n", bridge, {"type": "bandwidth", **limits})
 
-        with pytest.raises(PluginError, match="too little for a frame of veth") as told:
+        with pytest.raises(PluginError, match="too little for a frame of veth") as caught:
             limited(8 * (1500 + 14)).add("c", sandbox().path)
-        assert told.value.code == 7
-        least = int(told.value.details.partition("give ")[2].split()[0])
+        assert caught.value.code == 7
+        least = int(caught.value.details.partition("give ")[2].split()[0])
         box = sandbox()
         limited(least).add("c", box.path)
         for netns, target in ((None, "10.1.0.3"), (box, "10.1.0.1")):

@@ -21,7 +21,7 @@ leases = kit.leases
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "reported"),
     [
         ("ip -n {netns} link set eth0 down", "eth0 is down"),
         ("ip -n {netns} link delete eth0", "eth0 is missing"),
@@ -49,14 +49,14 @@ leases = kit.leases
         ("rm {leases}/net/10.1.2.2", "10.1.2.2"),
     ],
 )
-def test_check_finds_drift(attach: Attach, tmp_path: Path, damage: str, told: str) -> None:
+def test_check_finds_drift(attach: Attach, tmp_path: Path, damage: str, reported: str) -> None:
     one = attach((V4, V6), **FULL)
     one.add()
     one.check()
     assert one.sandbox is not None
     places = {"netns": one.sandbox.name, "outer": veths()[0], "leases": tmp_path / "leases"}
     run_in(None, damage.format(**places).split())
-    assert told.format(**places) in one.drift()
+    assert reported.format(**places) in one.drift()
 
 
 def test_check_finds_all_there_is(attach: Attach) -> None:

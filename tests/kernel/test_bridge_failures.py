@@ -103,7 +103,7 @@ def test_del_leaves_an_interface_that_cannot_be_a_plugin_s(
     assert link_names(one.sandbox) == {"lo"}
 
 
-def test_del_tells_all_failures_and_removes_the_rest(
+def test_del_says_all_failures_and_removes_the_rest(
     attach: Attach, leases: Callable[[], set[str]]
 ) -> None:
     one = attach(**FULL)

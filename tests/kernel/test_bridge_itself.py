@@ -51,7 +51,7 @@ def test_address_of_the_bridge_does_not_change(attach: Attach, ranges: tuple[Any
 
 @pytest.mark.parametrize("keys", [{}, {"isGateway": True}], ids=["plain", "gateway"])
 @pytest.mark.parametrize("address", ["", "02:00:00:00:00:01", "fe:ff:ff:ff:ff:ff"])
-def test_address_of_the_bridge_is_told_as_it_is_in_the_end(
+def test_address_of_the_bridge_is_reported_as_it_is_in_the_end(
     attach: Attach, address: str, keys: dict[str, Any]
 ) -> None:
     """One without an address of its own takes over that of its first port."""
@@ -172,7 +172,7 @@ def test_an_ipv4_network_is_silent_in_ipv6(attach: Attach) -> None:
     time.sleep(1.2)  # duplicates would be looked for within a second
     (found,) = ip_json("-s", "link", "show", "eth0", netns=one.sandbox)
     assert found["stats64"]["tx"]["packets"] == 0
-    # Whoever wants to can have such addresses nevertheless.
+    # Anyone who wants to can have such addresses nevertheless.
     run_in(one.sandbox, ["ip", "address", "add", "2001:db8::2/64", "dev", "eth0", "nodad"])
     run_in(None, ["ip", "address", "add", "2001:db8::1/64", "dev", "bridge0", "nodad"])
     assert pings(one.sandbox, "2001:db8::1")
@@ -248,9 +248,9 @@ def test_mtu_that_is_too_small_for_ipv6(
         ipam = way.host_local("fd12::/64")
         plugin = {"type": "bridge", "mtu": 1200, "isGateway": gateway, "ipam": ipam}
         words = "cannot have the address fd12::[12]/64: its MTU is 1200"
-        with pytest.raises(PluginError, match=words) as told:
+        with pytest.raises(PluginError, match=words) as caught:
             way.network("n", plugin).add("c", sandbox().path)
-        assert told.value.code == 7
+        assert caught.value.code == 7
         assert way.leases("n") == {}
 
 

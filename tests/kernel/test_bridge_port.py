@@ -122,7 +122,7 @@ def test_forged_frames_are_dropped(attach: Attach, on: bool) -> None:
 
 
 def test_address_goes_with_its_hardware_address(attach: Attach) -> None:
-    """Whoever gets an IPv4 address has its MAC address: no neighbour is mistaken, or bothered."""
+    """What gets an IPv4 address has its MAC address: no neighbour is mistaken, or bothered."""
     attach(isGateway=True).add()
     with Wire(None, "bridge0", ARP) as wire:
         two = attach(isGateway=True)
@@ -134,7 +134,7 @@ def test_address_goes_with_its_hardware_address(attach: Attach) -> None:
     two.check()
 
 
-def test_neighbours_are_told(attach: Attach) -> None:
+def test_neighbours_are_notified(attach: Attach) -> None:
     attach((V4, V6), isGateway=True).add()
     with Wire(None, "bridge0", ARP) as wire, Wire(None, "bridge0", IPV6) as six:
         attach((V4, V6), isGateway=True).add()

@@ -193,9 +193,9 @@ def test_a_plugin_that_hangs_is_not_waited_for_without_end(
     try:
         with pytest.raises(
             CNIError, match=r"another operation .* is at work on c for 0\.3 s"
-        ) as told:
+        ) as caught:
             network.gc([]) if verb == "gc" else network.add("c", box.path, "eth1")
-        assert told.value.code == 11
+        assert caught.value.code == 11
     finally:
         held.leave.set()
         first.join()

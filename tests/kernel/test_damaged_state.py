@@ -1,6 +1,6 @@
 """Full disks, read-only mounts, and state that was cut or overwritten.
 
-Either a clear error or a repair that is told; and never one address for two containers.
+Either a clear error or a repair that is reported; and never one address for two containers.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ def test_another_on_its_own(way: Way, sandbox: Sandbox) -> None:
         ["ip link set eth0 alias up9"],
         ["ip link set eth0 down", "ip link set eth0 name up0"],
     ],
-    ids=["another's", "its own", "nobody's", "lo", "alias", "name"],
+    ids=["another's", "its own", "no one's", "lo", "alias", "name"],
 )  # fmt: skip
 @pytest.mark.parametrize("selector", [{"device": "dev0"}, {"hwaddr": MAC}], ids=["name", "hwaddr"])
 def test_names_that_the_container_gave(
@@ -173,7 +173,7 @@ def bus() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("key", ["pciBusID", "kernelpath", "deviceID"])
-def test_device_that_is_told_by_its_place(way: Way, sandbox: Sandbox, bus: Path, key: str) -> None:
+def test_device_that_is_named_by_its_place(way: Way, sandbox: Sandbox, bus: Path, key: str) -> None:
     place = {"pciBusID": bus.parent.name, "kernelpath": str(bus.parent)}.get(key)
     net = network(way, **{key: place} if place else {"capabilities": {"deviceID": True}})
     renamed = [
@@ -213,7 +213,7 @@ def test_names_that_the_container_goes_on_giving(way: Way, sandbox: Sandbox) -> 
         assert_back(way)
 
 
-def test_device_that_is_told_by_an_altname(way: Way, sandbox: Sandbox) -> None:
+def test_device_that_is_named_by_an_altname(way: Way, sandbox: Sandbox) -> None:
     run_in(None, ["ip", "link", "property", "add", "dev", "dev0", "altname", "card"])
     box = sandbox()
     net = network(way, device="card")

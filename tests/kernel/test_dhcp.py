@@ -221,7 +221,7 @@ def test_a_refusal_for_good(attach: Attach, lan: Network, tmp_path: Path, daemon
 
 
 def test_a_server_that_gives_no_mask(attach: Attach, lan: Network, tmp_path: Path) -> None:
-    """The address's class tells (RFC 1122, section 3.3.6)."""
+    """The address's class says (RFC 1122, section 3.3.6)."""
     with Dnsmasq(lan, tmp_path / "dnsmasq", "--dhcp-option=1"):
         one = attach()
         one.add()
@@ -315,7 +315,7 @@ def test_broadcast_is_asked_for(
 # --- between ours and the reference's ------------------------------------------------------------
 
 
-def test_the_references_daemon_is_told_from_ours(
+def test_the_references_daemon_is_distinguished_from_ours(
     attach: Attach, lan: Network, tmp_path: Path, daemon: Daemon, reference_dir: Path
 ) -> None:
     theirs = tmp_path / "theirs.sock"

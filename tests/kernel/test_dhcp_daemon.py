@@ -100,7 +100,7 @@ class Killed(Exception):
     """Ends what a daemon does, at the point where it is raised."""
 
 
-def test_a_daemon_that_is_told_to_end_keeps_its_leases(leased: Leased, daemon: Daemon) -> None:
+def test_a_daemon_that_is_asked_to_end_keeps_its_leases(leased: Leased, daemon: Daemon) -> None:
     with leased() as (kea, one):
         daemon.stop()
         assert not daemon.socket.exists()

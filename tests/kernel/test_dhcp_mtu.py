@@ -25,7 +25,7 @@ Serve = Callable[..., Dnsmasq]
 
 @pytest.fixture
 def serve(lan: Network, tmp_path: Path) -> Iterator[Serve]:
-    """Starts the server, which gives an MTU to whoever asks for one."""
+    """Starts the server, which gives an MTU to anyone who asks for one."""
     running: list[Dnsmasq] = []
 
     def start(mtu: int | str, *options: str) -> Dnsmasq:
@@ -61,7 +61,7 @@ def mtu(where: Attachment | Namespace | None, ifname: str = "eth0") -> int:
     return found
 
 
-def told(attachment: Attachment) -> list[int]:
+def reported(attachment: Attachment) -> list[int]:
     """The MTU of the result's interfaces, 0 for those without."""
     return [interface.get("mtu", 0) for interface in attachment.result["interfaces"]]
 
@@ -111,7 +111,7 @@ def test_macvlan_on_a_device(serve: Serve, attach: Attach, plugin_dir: Path) -> 
     run_in(None, ["ip", "link", "set", "wan", "nomaster"])
     one = attach(plugin_dir / "macvlan", type="macvlan", master="wan")
     one.add()
-    assert (told(one), mtu(one), mtu(None, "wan")) == ([1400], 1400, 1500)
+    assert (reported(one), mtu(one), mtu(None, "wan")) == ([1400], 1400, 1500)
     one.check()
     one.delete()
 
@@ -123,7 +123,7 @@ def test_device_of_the_host_has_its_own_again(
     run_in(None, ["ip", "link", "set", "wan", "nomaster"])
     one = attach(plugin_dir / "host-device", type="host-device", device="wan")
     one.add()
-    assert (told(one), mtu(one)) == ([1400], 1400)
+    assert (reported(one), mtu(one)) == ([1400], 1400)
     one.check()
     one.delete()
     assert mtu(None, "wan") == 1500
@@ -144,13 +144,13 @@ def test_failed_add_takes_it_back(
 
 @pytest.mark.parametrize("version", ["0.2.0", "0.4.0", "1.0.0"])
 def test_older_results(version: str, serve: Serve, attach: Attach) -> None:
-    """The interface has it, whatever the version of the specification can tell of that."""
+    """The interface has it, whatever the version of the specification can say of that."""
     serve(1400)
     one = attach(cniVersion=version)
     one.add()
     assert mtu(one) == 1400
     if version != "0.2.0":
-        assert told(one) == [0, 0, 1400 if version == "1.0.0" else 0]
+        assert reported(one) == [0, 0, 1400 if version == "1.0.0" else 0]
         one.check()
     one.delete()
 
@@ -163,7 +163,7 @@ def test_tuning_goes_before(serve: Serve, attach: Attach, tmp_path: Path) -> Non
     config |= {"type": "tuning", "mtu": 1300, "prevResult": one.result}
     two = Attachment(one.plugin.parent / "tuning", config, one.sandbox)
     one.result = two.add()
-    assert (told(one), mtu(one)) == ([0, 0, 1300], 1300)
+    assert (reported(one), mtu(one)) == ([0, 0, 1300], 1300)
     one.check()
     two.check()
 
@@ -201,18 +201,18 @@ def test_only_if_it_was_asked_for(
     with Kea(lan, tmp_path / "kea", options=[given]):
         one = attach(**bridge(daemon, priority=0))
         one.add()
-        assert (told(one), mtu(one)) == ([0, 0, 0], 1500)
+        assert (reported(one), mtu(one)) == ([0, 0, 0], 1500)
         two = attach()
         two.container = "two"
         two.add()
-        assert (told(two), mtu(two)) == ([0, 0, 1400], 1400)
+        assert (reported(two), mtu(two)) == ([0, 0, 1400], 1400)
 
 
 def test_configured_one_goes_before(serve: Serve, attach: Attach) -> None:
     serve(1400)
     one = attach(mtu=1450)
     one.add()
-    assert (told(one), mtu(one)) == ([0, 0, 0], 1450)
+    assert (reported(one), mtu(one)) == ([0, 0, 0], 1450)
     one.check()
 
 
@@ -227,7 +227,7 @@ def test_configured_one_goes_before(serve: Serve, attach: Attach) -> None:
     ],
 )
 @pytest.mark.parametrize("kind", WAYS)
-def test_what_makes_no_sense_is_told(
+def test_what_makes_no_sense_is_reported(
     kind: str,
     given: str,
     why: str,
@@ -249,7 +249,7 @@ def test_what_makes_no_sense_is_told(
         one.result = done.result
         assert f"dhcp: the server's MTU of {given} for eth0 is not used: " in said
         assert why in said
-        assert (told(one), mtu(one)) == ([0, 0, 0], 1500)
+        assert (reported(one), mtu(one)) == ([0, 0, 0], 1500)
         one.check()
 
 
@@ -259,7 +259,7 @@ def test_small_ones_without_ipv6(given: int, serve: Serve, attach: Attach) -> No
     one = attach()
     run_in(one.sandbox, ["sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"])
     one.add()
-    assert (told(one), mtu(one)) == ([0, 0, given], given)
+    assert (reported(one), mtu(one)) == ([0, 0, given], given)
     one.check()
 
 
@@ -269,7 +269,7 @@ def test_the_same_is_no_change(
     serve(1500)
     one = attach()
     one.add()
-    assert (told(one), mtu(one)) == ([0, 0, 0], 1500)
+    assert (reported(one), mtu(one)) == ([0, 0, 0], 1500)
     assert "MTU" not in capfd.readouterr().err
 
 
@@ -278,4 +278,4 @@ def test_of_another_length(hexadecimal: str, lan: Network, attach: Attach, tmp_p
     with Dnsmasq(lan, tmp_path / "dnsmasq", f"--dhcp-option-force=26,{hexadecimal}"):
         one = attach()
         one.add()
-        assert (told(one), mtu(one)) == ([0, 0, 0], 1500)
+        assert (reported(one), mtu(one)) == ([0, 0, 0], 1500)

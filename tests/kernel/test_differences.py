@@ -108,7 +108,7 @@ def test_an_address_plugin_that_is_still_being_written(tmp_path: Path) -> None:
 def test_addresses_come_before_the_link(
     host: Host, sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
 ) -> None:
-    """Where there is no address, the kernel tells of no link that came and went."""
+    """Where there is no address, the kernel reports no link that came and went."""
     one = bridge(plugin_dir, sandbox(), host_local(tmp_path, "10.4.0.0/30"))
     two = bridge(plugin_dir, sandbox(), host_local(tmp_path, "10.4.0.0/30"))
     two.container = "two"
@@ -172,7 +172,7 @@ def test_sniffers_in_the_container_are_no_drift(
 
 
 def test_a_word_too_many(tmp_path: Path, host: Host) -> None:
-    """It is a slip, and told; nothing is done."""
+    """It is a slip, and reported; nothing is done."""
     program = Path(sys.executable).parent / "pycni"
     for words in (
         ["add", "net", "/run/netns/x", "surplus"],

@@ -437,14 +437,14 @@ def daemon(host: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         yield daemon
 
 
-@pytest.mark.parametrize("how", ["late DEL", "GC", "the new one's DEL", "nobody has it"])
+@pytest.mark.parametrize("how", ["late DEL", "GC", "the new one's DEL", "no one has it"])
 def test_firewalld(daemon: Firewalld, machines: Machines, reference_dir: Path, how: str) -> None:
     node = Node(machines, reference_dir, {"backend": "firewalld"})
     node.config["firewall"]["backend"] = "firewalld"
     node.env = {"DBUS_SYSTEM_BUS_ADDRESS": daemon.address}
     a, b = node.pod("a"), node.pod("b")
     a.add(OURS)
-    if how == "nobody has it":
+    if how == "no one has it":
         assert a.sandbox is not None
         a.sandbox.delete()
         a.sandbox = None

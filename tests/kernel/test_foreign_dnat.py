@@ -258,7 +258,7 @@ def test_a_port_of_all_addresses_is_none_of_the_host_s_own(
 
 @both_backends
 def test_a_port_of_a_link_local_address(lan: Lan, backend: str) -> None:
-    """Whoever names one gets it: it leads on what comes from an address that routers know."""
+    """Anyone who names one gets it: it leads on what comes from an address that routers know."""
     lan.network(portmap={"backend": backend})
     commands("address add fe80::1/64 dev out nodad\n")
     lan.add("a", port(8080, 80, hostIP="fe80::1"), port(8081, 80))

@@ -1,7 +1,8 @@
 """Locks that somebody else takes: a container's processes, or any user of the host, hold up no one.
 
-Whoever can open a file can lock it. So nothing is waited for that is locked on a file which others
-can open: a namespace, seen from inside or by its file on the host, or the directory of such files.
+Anyone who can open a file can lock it. So nothing is waited for that is locked on a file which
+others can open: a namespace, seen from inside or by its file on the host, or the directory of such
+files.
 """
 
 from __future__ import annotations

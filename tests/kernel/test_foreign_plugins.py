@@ -21,7 +21,7 @@ from pycni.spec.result import IPConfig
 
 
 class Mine(Plugin):
-    """Does as it is told in one operation, and nothing in the others."""
+    """Does as it is asked in one operation, and nothing in the others."""
 
     def __init__(self, command: str, do: Callable[[Request], Any]) -> None:
         self.command = command

@@ -268,7 +268,7 @@ def test_each_failure_leaves_everything_as_it_was(attach: Attach) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "reported"),
     [
         ("link delete eth0", "eth0 is missing"),
         ("link set eth0 down", "eth0 is down"),
@@ -277,12 +277,12 @@ def test_each_failure_leaves_everything_as_it_was(attach: Attach) -> None:
         ("address delete 192.0.2.5/24 dev eth0", "192.0.2.5/24 is missing"),
     ],
 )
-def test_check_finds_drift(attach: Attach, damage: str, told: str) -> None:
-    attach(V4).drifts_by(damage, told)
+def test_check_finds_drift(attach: Attach, damage: str, reported: str) -> None:
+    attach(V4).drifts_by(damage, reported)
 
 
 def test_configuration_is_refused(attach: Attach) -> None:
-    for keys, told in (
+    for keys, reported in (
         ({"device": ""}, 'specify either "device", "hwaddr", "kernelpath" or "pciBusID"'),
         ({"device": "dev9"}, "failed to find physical interface"),
         ({"hwaddr": "02:00:00:00:00:99"}, "failed to find physical interface"),
@@ -300,7 +300,7 @@ def test_configuration_is_refused(attach: Attach) -> None:
     ):
         error = attach(V4, **keys).refused()
         assert error["code"] == 7
-        assert told in error["msg"]
+        assert reported in error["msg"]
     assert link_names() == {"lo", "dev0"}
 
 
@@ -308,7 +308,7 @@ def test_status(attach: Attach) -> None:
     one = attach(V4)
     assert one.run("STATUS").code == 0
     assert one.run("STATUS", device="dev9").result["code"] == 50
-    # The runtime tells the device with each ADD.
+    # The runtime says the device with each ADD.
     assert one.run("STATUS", device="").code == 0
 
 
@@ -362,7 +362,7 @@ def test_buses(attach: Attach, bus: Callable[[str, dict[str, str]], None]) -> No
 
 
 def assert_dpdk(attach: Attach) -> None:
-    """A device that a program drives is told of, and nothing else."""
+    """A device that a program drives is reported, and nothing else."""
     one = attach(V4, device="", runtimeConfig={"deviceID": "0000:01:00.2"})
     before, inside = snapshot(), ip_json("address", netns=one.sandbox)
     result = one.add()

@@ -174,12 +174,12 @@ def test_namespace_of_another_kind(kind: str, agent: AgentProcess, sandbox: Sand
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_PATH])
 def test_stderr_that_cannot_be_written(flags: int, agent: AgentProcess, sandbox: Sandbox) -> None:
     """The answer comes all the same: what was asked for has been done."""
-    variables = {**environ(sandbox()), "CNI_COMMAND": ""}  # tells of the plugin on stderr
+    variables = {**environ(sandbox()), "CNI_COMMAND": ""}  # says of the plugin on stderr
     given = [file_with(b""), os.open("/etc/passwd", flags)]
     assert ask_with(agent, variables, given) == (0, "")
 
 
-def test_stderr_that_nobody_reads() -> None:
+def test_stderr_that_no_one_reads() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with contextlib.suppress(BlockingIOError):

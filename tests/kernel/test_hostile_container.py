@@ -1,7 +1,7 @@
 """A container that works against its own attachment while it is made, checked and deleted.
 
 A program inside renames, deletes, moves, floods or re-addresses the interface in a loop. Each
-operation must end, in success or with an error object that tells what was found; and after DEL the
+operation must end, in success or with an error object that says what was found; and after DEL the
 host must be as it was, whatever happened to the interface.
 """
 

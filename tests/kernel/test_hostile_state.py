@@ -257,7 +257,7 @@ def test_cache_of_another_user_is_not_believed(tmp_path: Path) -> None:
     assert cache.read("net", "one", "eth0") is None
 
 
-def test_cache_file_that_tells_of_another(tmp_path: Path) -> None:
+def test_cache_file_that_says_of_another(tmp_path: Path) -> None:
     """A file counts for the attachment that it is named after, and for no other."""
     cache = ResultCache(str(tmp_path))
     cache.write(CachedAttachment("net", "one", "eth0", netns="/x"))
@@ -306,7 +306,7 @@ def test_documents_behind_another_users_link(tmp_path: Path) -> None:
 def test_tuning_sets_nothing_that_another_user_wrote(
     sandbox: Sandbox, plugin_dir: Path, tmp_path: Path
 ) -> None:
-    """Nor, whoever wrote it, a parameter that is not the network namespace's."""
+    """Nor, no matter who wrote it, a parameter that is not the network namespace's."""
     space = sandbox()
     config = {"cniVersion": "1.1.0", "name": "net", "type": "tuning", "dataDir": str(tmp_path)}
     attachment = Attachment(plugin_dir / "tuning", config, space)

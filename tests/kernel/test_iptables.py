@@ -135,7 +135,7 @@ MATCHES = [
 
 
 @pytest.mark.parametrize(("match", "nft"), MATCHES)
-def test_a_rule_is_read_alike_whoever_keeps_it(
+def test_a_rule_is_read_alike_no_matter_who_keeps_it(
     netfilter: NetfilterSocket, match: str, nft: str
 ) -> None:
     """By netlink, as lines of either iptables, and written by nft itself."""

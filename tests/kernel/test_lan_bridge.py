@@ -215,7 +215,7 @@ def test_bridge_of_others_keeps_its_router(
 def test_bridge_of_containers_alone_believes_no_router(
     way: Way, host: Host, sandbox: Sandbox
 ) -> None:
-    """Whoever made it: there is no one else on it."""
+    """No matter who made it: there is no one else on it."""
     ip("link add br0 type bridge")
     network = way.network("n", {"type": "bridge", "bridge": "br0"})
     network.add("one", sandbox().path)

@@ -100,9 +100,9 @@ def test_passthru_has_the_address_of_its_master(
         args = {} if by == "mac" else {"MAC": mac}
         with pytest.raises(
             PluginError, match=f"passthru cannot have the MAC address {mac}"
-        ) as told:
+        ) as caught:
             asked.add("c", sandbox().path, args=args)
-        assert told.value.code == 7
+        assert caught.value.code == 7
         way.network("n", plugin).add("c", sandbox().path)
 
 
@@ -234,8 +234,8 @@ def test_result(attach: Attach, version: str) -> None:
     one.delete()
 
 
-def test_neighbours_are_told(attach: Attach, neighbour: Namespace) -> None:
-    """Whoever had the address before is forgotten at once."""
+def test_neighbours_are_notified(attach: Attach, neighbour: Namespace) -> None:
+    """Anyone who had the address before is forgotten at once."""
     run_in(neighbour, ["ip", "neighbour", "add", "192.0.2.5", "lladdr", "02:00:00:00:00:99",
                        "dev", "eth0", "nud", "stale"])  # fmt: skip
     with Wire(neighbour, "eth0", ARP) as wire:
@@ -291,7 +291,7 @@ def test_each_failure_leaves_everything_as_it_was(attach: Attach) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "reported"),
     [
         ("link delete eth0", "eth0 is missing"),
         ("link set eth0 down", "eth0 is down"),
@@ -301,8 +301,8 @@ def test_each_failure_leaves_everything_as_it_was(attach: Attach) -> None:
         ("route delete default", "0.0.0.0/0"),
     ],
 )
-def test_check_finds_drift(attach: Attach, damage: str, told: str) -> None:
-    attach(V4).drifts_by(damage, told)
+def test_check_finds_drift(attach: Attach, damage: str, reported: str) -> None:
+    attach(V4).drifts_by(damage, reported)
 
 
 def test_check_finds_another_master_or_kind(attach: Attach) -> None:

@@ -1,7 +1,7 @@
 """Masquerading as packets see it, and what is left in nftables and iptables at each stage.
 
 Three kinds of namespaces: containers behind the host, as `ptp` wires them, and an outside that
-answers nothing but tells where packets came from.
+answers nothing but says where packets came from.
 """
 
 from __future__ import annotations
@@ -280,8 +280,8 @@ def test_stale_element_gives_way(kernel: HostAndSandbox) -> None:
     masquerade.apply(new, kernel)
     assert masquerade.check(new, kernel) == []
     assert "id: crashed" not in ruleset()
-    told = masquerade.check(step("crashed", "10.15.20.2/24"), kernel)
-    assert any("10.15.20.2" in difference and "id: one" in difference for difference in told)
+    reported = masquerade.check(step("crashed", "10.15.20.2/24"), kernel)
+    assert any("10.15.20.2" in difference and "id: one" in difference for difference in reported)
 
 
 def test_late_removal_spares_the_next_owner_of_the_address(kernel: HostAndSandbox) -> None:
@@ -328,7 +328,7 @@ def test_removal_where_nothing_is_runs_no_program(
         ("RULE 10.15.20.0/24", ["lacks the rule: ip saddr @masquerade-10.15.20.0/24 ip daddr"]),
     ],
 )
-def test_check_tells_what_is_missing_and_apply_repairs_it(
+def test_check_says_what_is_missing_and_apply_repairs_it(
     kernel: HostAndSandbox, damage: str, words: list[str]
 ) -> None:
     wanted = step("one", "10.15.20.2/24")
@@ -345,9 +345,9 @@ def test_check_tells_what_is_missing_and_apply_repairs_it(
         )
         damage = f"delete rule inet {' '.join(chain)} handle {handle}"
     run_in(None, ["nft", damage])
-    told = "\n".join(masquerade.check(wanted, kernel))
+    reported = "\n".join(masquerade.check(wanted, kernel))
     for word in words:
-        assert word in told
+        assert word in reported
     masquerade.apply(wanted, kernel)
     assert masquerade.check(wanted, kernel) == []
 

@@ -1,4 +1,4 @@
-"""Forwarding as netlink tells it, against /proc/sys."""
+"""Forwarding as netlink says it, against /proc/sys."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def test_dump_that_is_disturbed_is_repeated_until_consistent(
         dumps = 0
         while dumps < 200:
             dumps += 1
-            # All links at once: of one link, IPv4 dumps tell of no change (inet_dump_ifaddr).
+            # All links at once: of one link, IPv4 dumps say of no change (inet_dump_ifaddr).
             found = [int(one.network.address) for one in address.dump(netlink, 0, 2)]
             assert len(found) == len(set(found))
             assert set(range(0x0A000000, 0x0A000000 + count)).issubset(found)
@@ -222,19 +222,19 @@ def test_deadline_without_notification(netlink: NetlinkSocket) -> None:
     assert netlink.events(time.monotonic() - 1) == []
 
 
-def test_lost_notifications_are_told(netlink: NetlinkSocket) -> None:
+def test_lost_notifications_are_reported(netlink: NetlinkSocket) -> None:
     netlink.subscribe((link.c.RTNLGRP_LINK,))
     with NetlinkSocket() as other:
         created = link.create(other, link.bridge("br0"))
         other.request(link.update(created, up=True))
         for number in range(500):
             other.request(link.update(created, alias=f"change {number}"))
-    told = False
-    while not told:
+    reported = False
+    while not reported:
         try:
             assert netlink.events(time.monotonic() + 1)
         except EventsLost:
-            told = True
+            reported = True
     # The socket goes on working.
     assert link.get(netlink, "br0").alias == "change 499"
 

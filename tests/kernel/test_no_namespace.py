@@ -33,7 +33,7 @@ def bridge(way: Way) -> dict[str, Any]:
 
 
 def left_over(way: Way) -> tuple[Any, ...]:
-    """What tells of an attachment: rules, leases, links, files."""
+    """What says of an attachment: rules, leases, links, files."""
     links = [link["ifname"] for link in ip_json("link", "show")]
     return (
         "10.61.0.2" in str(nft_list()),

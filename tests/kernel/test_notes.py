@@ -393,7 +393,7 @@ def test_closing_that_fails(attached: Request, monkeypatch: pytest.MonkeyPatch) 
     kernel.host.close()
 
 
-def test_links_that_cannot_be_looked_for_are_told(
+def test_links_that_cannot_be_looked_for_are_reported(
     attached: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     identity = attachments.read(attached.owner.tag)
@@ -407,10 +407,10 @@ def test_links_that_cannot_be_looked_for_are_told(
     assert executor.remove_own_links(identity.replace(path="/run/netns/none")) == []
 
 
-# --- whatever fails is told ----------------------------------------------------------------------
+# --- whatever fails is reported ------------------------------------------------------------------
 
 
-def test_del_tells_what_failed_first(
+def test_del_says_what_failed_first(
     host: Host, tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And that it could not be noted."""

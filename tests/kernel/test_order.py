@@ -35,7 +35,7 @@ if os.environ["CNI_COMMAND"] == "ADD":
     print(json.dumps(given["prevResult"]))
 """
 
-# One that tells of each call, and refuses an ADD as long as a file is there.
+# One that says of each call, and refuses an ADD as long as a file is there.
 TELLS = f"""#!{sys.executable}
 import json, os, sys
 given = json.load(sys.stdin)

@@ -103,7 +103,7 @@ def test_container(way: Way, sandbox: Sandbox, kind: str, trick: str, how: str) 
 def test_container_where_the_note_is_lost(
     way: Way, sandbox: Sandbox, kind: str, trick: str, version: str
 ) -> None:
-    """The host's end tells whose it is by itself."""
+    """The host's end says whose it is by itself."""
     network = way.network("n", maker(way, kind), version=version)
     box, other = sandbox(), sandbox()
     network.add("a", box.path)

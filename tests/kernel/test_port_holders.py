@@ -149,10 +149,10 @@ THEIRS = (REFERENCE, REFERENCE_LEGACY, REFERENCE_NFTABLES)
 @pytest.mark.parametrize("taker", THEIRS)
 @pytest.mark.parametrize("how", OURS)
 @both_families
-def test_check_tells_whose_port_is_captured(
+def test_check_says_whose_port_is_captured(
     ports: Ports, how: str, taker: str, version: int
 ) -> None:
-    """The reference's ADD refuses nothing. Which rules come first, packets tell."""
+    """The reference's ADD refuses nothing. Which rules come first, packets say."""
     machines = ports.machines
     one, two, three = (machines.container(name) for name in ("one", "two", "three"))
     holder, other = (

@@ -89,7 +89,7 @@ def test_what_the_reference_made_for_the_container_stays(ports: Ports, new: str)
 
 
 def test_what_the_reference_made_by_another_network_stays(ports: Ports) -> None:
-    """Its rules name the container and no network, so addresses tell which one's they are."""
+    """Its rules name the container and no network, so addresses say which one's they are."""
     machines = ports.machines
     one = machines.container("one")
     other = Attachment(
@@ -126,7 +126,7 @@ SINGLE = (
 def test_two_networks_with_one_address_keep_their_ports(
     ports: Ports, held: str, new: str, noted: bool
 ) -> None:
-    """Whatever the other one's interface is called, and whoever made it, as long as it is there."""
+    """Whatever the other one's interface is called, as long as it is there."""
     machines = ports.machines
     one, two, three = (
         Attachment(
@@ -188,10 +188,10 @@ def test_check_and_repair_see_strangers_ports(
     client.sendto(b"hello", (HOST[version], 9090))
     assert received(reached)
     assert ask(machines.client, HOST[version], 8080).startswith("new ")
-    with pytest.raises(PluginError) as told:
+    with pytest.raises(PluginError) as caught:
         network.check("new")
     words = f"host port 8080/tcp (IPv{version}) leads here, left by container left ("
-    assert words in str(told.value)
+    assert words in str(caught.value)
     found = {report.endpoint.container_id: report.ok for report in network.repair()}
     assert found["new"]
     network.check("new")

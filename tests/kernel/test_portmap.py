@@ -115,7 +115,7 @@ def test_localhost_of_ipv6_is_the_host_s(
         )  # fmt: skip
         portmap.add()
         portmap.check()
-        for port in (8080, 8081):  # no one there: told at once, so that clients try 127.0.0.1
+        for port in (8080, 8081):  # no one there: reported at once, so that clients try 127.0.0.1
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(("::1", port), timeout=2)
         with service(None, "host", 8080, 8081):
@@ -354,14 +354,14 @@ def test_two_at_once_never_get_the_same_port(machines: Machines) -> None:
 
 @both_backends
 @pytest.mark.parametrize("kind", WAYS)
-def test_ports_that_the_host_listens_on_are_told(
+def test_ports_that_the_host_listens_on_are_reported(
     machines: Machines,
     tmp_path: Path,
     kind: str,
     backend: str,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """They lead to the container from then on, and whoever wonders finds it in the log."""
+    """They lead to the container from then on, and anyone who wonders finds it in the log."""
     asked = [mapping(number, 80) for number in (8080, 8081, 8082, 8084)]
     asked += [mapping(8080, 80, "udp"), mapping(8083, 80, hostIP=HOST[6])]
     one = machines.container("one")
@@ -379,8 +379,8 @@ def test_ports_that_the_host_listens_on_are_told(
         capfd.readouterr()
         done = portmap.run("ADD")
         assert done.code == 0, done.stdout
-        told = done.stderr + capfd.readouterr().err
-    lines = [line.split("host port ")[1] for line in told.splitlines() if "(user 0)" in line]
+        reported = done.stderr + capfd.readouterr().err
+    lines = [line.split("host port ")[1] for line in reported.splitlines() if "(user 0)" in line]
     own = addresses(one)
     assert sorted(lines) == sorted(
         f"{key}: what comes in for it goes to {own[version]} now"

@@ -231,7 +231,7 @@ def test_masquerade(attach: Attach, sandbox: Sandbox, backend: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "reported"),
     [
         ("ip link del {outer}", "eth0"),
         ("ip link set {outer} down", "down"),
@@ -245,14 +245,14 @@ def test_masquerade(attach: Attach, sandbox: Sandbox, backend: str) -> None:
         ("sysctl -qw net.ipv4.ip_forward=0", "ip_forward"),
     ],
 )
-def test_check_finds_drift(attach: Attach, damage: str, told: str) -> None:
+def test_check_finds_drift(attach: Attach, damage: str, reported: str) -> None:
     one = attach(network(V4))
     one.add()
     one.check()
     assert one.sandbox is not None
     outer = one.result["interfaces"][0]["name"]
     run_in(None, damage.format(outer=outer, sandbox=one.sandbox.name).split())
-    assert told in one.drift()
+    assert reported in one.drift()
 
 
 def test_gc_removes_what_is_not_to_be_kept(attach: Attach) -> None:

@@ -154,15 +154,15 @@ def test_living_are_kept_whatever_speaks_against_them(node: Node) -> None:
     assert node.leases() == {"alive"}
 
 
-@pytest.mark.parametrize("told_by", ["notes and cache", "notes", "cache"])
-def test_a_lease_that_looks_old_of_a_namespace_that_is_there(node: Node, told_by: str) -> None:
+@pytest.mark.parametrize("reported_by", ["notes and cache", "notes", "cache"])
+def test_a_lease_that_looks_old_of_a_namespace_that_is_there(node: Node, reported_by: str) -> None:
     """The clock was set since; and the address is not seen, as inside a virtual machine."""
     alive = node.attach("alive")
     run_in(alive, ["ip", "address", "flush", "dev", "eth0"])
     node.age()
-    if told_by == "cache":
+    if reported_by == "cache":
         forget_attachments()
-    elif told_by == "notes":
+    elif reported_by == "notes":
         for path in (node.cache_dir / "results").iterdir():
             path.unlink()
     assert node.reclaim()[0] == {}
@@ -172,7 +172,7 @@ def test_a_lease_that_looks_old_of_a_namespace_that_is_there(node: Node, told_by
 
 
 def test_a_data_dir_that_is_not_allowed_is_left(node: Node) -> None:
-    """Whoever writes a configuration does not lead root to other directories by it."""
+    """Anyone who writes a configuration does not lead root to other directories by it."""
     elsewhere = Path("/var/lib/cni-elsewhere")
     config = {"cniVersion": "1.1.0", "name": "else", "plugins": [
         {"type": "bridge", "ipam": {"type": "host-local", "dataDir": str(elsewhere)}}]}  # fmt: skip
@@ -216,8 +216,8 @@ def test_what_is_attached_again_meanwhile_stays(
     assert node.leases() == {"gone"}
 
 
-def test_nobody_knows(node: Node) -> None:
-    """Neither cached nor listed, and from today: it stays, and the way out is told."""
+def test_no_one_knows(node: Node) -> None:
+    """Neither cached nor listed, and from today: it stays, and the way out is reported."""
     gone = node.attach("gone")
     gone.delete()
     node.forget()

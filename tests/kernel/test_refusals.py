@@ -1,4 +1,4 @@
-"""What the kernel refuses is told by names: the interface, the setting, and the way out."""
+"""What the kernel refuses is reported by names: the interface, the setting, and the way out."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ from harness.topics.repair import (
     must_be_sound,
     portmap,
     ports,
+    reported,
     ruleset,
-    told,
 )
 from pycni.kernel.netlink import socket as netlink_socket
 from pycni.kernel.netlink.codec import NetlinkRequest
@@ -94,7 +94,7 @@ def test_flushed_rules_come_back(
     assert not ask(client, HOST[4], 8080, timeout=0.3)
     dry = network.repair(dry_run=True)
     assert {state for _, state in findings(dry)} == {MISSING}
-    assert words in told(dry)
+    assert words in reported(dry)
     assert not ask(client, HOST[4], 8080, timeout=0.3)
 
     reports = must_be_repaired(network)
@@ -222,7 +222,7 @@ def test_a_missing_part_comes_back(lab: Lab, name: str) -> None:
     run_in(None, [*program, *words_of])
     assert words.format(**names) in str(drift(network, "one"))
     reports = must_be_repaired(network)
-    assert {plugin for plugin, _ in findings(reports)} == set(plugins.split()), told(reports)
+    assert {plugin for plugin, _ in findings(reports)} == set(plugins.split()), reported(reports)
 
     assert ask(lab.machines.client, HOST[4], 8080) == f"one {CLIENT[4]}"
     assert ask(lab.machines.client, HOST[6], 8080) == f"one {CLIENT[6]}"
@@ -268,7 +268,7 @@ def test_many_containers_after_one_flush(lab: Lab, backend: str, count: int) -> 
     assert [report.endpoint.container_id for report in reports] == [
         endpoint.container_id for endpoint in endpoints
     ]  # in the order in which they were attached
-    assert all(report.ok and not report.is_sound for report in reports), told(reports)
+    assert all(report.ok and not report.is_sound for report in reports), reported(reports)
     assert ruleset() == before
     handles = ruleset(handles=True)
     must_be_sound(network)

@@ -28,8 +28,8 @@ from harness.topics.repair import (
     must_be_repaired,
     portmap,
     ports,
+    reported,
     ruleset,
-    told,
 )
 from pycni.plan.difference import FAILED
 from pycni.plugins.bridge import BridgePlugin
@@ -78,14 +78,14 @@ def test_the_namespace_is_of_another_container(lab: Lab) -> None:
 
 
 def test_the_address_is_lost(lab: Lab) -> None:
-    """Whoever has it by now keeps it."""
+    """Anyone who has it by now keeps it."""
     network = lab.network(portmap("nftables"))
     own = lab.add(network, "one", **ports(0))
     flush_ruleset()
     (lab.folder / "leases" / "lab" / own[4]).unlink()
     (report,) = network.repair()
     assert not report.ok
-    assert "its address may be another container's by now" in told([report])
+    assert "its address may be another container's by now" in reported([report])
     assert "pycni" not in json.dumps(ruleset())
     leases = [path.name for path in (lab.folder / "leases" / "lab").iterdir()]
     assert own[4] not in leases
@@ -101,7 +101,7 @@ def test_an_interface_in_a_process_namespace_is_not_made_again(lab: Lab) -> None
         network.add("one", f"/proc/{process.pid}/ns/net")
         run_in(box, ["ip", "link", "delete", "eth0"])
         (report,) = network.repair()
-        assert "may be another container's by now" in told([report])
+        assert "may be another container's by now" in reported([report])
         assert [link["ifname"] for link in ip_json("link", "show", netns=box)] == ["lo"]
     finally:
         process.kill()
@@ -206,7 +206,7 @@ def test_bridge_that_is_full(lab: Lab) -> None:
     fill_bridge("cni0")
     (report,) = network.repair()
     assert ("bridge", FAILED) in findings([report])
-    assert "bridge cni0 is full" in told([report])
+    assert "bridge cni0 is full" in reported([report])
     run_in(None, ["ip", "link", "delete", "a0"])
     must_be_repaired(network)
     assert lab.reaches("one") == MASQUERADED
@@ -214,7 +214,7 @@ def test_bridge_that_is_full(lab: Lab) -> None:
 
 @pytest.mark.parametrize(("backend", "step"), [("nftables", 3), ("iptables", 8)])
 def test_each_change_refused(lab: Lab, backend: str, step: int) -> None:
-    """What fails is told, the rest is repaired, and the next repair repairs what was left."""
+    """What fails is reported, the rest is repaired, and the next repair repairs what was left."""
     network = lab.network(
         portmap(backend), firewall(backend), bandwidth(), backend=backend, macspoofchk=True
     )
@@ -227,11 +227,11 @@ def test_each_change_refused(lab: Lab, backend: str, step: int) -> None:
         with Watch(position, errno.EBUSY) as watch:
             (report,) = network.repair()
         if watch.disturbed is None:
-            assert report.ok, told([report])
+            assert report.ok, reported([report])
             break
         assert not report.ok or report.findings, watch.disturbed
         (report,) = network.repair()
-        assert report.ok, f"{watch.disturbed}: {told([report])}"
+        assert report.ok, f"{watch.disturbed}: {reported([report])}"
         assert ruleset() == before, watch.disturbed
     assert position > 5
     assert ask(lab.machines.client, HOST[4], 8080, timeout=3.0) == f"one {CLIENT[4]}"

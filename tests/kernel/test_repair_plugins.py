@@ -20,7 +20,7 @@ from harness.topics.repair import (
     host_end,
     must_be_repaired,
     must_be_sound,
-    told,
+    reported,
 )
 from pycni.plan.difference import FAILED
 from pycni.runtime import Network, PluginError
@@ -149,7 +149,7 @@ def test_flannel(lab: Lab) -> None:
 
 
 def test_plugins_of_others(lab: Lab, reference_dir: Path) -> None:
-    """They can be asked only, and what they made is told as lost."""
+    """They can be asked only, and what they made is reported as lost."""
     plugins = lab.folder / "mixed"
     plugins.mkdir()
     for name in ("bridge", "host-local"):
@@ -165,8 +165,8 @@ def test_plugins_of_others(lab: Lab, reference_dir: Path) -> None:
         assert not report.ok
         assert ("firewall", FAILED) in findings([report])
     assert findings([report]) == [("firewall", FAILED)]
-    assert "firewall is not pycni's" in told([report])
-    assert "delete the attachment and add it again" in told([report])
+    assert "firewall is not pycni's" in reported([report])
+    assert "delete the attachment and add it again" in reported([report])
     assert lab.reaches("one") == MASQUERADED
 
 
@@ -177,11 +177,11 @@ def test_what_the_reference_made(lab: Lab, reference_dir: Path) -> None:
     lab.add(made, "one")
     run_in(lab.sandboxes["one"], ["ip", "route", "delete", "default"])
     (report,) = repair_all(cache_dir=lab.folder / "cache")
-    assert "made by a plugin that is not pycni's" in told([report])
-    assert "--plugin-dir" in told([report])
+    assert "made by a plugin that is not pycni's" in reported([report])
+    assert "--plugin-dir" in reported([report])
     (report,) = made.repair()
     assert ("bridge", FAILED) in findings([report])
-    assert "bridge is not pycni's" in told([report])
+    assert "bridge is not pycni's" in reported([report])
     # Once pycni's are in their place, they repair what those left.
     moved = Network.from_dict(config, plugin_dirs=lab.plugins, cache_dir=lab.folder / "cache")
     must_be_repaired(moved)

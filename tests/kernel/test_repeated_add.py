@@ -100,7 +100,7 @@ LOSSES = ("nothing", "notes", "cache", "both")
 
 
 def lose(what: str) -> str:
-    """Lose what tells of the attachment; returns the cache directory of the next ADD."""
+    """Lose what says of the attachment; returns the cache directory of the next ADD."""
     if what in ("notes", "both"):
         forget_attachments()
     return "other" if what in ("cache", "both") else "cni"

@@ -141,7 +141,7 @@ def test_verbs_with_a_destination_that_has_a_route(netlink: NetlinkSocket, eth0:
     assert gateways() == ["10.0.0.4", "10.0.0.3"]
 
 
-def test_delete_matches_any_scope_unless_told(netlink: NetlinkSocket, eth0: int) -> None:
+def test_delete_matches_any_scope_unless_one_is_given(netlink: NetlinkSocket, eth0: int) -> None:
     subnet = KernelRoute(parse_network("10.0.0.0/24"), eth0)
     assert refused(netlink, route.delete(subnet, any_scope=False)).errno == errno.ESRCH
     netlink.request(route.delete(subnet))

@@ -440,7 +440,7 @@ def by_content(state: list[Any]) -> list[Any]:
 
 
 def test_delete_leaves_a_default_route_of_its_own_out(attach: Attach) -> None:
-    """No plugin before had set one, as the previous result tells."""
+    """No plugin before had set one, as the previous result says."""
     one = attach()
     before = routes(one.sandbox), routes(one.sandbox, family="-6")
     one.add()

@@ -183,7 +183,7 @@ def test_repair_restores_both_claims(lan: Lan, damage: str) -> None:
     assert elements() == {}
 
 
-def test_check_tells_where_the_second_network_would_lose_the_port(lan: Lan) -> None:
+def test_check_says_where_the_second_network_would_lose_the_port(lan: Lan) -> None:
     """As an earlier release, which did not note it, has left it."""
     for number, name in enumerate("nm"):
         lan.add("a", port(8080, 80), network=name, ifname=f"eth{number}")

@@ -126,14 +126,14 @@ def test_removal(kernel: HostAndSandbox, mac: str) -> None:
         ("flush set bridge pycni spoof-guard-allowed", [f"veth2 with {MAC}"]),
     ],
 )
-def test_check_tells_what_is_missing_and_apply_repairs_it(
+def test_check_says_what_is_missing_and_apply_repairs_it(
     kernel: HostAndSandbox, damage: str, words: list[str]
 ) -> None:
     spoof_guard.apply(step(), kernel)
     run_in(None, ["nft", damage])
-    told = "\n".join(spoof_guard.check(step(), kernel))
+    reported = "\n".join(spoof_guard.check(step(), kernel))
     for word in words:
-        assert word in told
+        assert word in reported
     spoof_guard.apply(step(), kernel)
     assert spoof_guard.check(step(), kernel) == []
 

@@ -137,7 +137,7 @@ def test_directory_is_no_key(space: Namespace) -> None:
 
 
 def test_one_value_is_set_by_many_while_links_change(host: Host) -> None:
-    """Whoever waits for the kernel's lock on links puts the old value back for a moment."""
+    """Anyone who waits for the kernel's lock on links puts the old value back for a moment."""
     busy = threading.Event()
 
     def change_links(name: str) -> None:

@@ -70,7 +70,7 @@ def test_what_cannot_be_taken_back_does_not_keep_the_rest(
         assert own() == []
 
 
-def test_the_first_error_is_the_one_that_is_told(
+def test_the_first_error_is_the_one_that_is_reported(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both programs are gone when the second family is to be made."""

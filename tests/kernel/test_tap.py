@@ -230,7 +230,7 @@ def test_each_failure_leaves_everything_as_it_was(attach: Attach) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "reported"),
     [
         ("link delete eth0", "eth0 is missing"),
         ("link set eth0 down", "eth0 is down"),
@@ -238,8 +238,8 @@ def test_each_failure_leaves_everything_as_it_was(attach: Attach) -> None:
         ("address delete 192.0.2.5/24 dev eth0", "192.0.2.5/24 is missing"),
     ],
 )
-def test_check_finds_drift(attach: Attach, damage: str, told: str) -> None:
-    attach(V4).drifts_by(damage, told)
+def test_check_finds_drift(attach: Attach, damage: str, reported: str) -> None:
+    attach(V4).drifts_by(damage, reported)
 
 
 def test_existing_interface_is_not_touched(attach: Attach) -> None:

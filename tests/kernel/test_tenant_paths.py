@@ -270,7 +270,7 @@ def test_data_dir_in_gc_of_the_runtime(way: Way, secret: Path, name: str) -> Non
 
 
 def test_data_dir_of_an_address_plugin_that_has_no_leases(way: Way, tmp_path: Path) -> None:
-    """An allowed one: whoever has leases there is none of this network's attachments."""
+    """An allowed one: anyone who has leases there is none of this network's attachments."""
     allow(f"host-local.dataDir {tmp_path}")
     folder = tmp_path / "net"
     folder.mkdir()

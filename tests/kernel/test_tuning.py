@@ -134,9 +134,9 @@ def test_mtu_that_would_cost_the_ipv6_addresses(
         network, box = way.network("n", bridge, tuning), sandbox()
         with pytest.raises(
             PluginError, match="1200 eth0 would lose the address fd12::2/64"
-        ) as told:
+        ) as caught:
             network.add("c", box.path)
-        assert told.value.code == 7
+        assert caught.value.code == 7
         way.network("n", bridge, {**tuning, "mtu": 1280}).add("c", box.path)
 
 

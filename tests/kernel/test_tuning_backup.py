@@ -52,7 +52,7 @@ def test_second_add_keeps_what_there_was_before_the_first(attach: Attach, tmp_pa
 
 
 def test_delete_that_cannot_put_something_back(attach: Attach, tmp_path: Path) -> None:
-    """It tells, and puts back the rest; the next one tries again, and does not fail for it."""
+    """It says, and puts back the rest; the next one tries again, and does not fail for it."""
     one = attach(mtu=1400, sysctl={"net.core.somaxconn": "500"})
     queue = sysctl(one, "net/core/somaxconn")
     one.add()

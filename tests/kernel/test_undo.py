@@ -67,7 +67,7 @@ def observe(host: Host, tmp_path: Path, space: Namespace) -> Snapshot:
         for path, content in seen["files"].items()
         if os.path.basename(path)[0].isdigit() or os.path.basename(path).startswith("fd")
     }
-    # Whoever as much as lists rules with iptables makes its tables.
+    # Any program that as much as lists rules with iptables makes its tables.
     seen["nft"] = [line for line in seen["nft"] if line not in TABLES_OF_IPTABLES]
     seen["iptables"] = [line for line in seen["iptables"] if line.startswith("-")]
     seen["sandbox"] = [link["ifname"] for link in ip_json("link", netns=space)]
@@ -179,7 +179,7 @@ def test_what_one_batch_did_before_it_was_refused(
     assert observe(host, tmp_path, one.sandbox) == before
 
 
-def test_the_first_failure_is_told_when_the_link_has_gone_meanwhile(
+def test_the_first_failure_is_reported_when_the_link_has_gone_meanwhile(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What there is to be undone is gone, so that undoing it must not fail in its turn."""

@@ -16,7 +16,7 @@ from harness.agent import PYCNI
 from harness.kernel_state import veths
 from harness.ways import Way, notes, way_of
 
-STDOUT = pytest.mark.parametrize("stdout", ["full", "nobody reads"])
+STDOUT = pytest.mark.parametrize("stdout", ["full", "no one reads"])
 
 
 @pytest.fixture(params=["cold", "agent"])

@@ -198,7 +198,7 @@ def test_it_stops_although_an_attachment_is_busy(watched: Watched) -> None:
 
 
 def test_a_namespace_that_somebody_else_has_locked(watched: Watched) -> None:
-    """It is repaired, inside too, and the agent ends when it is told to."""
+    """It is repaired, inside too, and the agent ends when it is asked to."""
     watched.plugins.append({"type": "sbr"})
     watched.add("one")
     box = watched.boxes["one"]

@@ -42,10 +42,10 @@ def mode_of(box: Namespace, name: str = "eth0") -> str:
 def refused(network: Network, box: Namespace, present: str, asked: str) -> None:
     with pytest.raises(PluginError) as error:
         network.add("x", box.path)
-    told = str(error.value)
-    assert f'"lan0" has ipvlans in mode {present}, and cannot have one in mode {asked}' in told
-    assert f'"mode": "{present}"' in told
-    assert "another" in told
+    reported = str(error.value)
+    assert f'"lan0" has ipvlans in mode {present}, and cannot have one in mode {asked}' in reported
+    assert f'"mode": "{present}"' in reported
+    assert "another" in reported
     assert [link["ifname"] for link in ip_json("link", netns=box) if link["ifname"] != "lo"] == []
 
 
@@ -96,7 +96,7 @@ def _note() -> str:
 
 
 def test_two_at_once(way: Way, sandbox: Sandbox) -> None:
-    """Not both: whoever comes second is refused, and the first one keeps its mode."""
+    """Not both: anyone who comes second is refused, and the first one keeps its mode."""
     networks = {mode: network(way, mode, mode) for mode in ("l2", "l3")}
     boxes = {mode: sandbox() for mode in networks}
 

@@ -84,7 +84,7 @@ def test_vlan(attach: Attach, neighbour: Namespace) -> None:
     one.delete()
     assert link_names(one.sandbox) == {"lo"}
     # A master that is down, or is not there, or has no room.
-    for keys, told in (
+    for keys, reported in (
         ({"master": ""}, '"master" field is required'),
         ({"master": "lan9"}, "lan9"),
         ({"vlanId": 4095}, "invalid VLAN ID 4095"),
@@ -95,7 +95,7 @@ def test_vlan(attach: Attach, neighbour: Namespace) -> None:
     ):
         error = attach("vlan", V4, **keys).refused()
         assert error["code"] == 7
-        assert told in error["msg"]
+        assert reported in error["msg"]
     run_in(None, ["ip", "link", "set", "lan0", "down"])
     three = attach("vlan", V4)
     assert 'master "lan0" is down' in three.refused()["msg"]
@@ -135,13 +135,13 @@ def test_ipvlan(attach: Attach, neighbour: Namespace) -> None:
         two.delete()
         one.delete()
         assert link_names(one.sandbox) == link_names(two.sandbox) == {"lo"}
-    for keys, told in (
+    for keys, reported in (
         ({"mode": "l4"}, 'unknown ipvlan mode: "l4"'),
         ({"mtu": 1600}, "invalid MTU 1600"),
         ({"ipam": {}}, "requires an IPAM configuration"),
         ({"master": ""}, "no default route interface found"),
     ):
-        assert told in attach("ipvlan", V4, **keys).refused()["msg"]
+        assert reported in attach("ipvlan", V4, **keys).refused()["msg"]
     run_in(None, ["ip", "address", "add", "192.0.2.9/24", "dev", "lan0"])
     run_in(None, ["ip", "route", "add", "default", "via", "192.0.2.1"])
     one = attach("ipvlan", V4, master="")
@@ -178,8 +178,8 @@ def test_ipvlan_behind_another_plugin(attach: Attach, neighbour: Namespace) -> N
     assert link_names(one.sandbox) == {"lo"}
     for interfaces in ([], [{"name": "a"}, {"name": "b"}]):
         broken = {**previous, "interfaces": interfaces, "ips": [V4]}
-        told = attach("ipvlan", master="", prevResult=broken).refused()["msg"]
-        assert told == "chained master failure. PrevResult lacks a single named interface"
+        reported = attach("ipvlan", master="", prevResult=broken).refused()["msg"]
+        assert reported == "chained master failure. PrevResult lacks a single named interface"
     for version in ("0.2.0", "0.4.0"):
         old: dict[str, Any] = {"cniVersion": version, "ip4": {"ip": "192.0.2.7/24"}}
         if version == "0.4.0":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sequences.disturbances import Appear, Break, Edit, Kill, Lose, Mend, Refuse, Vanish
+from sequences.disturbances import Appear, Break, Edit, Fix, Kill, Lose, Refuse, Vanish
 from sequences.model import IPTABLES, NFTABLES, REFERENCE, Net
 from sequences.operations import GC, Add, Check, Del, Operation, Repair
 from sequences.stage import Setup
@@ -92,7 +92,7 @@ CASES = (
             Break("portmap", "missing"),
             Lose("run"),
             Del("n", "b", "s4", ports=(8080,)),
-            Mend(),
+            Fix(),
             Add("n", "b", "s2"),
         ),
     ),
@@ -178,7 +178,7 @@ CASES = (
         ),
     ),
     Case(
-        "repair makes an interface in a namespace of which nothing tells whose it is",
+        "repair makes an interface in a namespace of which nothing says whose it is",
         _one("mixed"),
         (Add("n", "c", "s3", by=REFERENCE), Vanish("s3"), Appear("s3"), Repair()),
     ),

@@ -1,7 +1,7 @@
 """Compare the world with the model: a `Difference` for each thing that is not as it must be.
 
 Nothing names what is not attached, and what is attached has what it needs. `kind` of a difference
-is what a run can be told to pass over (see the package's documentation).
+is what a run can be asked to pass over (see the package's documentation).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def compare(model: Model, world: World) -> list[Difference]:
 # --- leases, and what names an address -----------------------------------------------------------
 
 
-def _leases_of_nobody(model: Model, world: World) -> Iterator[str]:
+def _leases_of_no_one(model: Model, world: World) -> Iterator[str]:
     for (network, address), (container, interface) in world.leases.items():
         one = model.attachments.get((network, container, interface))
         if one is None:
@@ -65,9 +65,9 @@ def _marks(model: Model, world: World) -> Iterator[str]:
             owners = [one for one in model.attachments.values()
                       if mark.chain in chains_of(one.net.name, one.container)]  # fmt: skip
             if not owners:
-                yield f"of nobody: {mark.place} {mark.text}"
+                yield f"of no one: {mark.place} {mark.text}"
         elif mark.tag and mark.tag not in by_tag:
-            yield f"of nobody: {mark.text}"
+            yield f"of no one: {mark.text}"
         else:
             yield from _named(model, world, mark, by_tag.get(mark.tag))
 
@@ -80,7 +80,7 @@ def _named(model: Model, world: World, mark: Mark, owner: Attachment | None) -> 
         if mark.owner is not None:
             holders = [one for one in holders if (one.net.name, one.container) == mark.owner]
         if not holders:
-            whose = f"{owner.state} {owner.name}" if owner is not None else "nobody"
+            whose = f"{owner.state} {owner.name}" if owner is not None else "no one"
             yield f"{address} is not (any more) {whose}'s: {mark.text}"
         elif not any(_may_own(one, mark) for one in holders):
             yield f"{holders[0].name} has no use for it: {mark.text}"
@@ -129,7 +129,7 @@ def _links(model: Model, world: World) -> Iterator[str]:
             continue
         # The reference's, or one that was not marked yet, may be a remaining one's.
         if not kept and (link.alias or not model.remains()):
-            yield f"{link.kind} {link.name} {link.alias} belongs to nobody"
+            yield f"{link.kind} {link.name} {link.alias} belongs to no one"
     for one in living:
         outer, bridge = names.get(one.outer), names.get(one.net.bridge)
         if outer is None:
@@ -234,7 +234,7 @@ def _inside(model: Model, world: World) -> Iterator[str]:
         halves = {one.interface for one in model.remains() if slot in one.also}
         for name in sandbox.interfaces:
             if name not in known and name not in halves:
-                yield f"{slot} has {name}, which nobody attached"
+                yield f"{slot} has {name}, which no one attached"
         for one in there:
             if one.state != ALIVE:
                 continue
@@ -271,7 +271,7 @@ def _addresses(model: Model, world: World) -> Iterator[str]:
 
 
 _CHECKS = {
-    "lease": _leases_of_nobody,
+    "lease": _leases_of_no_one,
     "no lease": _leases_missing,
     "mark": _marks,
     "link": _links,

@@ -47,7 +47,7 @@ class Lose(Operation):
     what: str
 
     def is_tried(self, model: Model) -> bool:
-        # Nothing else tells whose the interfaces and rules are that the reference made.
+        # Nothing else says whose the interfaces and rules are that the reference made.
         theirs = any(one.by == REFERENCE for one in model.attachments.values())
         return self.what != "cache" or not theirs
 
@@ -107,12 +107,12 @@ class Break(Operation):
 
 
 @dataclass(frozen=True, repr=False)
-class Mend(Operation):
+class Fix(Operation):
     """All plugins' executables are whole again."""
 
     def perform(self, stage: Stage) -> None:
         for plugin in stage.model.broken:
-            stage.programs.mend(plugin)
+            stage.programs.fix(plugin)
 
     def settle(self, stage: Stage, outcome: Any) -> None:
         stage.model.broken.clear()

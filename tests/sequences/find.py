@@ -31,7 +31,7 @@ class Finding:
 
 def leave_out(mistake: Mistake) -> frozenset[str]:
     """What sequences for a mistake do without."""
-    kinds = set(WEIGHTS) - {"Add", "Del", "Mend", "Appear", *mistake.operations}
+    kinds = set(WEIGHTS) - {"Add", "Del", "Fix", "Appear", *mistake.operations}
     return frozenset(kinds) | _BESIDE.difference(mistake.beside) | frozenset(mistake.without)
 
 

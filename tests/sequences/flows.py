@@ -102,7 +102,7 @@ class Flows:
         """Have the container send by UDP, and expect nothing."""
         for flow in flows:
             if flow.protocol == "udp":
-                self._push(flow, "nobody waits", flow.incoming)
+                self._push(flow, "no one waits", flow.incoming)
 
     def _push(self, flow: Flow, token: str, towards_opener: bool) -> None:
         data = f"!{token}\n".encode()

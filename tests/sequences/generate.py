@@ -13,9 +13,9 @@ from sequences.disturbances import (
     Appear,
     Break,
     Edit,
+    Fix,
     Kill,
     Lose,
-    Mend,
     Reboot,
     Refuse,
     Together,
@@ -31,7 +31,7 @@ INTERFACES = ("eth0", "eth1")
 # How often each kind is chosen, and what it is called where kinds are left out.
 WEIGHTS = {
     "Add": 34, "Del": 20, "Check": 3, "GC": 5, "Repair": 5, "Reclaim": 2, "Edit": 3, "Lose": 5,
-    "Reboot": 1, "Break": 2, "Mend": 4, "Vanish": 4, "Appear": 8, "Kill": 3, "Refuse": 3,
+    "Reboot": 1, "Break": 2, "Fix": 4, "Vanish": 4, "Appear": 8, "Kill": 3, "Refuse": 3,
     "Together": 4,
 }  # fmt: skip
 
@@ -198,8 +198,8 @@ class Generator:
         how = self._random.choice(["missing", "before", "after"])
         return Break(self._random.choice(net.plugins), how)
 
-    def _mend(self, model: Model) -> Mend | None:
-        return Mend() if model.broken else None
+    def _fix(self, model: Model) -> Fix | None:
+        return Fix() if model.broken else None
 
     def _vanish(self, model: Model) -> Vanish | None:
         there = [slot for slot, generation in model.slots.items() if generation is not None]
@@ -235,7 +235,7 @@ class Generator:
 
 def ending(model: Model) -> list[Operation]:
     """What ends a sequence: everything is detached, and nothing may be left."""
-    operations: list[Operation] = [Mend()] if model.broken else []
+    operations: list[Operation] = [Fix()] if model.broken else []
     operations += (
         Del(one.net.name, one.container, one.slot, one.interface, one.ports)
         for one in model.attachments.values()

@@ -127,7 +127,7 @@ def _forgotten_family() -> Patches:
 
 
 def _identity_not_compared() -> Patches:
-    """An element goes by its key, whoever has it."""
+    """An element goes by its key, no matter who has it."""
 
     def deletions(self: Any, members: Any) -> list[Any]:
         places = [(subnet_sets.set_name(self._feature, one.subnet), one.key) for one in members]
@@ -141,7 +141,7 @@ def _identity_not_compared() -> Patches:
 
 
 def _undo_of_others() -> Patches:
-    """A failed ADD takes the bridge with it, whoever made that."""
+    """A failed ADD takes the bridge with it, no matter who made that."""
     apply = bridge.apply
 
     def careless(step: Any, kernel: Any) -> Callable[[], None]:

@@ -29,11 +29,11 @@ ALLOWANCES = {
     "lease": "the lease was lost: the address may be given again, and CHECK fails, until DEL",
     "address": "two were given one address after its lease was lost: neither is expected to work",
     "port": "another took the port while the ruleset was lost: repair cannot give it back",
-    "forgotten": "of an orphan whose lease and note were lost nobody knows the address: no ADD; "
-    "without rules, cache and notes nobody knows what led to one: its flows end by themselves",
+    "forgotten": "of an orphan whose lease and note were lost no one knows the address: no ADD; "
+    "without rules, cache and notes no one knows what led to one: its flows end by themselves",
     "cache": "the runtime's entry was lost: CHECK, repair, GC and reclaim do not know of it",
     "settings": "/run was lost, GC did without DEL, or DEL without tuning: what it set stays",
-    REFERENCE: "nothing but the cache tells what it made, nor does it take back what a refused ADD "
+    REFERENCE: "nothing but the cache says what it made, nor does it take back what a refused ADD "
     "made: neither is tried; its DEL knows not what pycni noted, nor forgets flows; its ADD "
     "forgets too many; where one of two holders of an address was its, neither is announced: who "
     "knows the earlier one's MAC address learns the later one's after a while",
@@ -325,7 +325,7 @@ class Model:
         return one.net.tuning and any(each.net.value != one.net.value for each in same)
 
     def value(self, slot: str) -> str | None:
-        """What `SYSCTL` of a container must be; None if that cannot be told."""
+        """What `SYSCTL` of a container must be; None if that cannot be known."""
         own = [each for each in self.attachments.values() if each.slot == slot]
         if self.slots[slot] in self.unsettled:
             return None

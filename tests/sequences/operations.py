@@ -1,8 +1,9 @@
 """Operations of runtimes and operators. Printed, each is what makes it again.
 
-An operation says what it must come to (`expected`), is done (`perform`), and tells the model what
-has become of it (`settle`). What may go either way is judged by what it claims: an ADD that says
-that it succeeded must have, one that says that it was refused must have left everything as it was.
+An operation says what it must come to (`expected`), is done (`perform`), and reports to the model
+what has become of it (`settle`). What may go either way is judged by what it claims: an ADD that
+says that it succeeded must have, one that says that it was refused must have left everything as it
+was.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Operation(Short):
         return None
 
     def settle(self, stage: Stage, outcome: Any) -> None:
-        """Tell the model. outcome: what `perform` returned, or the Refused that it raised."""
+        """Report to the model. outcome: what `perform` returned, or the Refused that it raised."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -255,7 +256,7 @@ class GC(Operation):
                     one.lost.add("lease")
                 continue
             if unknown and one.state == HALF and model.slots.get(one.slot) == one.generation:
-                continue  # what is inside, or was not marked yet, only a DEL of it can tell
+                continue  # what is inside, or was not marked yet, only a DEL of it can say
             if unknown and model.nets[self.net].version < "1.1.0":
                 continue
             model.detach(one.key)

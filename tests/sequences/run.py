@@ -164,7 +164,7 @@ class Runner:
         lab.clear()
         programs = self._asking if start.way == "agent" else self._programs
         for plugin in ("bridge", "host-local", "portmap", "firewall", "tuning", "bandwidth"):
-            programs.mend(plugin)
+            programs.fix(plugin)
         model = Model(lab.base, {net.name: net for net in start.nets}, start.drops)
         stage = Stage(
             lab, model, programs, self._way(start.way), self._folder, self._observer,

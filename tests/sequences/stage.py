@@ -152,7 +152,7 @@ class Stage:
             outcome = operation.perform(self)
         except Refused as refused:
             outcome = refused
-        except Exception as error:  # noqa: BLE001 - a fault of the product's, to be told
+        except Exception as error:  # noqa: BLE001 - a fault of the product's, to be reported
             frames = traceback.format_exc().splitlines()
             return [Difference("exception", f"{error!r}: {' | '.join(frames[-6:])}")]
         is_refused = isinstance(outcome, Refused)
@@ -207,7 +207,7 @@ class Stage:
         """Who answers."""
         asked = [
             *(each for one in self.model.living() for each in self._questions(one)),
-            *self._questions_of_nobody(),
+            *self._questions_of_no_one(),
         ]
         self.probes.ask([probe for _, _, probe, _ in asked])
         return [
@@ -259,12 +259,12 @@ class Stage:
                 own = Probe(lab.host, protocol, (address, port), names_only=True)
                 yield "port on the host", f"{what} from {where}", own, names
 
-    def _questions_of_nobody(self) -> Iterator[Question]:
+    def _questions_of_no_one(self) -> Iterator[Question]:
         for port, protocol in itertools.product(PORTS, ("udp", "tcp")):
             if not self.model.holder(port):
                 probe = Probe(self.lab.client, protocol, (HOST, port))
-                what = f"port {port}/{protocol}, which nobody has, from outside"
-                yield "port of nobody", what, probe, [REFUSED]
+                what = f"port {port}/{protocol}, which no one has, from outside"
+                yield "port of no one", what, probe, [REFUSED]
 
     def _from(
         self, one: Attachment, protocol: str, to: tuple[str, int], *, names_only: bool = False

@@ -92,7 +92,7 @@ class Programs:
         path.write_text(f"#!/bin/sh\n{work}echo '{ERROR}'\nexit 1\n")
         path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
 
-    def mend(self, plugin: str) -> None:
+    def fix(self, plugin: str) -> None:
         """Make it whole again; what was not broken stays."""
         path = self.folder / plugin
         path.unlink(missing_ok=True)

@@ -98,7 +98,7 @@ def test_not_known(text: str, message: str) -> None:
     assert (caught.value.code, caught.value.message) == (4, message)
 
 
-def test_the_way_out_is_told() -> None:
+def test_the_way_out_is_reported() -> None:
     with pytest.raises(CNIError) as caught:
         known_args("A=1", "IP", "MAC")
     assert caught.value.details == "known are IP, MAC; IgnoreUnknown=1 lets others pass"

@@ -295,14 +295,14 @@ def test_probes_and_announcements_come_when_the_bridge_carries_them() -> None:
     assert "gratuitous_arp" not in [step.kind for step in plan({}).steps]
 
 
-def test_neighbours_are_told() -> None:
+def test_neighbours_are_notified() -> None:
     found = plan({"ipam": IPAM}, network("10.1.0.2/24", "fd00::2/64"))
     settings = {step.key: step.value for step in steps(found, Sysctl)}
     assert settings["net/ipv4/conf/eth0/arp_notify"] == "1"
     assert settings["net/ipv6/conf/eth0/ndisc_notify"] == "1"
 
 
-def test_mac_address_goes_with_the_address_and_need_not_be_told() -> None:
+def test_mac_address_goes_with_the_address_and_need_not_be_announced() -> None:
     found = plan({"ipam": IPAM}, network("10.1.0.2/24"))
     assert only(found, VethPair).mac == "0a:58:0a:01:00:02"
     assert "gratuitous_arp" not in [step.kind for step in found.steps]
@@ -310,7 +310,7 @@ def test_mac_address_goes_with_the_address_and_need_not_be_told() -> None:
 
 @pytest.mark.parametrize("mac", ["0a:58:0a:01:00:02", "02:00:00:00:00:07", ""])
 @pytest.mark.parametrize("command", ["CHECK", "DEL"])
-def test_mac_address_after_add_is_the_one_that_the_result_tells(command: str, mac: str) -> None:
+def test_mac_address_after_add_is_the_one_that_the_result_lists(command: str, mac: str) -> None:
     listed = Interface(name="eth0", sandbox="/n", mac=mac)
     previous = network("10.1.0.2/24").replace(interfaces=(listed,))
     found = plan({"ipam": IPAM, "macspoofchk": True}, previous, command=command)
@@ -505,7 +505,7 @@ def test_conflicts() -> None:
     assert error.message == "cannot use IPAM when DisableContainerInterface flag is set"
     error = fault({"hairpinMode": True, "promiscMode": True})
     assert error.message == "cannot set hairpin mode and promiscuous mode at the same time"
-    # Of two conflicts the reference tells the first.
+    # Of two conflicts the reference says the first.
     error = fault({"ipam": IPAM, "disableContainerInterface": True, "hairpinMode": True,
                    "promiscMode": True})  # fmt: skip
     assert "IPAM" in error.message

@@ -155,7 +155,7 @@ def test_what_is_for_type_checkers_is_not_in_it(copy: Path) -> None:
     assert [name in bundle_of(copy).read_bytes() for name in names] == [True, True, False]
 
 
-def test_a_failure_is_told_with_its_place_in_the_source(copy: Path) -> None:
+def test_a_failure_is_reported_with_its_place_in_the_source(copy: Path) -> None:
     code = "from pycni import bundle; bundle.use()\nfrom pycni.spec.record import Record\n"
     (frame,) = run(
         copy,
@@ -169,7 +169,7 @@ def test_a_source_that_has_changed_counts(copy: Path) -> None:
     source = copy / "pycni/spec/versions.py"
     text = source.read_text()
     source.write_text(text.replace('CURRENT = "1.1.0"', 'CURRENT = "9.9.9"'))
-    assert source.stat().st_size == len(text.encode())  # only its time tells
+    assert source.stat().st_size == len(text.encode())  # only its time says
     assert run(copy, _LOAD)[0].startswith("SourceFileLoader 9.9.9 ")
     run(copy, "from pycni.agent import bundling; bundling.write()")
     assert run(copy, _LOAD)[0].startswith("Bundle 9.9.9 ")

@@ -51,7 +51,7 @@ def test_init_writes_what_lint_finds_sound(tmp_path: Path, words: list[str]) -> 
     )
 
 
-def test_init_takes_subnets_that_nobody_uses(tmp_path: Path) -> None:
+def test_init_takes_subnets_that_no_one_uses(tmp_path: Path) -> None:
     subnets = []
     for name in ("a", "b"):
         command = ["init", "bridge", "--name", name, "--conf-dir", str(tmp_path)]

@@ -205,7 +205,7 @@ def test_every_error_exits_with_1(lab: Lab) -> None:
         assert done.stdout == ""
         assert done.stderr.startswith("Error: ")
         assert message in done.stderr
-        # Unlike cnitool, which tells it twice.
+        # Unlike cnitool, which says it twice.
         assert done.stderr.count(message) == 1
 
 
@@ -351,7 +351,7 @@ def test_delete_of_what_is_nowhere_says_so(lab: Lab) -> None:
     assert lab.asked()["Command"] == "DEL"
 
 
-def test_files_in_the_way_are_told(lab: Lab) -> None:
+def test_files_in_the_way_are_reported(lab: Lab) -> None:
     (lab.conf_dir / "05-broken.conflist").write_text('{\n"name": }')
     done = lab.run("add", "lab", NETNS)
     assert (done.exit_code, done.stdout) == (0, PRINTED)
@@ -384,7 +384,7 @@ def test_time_out_and_progress(lab: Lab, tmp_path: Path) -> None:
     done = lab.run("status", "--plugin-dir", str(tmp_path), "--timeout", "1.3", "slow")
     assert time.monotonic() - begin < 60
     assert done.exit_code == 1
-    # Longer than a second: what it waits for is told.
+    # Longer than a second: what it waits for is reported.
     assert done.stderr.startswith("waiting for slow: STATUS ...\n")
     assert "timed out after 1.3 s" in done.stderr
     assert done.stdout == ""
@@ -433,7 +433,7 @@ def attached(lab: Lab) -> Lab:
     return lab
 
 
-def test_gc_wants_to_be_told_what_is_alive(attached: Lab) -> None:
+def test_gc_wants_to_know_what_is_alive(attached: Lab) -> None:
     """Unlike cnitool's, which removes everything."""
     done = attached.run("gc", "lab")
     assert done.exit_code == 1

@@ -130,7 +130,7 @@ def test_domain_search() -> None:
     assert loop.domains(119) == ()
 
 
-def test_without_a_mask_the_address_s_class_tells() -> None:
+def test_without_a_mask_the_address_s_class_says() -> None:
     reply = Reply.decode(answer(option(53, b"\5")))
     first = reply.yiaddr.packed[0]
     assert reply.prefix == (8 if first < 128 else 16 if first < 192 else 24)
@@ -197,8 +197,8 @@ def granted(**seconds: int) -> Lease:
 
 
 def test_times_of_a_lease() -> None:
-    told = granted(lease=600, renew=100, rebind=500)
-    assert (told.renew_at, told.rebind_at, told.expires_at) == (1100, 1500, 1600)
+    reported = granted(lease=600, renew=100, rebind=500)
+    assert (reported.renew_at, reported.rebind_at, reported.expires_at) == (1100, 1500, 1600)
     # RFC 2131, section 4.4.5: T1 is half, T2 seven eighths.
     usual = granted(lease=800)
     assert (usual.renew_at, usual.rebind_at, usual.expires_at) == (1400, 1700, 1800)

@@ -174,7 +174,7 @@ def test_bad_value_wins_over_missing_ones() -> None:
     assert error["msg"] == "interface name contains / or : or whitespace characters"
 
 
-def test_bytes_that_are_no_text_are_told_as_such() -> None:
+def test_bytes_that_are_no_text_are_reported_as_such() -> None:
     # How os.environ shows a byte that is not UTF-8.
     error = refused(Recorder(), "ADD", CNI_CONTAINERID=os.fsdecode(b"id\xff"))
     assert error == {

@@ -41,7 +41,7 @@ def test_survives_pickling() -> None:
     assert (error.code, error.message, error.details) == (7, "message", "details")
 
 
-def test_joined_errors_tell_all_and_keep_the_first_code() -> None:
+def test_joined_errors_say_all_and_keep_the_first_code() -> None:
     alone = CNIError(5, "one")
     assert join_errors([alone]) is alone
     joined = join_errors([alone, CNIError(7, "two", "d2"), CNIError(6, "three", "d3")])

@@ -1,4 +1,4 @@
-"""Typed configuration: what decodes, and how a person is told what does not."""
+"""Typed configuration: what decodes, and how a person learns what does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plugin objects of a program's own: their mistakes are told as theirs, and are no one else's.
+"""Plugin objects of a program's own: their mistakes are reported as theirs, and are no one else's.
 
 The plugins before them in the list, and after them, do their part whatever they do.
 """
@@ -78,7 +78,7 @@ async def _coroutine() -> Result:
         (lambda: Result(cni_version=1), ["cni_version", "a string"]),
     ],
 )  # fmt: skip
-def test_a_wrong_result_is_told_and_undone(
+def test_a_wrong_result_is_reported_and_undone(
     tmp_path: Path, returned: Callable[[], Any], words: list[str]
 ) -> None:
     mine = Doing(lambda _: returned(), "ADD")

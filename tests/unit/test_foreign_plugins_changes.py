@@ -128,7 +128,7 @@ def test_signal_handlers_are_put_back(
     assert "the handler of SIGUSR1" in str(error)
 
 
-def test_a_failure_and_a_change_are_both_told(tmp_path: Path, before: list[object]) -> None:
+def test_a_failure_and_a_change_are_both_reported(tmp_path: Path, before: list[object]) -> None:
     def fail(request: Request) -> Any:
         _set_variable(request)
         raise CNIError(123, "no more of them", "make some")
@@ -169,7 +169,9 @@ def test_what_the_program_changes_meanwhile_is_its_own(
         os.chdir(home)
 
 
-def test_what_another_call_changes_is_told_of_that(tmp_path: Path, before: list[object]) -> None:
+def test_what_another_call_changes_is_reported_of_that(
+    tmp_path: Path, before: list[object]
+) -> None:
     """Two calls at once, one of which changes what it may not."""
     both = threading.Barrier(2, timeout=10)
 
@@ -243,20 +245,20 @@ def test_pycnis_own_plugins_are_called_as_they_are() -> None:
     assert Engine(resolve={"mine": own}.get).find("mine").plugin is own
 
 
-# --- who is told before each call --------------------------------------------------------------
+# --- what is called before each call --------------------------------------------------------------
 
 
-class Told(Exception):
+class Raised(Exception):
     pass
 
 
 class Observer:
-    """Raises at the calls that it is told to."""
+    """Raises at the calls that it is asked to."""
 
     def __init__(self, *at: tuple[str, str]) -> None:
         self.at = at
         self.errors: list[BaseException] = []
-        self.make: Callable[[str], BaseException] = Told
+        self.make: Callable[[str], BaseException] = Raised
 
     def __call__(self, command: str, kind: str) -> None:
         if (command, kind) in self.at:
@@ -264,7 +266,7 @@ class Observer:
             raise self.errors[-1]
 
 
-@pytest.mark.parametrize("make", [Told, SystemExit, KeyboardInterrupt, lambda m: CNIError(7, m)])
+@pytest.mark.parametrize("make", [Raised, SystemExit, KeyboardInterrupt, lambda m: CNIError(7, m)])
 def test_an_add_that_is_not_to_go_on(tmp_path: Path, make: Callable[[str], BaseException]) -> None:
     observer = Observer(("ADD", "last"))
     observer.make = make
@@ -277,9 +279,9 @@ def test_an_add_that_is_not_to_go_on(tmp_path: Path, make: Callable[[str], BaseE
     assert program.network.attachments() == []
 
 
-@pytest.mark.parametrize("make", [Told, SystemExit, lambda m: CNIError(7, m)])
+@pytest.mark.parametrize("make", [Raised, SystemExit, lambda m: CNIError(7, m)])
 @pytest.mark.parametrize("command", ["DEL", "GC"])
-def test_others_are_called_whoever_is_told(
+def test_others_are_called_whatever_on_call_raises(
     tmp_path: Path, command: str, make: Callable[[str], BaseException]
 ) -> None:
     observer = Observer((command, "mine"), (command, "last"))
@@ -294,26 +296,26 @@ def test_others_are_called_whoever_is_told(
     assert len(program.network.attachments()) == (command == "GC")
 
 
-def test_gc_deletes_all_that_is_stale_whoever_is_told(tmp_path: Path) -> None:
+def test_gc_deletes_all_that_is_stale_whatever_on_call_raises(tmp_path: Path) -> None:
     observer = Observer(("DEL", "last"))
     program = Program(tmp_path, Recorder(), on_call=observer)
     for name in ("a", "b"):
         program.network.add(name, BOX[1])
-    with pytest.raises(Told) as caught:
+    with pytest.raises(Raised) as caught:
         program.network.gc([])
     assert caught.value in observer.errors
     assert program.network.attachments() == []
     assert program.first.calls == ["ADD", "ADD", "DEL", "DEL", "GC"]
 
 
-def test_undo_goes_on_whoever_is_told(tmp_path: Path) -> None:
+def test_undo_goes_on_whatever_on_call_raises(tmp_path: Path) -> None:
     def fail(request: Request) -> Any:
         raise CNIError(123, "no more of them")
 
     observer = Observer(("DEL", "mine"))
     mine = Doing(fail, "ADD")
     program = Program(tmp_path, mine, on_call=observer)
-    with pytest.raises(Told) as caught:
+    with pytest.raises(Raised) as caught:
         program.add()
     assert isinstance(caught.value.__context__, PluginError)
     assert program.first.calls == mine.calls == ["ADD", "DEL"]
@@ -325,7 +327,7 @@ def test_a_plugins_failure_beside_is_not_lost(tmp_path: Path) -> None:
 
     program = Program(tmp_path, Doing(fail, "DEL"), on_call=Observer(("DEL", "last")))
     program.add()
-    with pytest.raises(Told) as caught:
+    with pytest.raises(Raised) as caught:
         program.network.delete(*BOX)
     assert isinstance(caught.value.__context__, PluginError)
     assert not isinstance(caught.value.__context__, SeveralErrors)

@@ -30,7 +30,7 @@ def test_what_only_type_checkers_import_does_not_count() -> None:
 
 
 def imports() -> dict[str, set[str]]:
-    """By module: those of pycni that it imports, first thing or when a function is called."""
+    """By module: those of pycni that it imports, at module level or when a function is called."""
     trees = {name_of(path): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
     trees.pop(FRONT_DOOR)
     return {name: set(imported(tree, trees.keys())) for name, tree in trees.items()}

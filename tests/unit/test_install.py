@@ -115,7 +115,7 @@ def test_version_is_answered_in_the_version_asked_with(
 
 
 @pytest.mark.parametrize("umask", ["000", "077"])
-def test_nobody_else_writes_to_what_is_installed(tmp_path: Path, umask: str) -> None:
+def test_no_one_else_writes_to_what_is_installed(tmp_path: Path, umask: str) -> None:
     """Whatever the umask: `install` and `init` write what root will run and read."""
     script = f"""
         umask {umask}

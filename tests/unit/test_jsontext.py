@@ -271,7 +271,7 @@ def test_reading_and_writing_need_not_import_the_json_package() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-def test_keys_given_twice_are_told() -> None:
+def test_keys_given_twice_are_reported() -> None:
     document = loads('{"a": {"x": 1, "y": 2, "x": 3}, "b": {"x": 1}}')
     assert document == {"a": {"x": 3, "y": 2}, "b": {"x": 1}}
     assert repeated_keys(document["a"]) == ("x",)

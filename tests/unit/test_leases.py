@@ -176,7 +176,7 @@ def test_leases_and_holder(net: Network) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\0\0\0", b"\n"])
-def test_an_empty_file_is_reclaimed_and_told(net: Network, content: bytes) -> None:
+def test_an_empty_file_is_reclaimed_and_reported(net: Network, content: bytes) -> None:
     with net.open() as store:
         store.reserve(address(0), A, 0)
     net.plant("10.0.0.3", content)
@@ -238,7 +238,7 @@ def test_text_of_any_kind_keeps_an_address(net: Network) -> None:
 # --- collect -----------------------------------------------------------------------------------
 
 
-def test_collect_keeps_what_it_is_told(net: Network) -> None:
+def test_collect_keeps_what_it_is_given(net: Network) -> None:
     net.plant("10.0.0.20", b"old-kept")
     net.plant("10.0.0.21", b"old-gone")
     with net.open() as store:
@@ -341,7 +341,7 @@ def test_a_file_rewritten_for_who_has_none(net: Network) -> None:
     assert net.files() == {}
 
 
-def test_a_removed_network_starts_anew(net: Network) -> None:
+def test_a_removed_network_starts_again(net: Network) -> None:
     with net.open() as store:
         store.reserve(address(0), A, 0)
     for item in net.path.iterdir():

@@ -312,7 +312,7 @@ def test_parts_of_one_subnet(tmp_path: Path, other: str, faults: int) -> None:
     assert len(found) == faults
 
 
-def test_a_type_that_is_a_path_is_told_once(tmp_path: Path) -> None:
+def test_a_type_that_is_a_path_is_reported_once(tmp_path: Path) -> None:
     path = tmp_path / "net.conf"
     path.write_text('{"cniVersion": "1.0.0", "name": "net", "type": "../bridge"}')
     (fault,) = lint_file(str(path))

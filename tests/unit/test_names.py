@@ -69,7 +69,7 @@ BAD_SIGN = ("interface name contains / or : or whitespace characters", "")
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("", ("interface name is empty", "")),
         ("a" * 16, TOO_LONG),
@@ -88,8 +88,8 @@ BAD_SIGN = ("interface name contains / or : or whitespace characters", "")
         *((f"a{space}b", BAD_SIGN) for space in "\u2029\u202f\u205f\u3000"),
     ],
 )
-def test_bad_interface_names(text: str, told: tuple[str, str]) -> None:
-    assert refusal(names.check_interface_name, text) == (4, *told)
+def test_bad_interface_names(text: str, reported: tuple[str, str]) -> None:
+    assert refusal(names.check_interface_name, text) == (4, *reported)
 
 
 @pytest.mark.parametrize("text", ["bridge", "my plugin", "..x", "plugin.exe"])

@@ -39,18 +39,18 @@ def call(request: pytest.FixtureRequest, plugin_dir: Path) -> Call:
 
 @pytest.fixture
 def debug(tmp_path: Path) -> Path:
-    """The file, telling nothing yet."""
-    return tell(tmp_path / "debug.json")
+    """The file, saying nothing yet."""
+    return say(tmp_path / "debug.json")
 
 
-def tell(file: Path, **keys: Any) -> Path:
+def say(file: Path, **keys: Any) -> Path:
     file.write_text(json.dumps(keys))
     return file
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_result_is_printed_and_call_written_down(call: Call, debug: Path, command: str) -> None:
-    tell(debug, ReportResult='{ "some": "text"', ReportStderr="words")
+    say(debug, ReportResult='{ "some": "text"', ReportStderr="words")
     config = {
         "cniVersion": "1.1.0",
         "name": "net",
@@ -77,7 +77,7 @@ def test_result_is_printed_and_call_written_down(call: Call, debug: Path, comman
 
 
 def test_file_named_by_the_configuration(call: Call, debug: Path) -> None:
-    tell(debug, reportresult="PLAIN")
+    say(debug, reportresult="PLAIN")
     assert call("ADD", {"debugFile": str(debug)}).stdout == "PLAIN"
 
 
@@ -93,33 +93,33 @@ def test_nothing_to_report(call: Call, debug: Path) -> None:
 
 
 def test_errors(call: Call, debug: Path) -> None:
-    tell(debug, ReportError="banana", ReportStderr="words")
+    say(debug, ReportError="banana", ReportStderr="words")
     run = call("DEL", {}, CNI_ARGS=f"DEBUG={debug}")
     assert (run.code, run.result) == (1, {"cniVersion": "1.1.0", "code": 999, "msg": "banana"})
-    tell(debug, ReportError="banana", ReportErrorCode=50)
+    say(debug, ReportError="banana", ReportErrorCode=50)
     run = call("STATUS", {"debugFile": str(debug)})
     assert (run.code, run.result) == (1, {"cniVersion": "1.1.0", "code": 50, "msg": "banana"})
 
 
 def test_exit_status(call: Call, debug: Path) -> None:
-    tell(debug, ExitWithCode=3)
+    say(debug, ExitWithCode=3)
     run = call("ADD", {}, CNI_ARGS=f"DEBUG={debug}")
     assert (run.code, run.stdout) == (3, "")
-    tell(debug, ExitWithCode=4, ReportResult="text")
+    say(debug, ExitWithCode=4, ReportResult="text")
     run = call("ADD", {}, CNI_ARGS=f"DEBUG={debug}")
     assert (run.code, run.stdout) == (4, "text")
 
 
 @pytest.mark.parametrize("version", ["0.3.1", "0.4.0"])
 def test_previous_result_is_passed_on(call: Call, debug: Path, version: str) -> None:
-    tell(debug, ReportResult="PASSTHROUGH")
+    say(debug, ReportResult="PASSTHROUGH")
     config = {"cniVersion": version, "prevResult": {**PREVIOUS, "cniVersion": version}}
     run = call("ADD", config, CNI_ARGS=f"DEBUG={debug}")
     assert run.result == {**PREVIOUS, "cniVersion": version, "dns": {}}
 
 
 def test_dns_is_injected(call: Call, debug: Path) -> None:
-    tell(debug, ReportResult="INJECT-DNS")
+    say(debug, ReportResult="INJECT-DNS")
     config = {"cniVersion": "0.4.0", "prevResult": PREVIOUS}
     run = call("ADD", config, CNI_ARGS=f"DEBUG={debug}")
     assert run.result == {**PREVIOUS, "dns": {"nameservers": ["1.2.3.4"]}}
@@ -136,7 +136,7 @@ def test_all_calls_in_one_log(call: Call, debug: Path, tmp_path: Path) -> None:
 def test_versions(call: Call, debug: Path) -> None:
     known = call("VERSION", {}).result["supportedVersions"]
     assert known == ["0.-42.0", "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
-    tell(debug, ReportVersionSupport=["0.987.6", "0.4.0"])
+    say(debug, ReportVersionSupport=["0.987.6", "0.4.0"])
     run = call("VERSION", {}, CNI_ARGS=f"DEBUG={debug}")
     assert run.result["supportedVersions"] == ["0.987.6", "0.4.0"]
     run = call("ADD", {}, CNI_ARGS=f"DEBUG={debug}")
@@ -174,7 +174,7 @@ def test_undecodable_previous_result(call: Call, debug: Path) -> None:
 def test_called_without_environment(debug: Path) -> None:
     document = {"cniVersion": "1.1.0", "name": "net", "debugFile": str(debug)}
     request = Request("ADD", document, container_id="one", ifname="eth0", path=("/a", "/b"))
-    tell(debug, ReportResult='{"cniVersion": "1.1.0", "ips": [{"address": "10.1.2.3/24"}]}')
+    say(debug, ReportResult='{"cniVersion": "1.1.0", "ips": [{"address": "10.1.2.3/24"}]}')
     result = perform(plugin, request)
     assert result is not None
     assert str(result.ips[0].address) == "10.1.2.3/24"
@@ -185,6 +185,6 @@ def test_called_without_environment(debug: Path) -> None:
         ({"ReportResult": "text"}, "ReportResult is no result"),
         ({"ReportError": "banana"}, "banana"),
     ):
-        tell(debug, **keys)
+        say(debug, **keys)
         with pytest.raises(CNIError, match=message):
             perform(plugin, request)

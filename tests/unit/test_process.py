@@ -82,12 +82,14 @@ def release() -> tuple[int, ...]:
     return tuple(int(part) for part in os.uname().release.split(".")[:2])
 
 
-tells_ends = pytest.mark.skipif(release() < (6, 15), reason="a kernel that keeps no exit status")
+keeps_exit_status = pytest.mark.skipif(
+    release() < (6, 15), reason="a kernel that keeps no exit status"
+)
 
 
-@tells_ends
+@keeps_exit_status
 @pytest.mark.parametrize("way", WAYS)
-def test_how_a_plugin_ends_is_known_whoever_reaps_it(tmp_path: Path, way: str) -> None:
+def test_how_a_plugin_ends_is_known_no_matter_who_reaps_it(tmp_path: Path, way: str) -> None:
     # Who reaps at any moment could do so before the program's pidfd is there.
     script = f"""
     {"sleep 0.05" if way == "reaped in a thread" else ""}
@@ -114,7 +116,7 @@ def test_how_a_plugin_ends_is_known_whoever_reaps_it(tmp_path: Path, way: str) -
 
 @pytest.mark.parametrize("way", WAYS)
 def test_on_a_kernel_that_keeps_no_exit_status(tmp_path: Path, way: str) -> None:
-    """Before Linux 6.15; failing is told from what was said, and nothing is taken for success."""
+    """Before Linux 6.15; failing is known from what was said, and nothing is taken for success."""
     old = "setattr(child, '_KEEPS_STATUS', False), setattr(child, '_GET_INFO', 0)"
     script = f"echo $CNI_COMMAND >> {tmp_path}/log; exit 0"
     _, _, said = program(tmp_path, way, script, f"{old}, call(network, 'status')")
@@ -127,7 +129,7 @@ def test_on_a_kernel_that_keeps_no_exit_status(tmp_path: Path, way: str) -> None
         assert said == "done" or "the program reaps all its children" in said[2]
 
 
-def test_an_error_object_is_told_though_the_exit_status_is_lost(tmp_path: Path) -> None:
+def test_an_error_object_is_reported_though_the_exit_status_is_lost(tmp_path: Path) -> None:
     old = "setattr(child, '_KEEPS_STATUS', False), setattr(child, '_GET_INFO', 0)"
     lost = "setattr(child, '_ignores_children', lambda: False)"
     script = """echo '{"code": 50, "msg": "full", "details": "d"}'; exit 1"""
@@ -137,7 +139,7 @@ def test_an_error_object_is_told_though_the_exit_status_is_lost(tmp_path: Path) 
     assert said[1] == "netplugin failed with no error message: exit status unknown"
 
 
-@tells_ends
+@keeps_exit_status
 def test_the_plugin_itself_does_not_ignore_its_children(tmp_path: Path) -> None:
     script = f"grep SigIgn /proc/self/status > {tmp_path}/ignored"
     assert program(tmp_path, "ignored", script, "call(network, 'status')") == ["done"]
@@ -200,7 +202,7 @@ def test_a_terminal_does_not_reach_it() -> None:
 
 
 def test_within_a_plugin_it_stays_in_the_group_of_that() -> None:
-    """Whoever started the plugin may kill that."""
+    """Anyone who started the plugin may kill that."""
     text = """
 from pycni.kernel import process
 print(process.run(["/bin/sh", "-c", "cut -d' ' -f5 /proc/$$/stat"])[1].decode())"""

@@ -1,4 +1,4 @@
-"""Input made to exhaust whoever reads it: read or refused within a gigabyte and half a minute.
+"""Input made to exhaust anyone who reads it: read or refused within a gigabyte and half a minute.
 
 Each is tried in a process of its own that the kernel ends if it takes more.
 """
@@ -20,7 +20,7 @@ from pycni import plugins
 from pycni.spec.config import NetConf
 
 MEGABYTE = 1 << 20
-MANY = 1 << 15  # so many that whoever looks at each pair does not come to an end
+MANY = 1 << 15  # so many that anyone who looks at each pair does not come to an end
 
 
 def lists(depth: int) -> bytes:
@@ -102,7 +102,7 @@ def test_bombs(bomb: str) -> None:
     assert os.WEXITSTATUS(status) == 0
 
 
-def test_only_so_many_faults_are_told() -> None:
+def test_only_so_many_faults_are_reported() -> None:
     """A configuration that is wrong a million times gets an error that can be read."""
     faults = NetConf.errors({"capabilities": dict.fromkeys(map(str, range(100_000)), 7)})
     assert 10 < len(faults) < 200

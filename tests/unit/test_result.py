@@ -329,7 +329,7 @@ def test_a_version_of_another_family_is_refused(version: str, own: str, message:
     assert (caught.value.code, caught.value.message) == (1, f"result type supports {message}")
 
 
-def test_a_version_nobody_knows_is_refused() -> None:
+def test_a_version_no_one_knows_is_refused() -> None:
     for call in (lambda: decode_result({}, "0.4567.0"), lambda: encode_result(FULL, "0.4567.0")):
         with pytest.raises(CNIError) as caught:
             call()

@@ -40,7 +40,7 @@ def test_list_keeps_the_bytes_it_was_read_from() -> None:
     assert not config.at_least("0.2.0")  # no version means 0.1.0
 
 
-def test_all_faults_are_told_at_once_with_their_lines(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once_with_their_lines(tmp_path: Path) -> None:
     path = write(
         tmp_path / "10-lab.conflist",
         '{\n  "cniVersion": 1,\n  "name": "a b",\n  "disableCheck": "perhaps",\n  "plugins": [\n'
@@ -152,7 +152,7 @@ def test_only_inlined_plugins(tmp_path: Path, switch: Any) -> None:
         read_network(str(path))
 
 
-def test_a_fault_beside_the_list_is_told_where_it_is(tmp_path: Path) -> None:
+def test_a_fault_beside_the_list_is_reported_where_it_is(tmp_path: Path) -> None:
     path = write(tmp_path / "lab.conflist", a_list())
     beside = write(tmp_path / "lab" / "10-a.conf", '{\n"name": "x"}')
     with pytest.raises(ConfigError) as caught:

@@ -101,9 +101,9 @@ def test_a_failed_add_is_undone_in_reverse(lab: Lab) -> None:
     assert lab.cached() == []
 
 
-def test_what_could_not_be_undone_is_told(lab: Lab) -> None:
+def test_what_could_not_be_undone_is_reported(lab: Lab) -> None:
     network = lab.network()
-    # No result, so the second cannot hand it on; nor can it be told to clean up.
+    # No result, so the second cannot hand it on; nor can it be asked to clean up.
     lab.say(1, ReportError="broken", ReportErrorCode=100)
     lab.say(0, ReportError="")
     with pytest.raises(PluginError, match="broken"):
@@ -235,7 +235,7 @@ def test_delete_gets_the_result_since_0_4_0(lab: Lab, version: str, handed: bool
     assert lab.cached() == []
 
 
-def test_delete_goes_on_after_a_failure_and_tells_all(lab: Lab) -> None:
+def test_delete_goes_on_after_a_failure_and_says_all(lab: Lab) -> None:
     network = lab.network()
     add(network)
     lab.entries()

@@ -259,7 +259,7 @@ def test_threads_that_wait_for_a_lock_get_it_in_turn(tmp_path: Path) -> None:
     assert files._queues == {}
 
 
-def test_a_wait_for_a_lock_ends_when_nobody_wants_it_any_more(tmp_path: Path) -> None:
+def test_a_wait_for_a_lock_ends_when_no_one_wants_it_any_more(tmp_path: Path) -> None:
     """The one who gave up was the first in the queue; the second one gets it."""
     path = str(tmp_path / "lock")
     reader, writer = os.pipe()
@@ -328,7 +328,7 @@ def test_documents_of_a_writer_that_died(tmp_path: Path) -> None:
         assert busy.exists()
 
 
-def test_damaged_document_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_damaged_document_is_reported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a").write_text('{"half": ')
     assert Documents(str(tmp_path)).read("a") == {}
     assert f"{tmp_path / 'a'} is damaged" in capfd.readouterr().err

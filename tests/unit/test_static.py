@@ -112,8 +112,8 @@ def test_no_address_at_all() -> None:
 def test_two_addresses_of_a_family(version: str) -> None:
     second = {"address": "10.1.0.6/16"}
     if version in VERSIONS[:2]:
-        told = f"CNI version {version} does not support more than 1 address per family"
-        assert refused(FOUR, second, version=version)["msg"] == told
+        reported = f"CNI version {version} does not support more than 1 address per family"
+        assert refused(FOUR, second, version=version)["msg"] == reported
     else:
         assert len(given(FOUR, second, version=version)) == 2
     assert call("ADD", FOUR, SIX, version=version)[0] == 0
@@ -150,8 +150,8 @@ def test_check() -> None:
     assert "10.1.0.6/16" in by_args["msg"]
     other = {**FOUR, "gateway": "10.1.0.9"}
     for wanted in (other, SIX, {"address": "10.1.0.5/24"}):
-        told = refused(wanted, command="CHECK", prevResult=previous)["msg"]
-        assert told.startswith("static: Failed to match addr")
+        reported = refused(wanted, command="CHECK", prevResult=previous)["msg"]
+        assert reported.startswith("static: Failed to match addr")
     assert refused(FOUR, command="CHECK")["msg"] == "Required prevResult missing"
 
 

@@ -13,7 +13,7 @@ from pycni.spec.errors import IO_FAILURE, CNIError
 
 
 class Cancellation:
-    """Tell operations to stop: give it to them as `cancel`, and call `cancel()` from any thread.
+    """Stops operations: give it to them as `cancel`, and call `cancel()` from any thread.
 
     A plugin's process is killed, and no further plugin is called; what an ADD had done is undone. A
     plugin that runs in this process stops at its next step. One may be given to many operations,

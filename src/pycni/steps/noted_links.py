@@ -89,7 +89,7 @@ def remove_hidden(
         if is_inside or (
             sysfs.link_inode(found, space, kernel.host.namespace) == noted.inode
             if noted.inode
-            else _is_told(kernel, found, noted, identity, netlink)
+            else _is_known(kernel, found, noted, identity, netlink)
         ):
             _delete(netlink, found)
 
@@ -145,7 +145,7 @@ def _delete(netlink: NetlinkSocket, found: Link) -> None:
             raise
 
 
-def _is_told(
+def _is_known(
     kernel: HostAndSandbox, found: Link, noted: OwnLink, identity: Identity, netlink: NetlinkSocket
 ) -> bool:
     """Whether a link outside of the sandbox has what the noted one had and no other has."""

@@ -28,7 +28,7 @@ CONFIG = {"name": "skel-test", "some": "config", "cniVersion": "1.1.0"}
 
 
 class Recorder(Plugin):
-    """Remembers its calls; does what it is told to."""
+    """Remembers its calls; does what it is asked to."""
 
     type = "recorder"
 

@@ -130,7 +130,7 @@ def findings(reports: list[AttachmentReport]) -> list[tuple[str, str]]:
     return [(finding.plugin, finding.state) for report in reports for finding in report.findings]
 
 
-def told(reports: list[AttachmentReport]) -> str:
+def reported(reports: list[AttachmentReport]) -> str:
     return "\n".join(
         f"{finding.plugin} {finding.state}: {finding.what}; {finding.reason}"
         for report in reports
@@ -141,13 +141,13 @@ def told(reports: list[AttachmentReport]) -> str:
 def must_be_sound(network: Network) -> None:
     reports = network.repair()
     assert reports, "there is nothing to repair"
-    assert all(report.is_sound and not report.skipped for report in reports), told(reports)
+    assert all(report.is_sound and not report.skipped for report in reports), reported(reports)
 
 
 def must_be_repaired(network: Network) -> list[AttachmentReport]:
     """Repair finds something, and repairs all of it; then CHECK finds nothing, nor does repair."""
     reports = network.repair()
-    assert all(report.ok and not report.skipped for report in reports), told(reports)
+    assert all(report.ok and not report.skipped for report in reports), reported(reports)
     assert not all(report.is_sound for report in reports), "repair found nothing"
     for endpoint in network.attachments():
         network.check(endpoint.container_id, ifname=endpoint.ifname)

@@ -236,7 +236,7 @@ def acquire(space: Namespace) -> NetfilterSocket:
 
 
 def release(netfilter: NetfilterSocket, space: Namespace) -> None:
-    """Keep a borrowed socket for the next, or close it.
+    """Keep an acquired socket for the next, or close it.
 
     An open socket keeps its namespace alive. So only those are kept that are in the namespace of
     this process itself, that is, of its main thread.
