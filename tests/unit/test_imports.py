@@ -83,3 +83,8 @@ def strongly_connected(graph: dict[str, set[str]]) -> Iterator[set[str]]:
     for name in sorted(graph):
         if name not in numbers:
             yield from visit(name)
+
+
+def test_no_module_is_long() -> None:
+    lengths = {path: path.read_text().count("\n") for path in PACKAGE.rglob("*.py")}
+    assert {str(path): lines for path, lines in lengths.items() if lines >= 600} == {}

@@ -334,12 +334,6 @@ def users(netfilter: NetfilterSocket, family: int, table: str, chain: str) -> in
     return count
 
 
-def is_jumped_to(netfilter: NetfilterSocket, family: int, table: str, chain: str) -> bool:
-    """Whether a chain exists and a rule jumps to it."""
-    count = users(netfilter, family, table, chain)
-    return count > 0 and count > len(rules(netfilter, family, table, chain))
-
-
 def chains(netfilter: NetfilterSocket, family: int, table: str) -> list[str]:
     """The names of a table's chains; [] without the table. Reads all chains of the family."""
     what = f"list the chains of table {_place(family, table)}"

@@ -74,7 +74,7 @@ def _is_ready(step: Firewall, netfilter: NetfilterSocket, family: int) -> bool:
         and any(
             rule.chain == FORWARD for rule in nfnetlink.rules(netfilter, family, TABLE, "FORWARD")
         )
-        and nfnetlink.is_jumped_to(netfilter, family, TABLE, step.admin_chain)
+        and _is_jumped_to(netfilter, family, TABLE, step.admin_chain)
     )
 
 
@@ -162,3 +162,9 @@ def _removal(addresses: Collection[IPAddress], netfilter: NetfilterSocket) -> Un
 
 def _undo(family: int, lines: list[str]) -> Undo:
     return lambda: iptables.undo(family, TABLE, lines)
+
+
+def _is_jumped_to(netfilter: NetfilterSocket, family: int, table: str, chain: str) -> bool:
+    """Whether a chain exists and a rule jumps to it."""
+    count = nfnetlink.users(netfilter, family, table, chain)
+    return count > len(nfnetlink.rules(netfilter, family, table, chain)) if count else False
