@@ -130,7 +130,7 @@ def test_a_thread_left_in_a_container_comes_back(
         perform = (lambda: network.delete("c")) if command == "DEL" else (lambda: network.gc([]))
     with pytest.raises(CNIError, match=r"mine.* changed the thread's network namespace"):
         perform()
-    assert veths == []
+    assert veths() == []
     assert Way("", tmp_path, tmp_path).leases("n") == {}
     assert [link["ifname"] for link in ip_json("link", "show", netns=box)] == ["lo"]
 

@@ -31,6 +31,7 @@ from pycni.spec.config import Attachment
 from pycni.spec.ip import parse_address, parse_network
 from pycni.spec.owner import Owners
 from pycni.steps import masquerade
+from pycni.steps.masquerade.sets import SETS
 from pycni.steps.namespaces import HostAndSandbox
 
 kernel = kit.kernel
@@ -337,7 +338,7 @@ def test_check_says_what_is_missing_and_apply_repairs_it(
     if damage.startswith("RULE "):
         masquerade.apply(step("other", "10.15.30.2/24"), kernel)
         netfilter = kernel.host.netfilter
-        chain = ("pycni", masquerade.nftables.SETS.chain)
+        chain = ("pycni", SETS.chain)
         (handle,) = (
             rule.handle
             for rule in nfnetlink.rules(netfilter, nfnetlink.NFPROTO_INET, *chain)

@@ -25,7 +25,7 @@ from harness.chained import make_veth, previous_result
 from harness.configs import host_local
 from harness.dhcp import Program
 from harness.faults import each_request_failing
-from harness.kernel_state import addresses
+from harness.kernel_state import global_addresses
 from harness.locks import NOBODY, held
 from pycni.dhcp import wire
 from pycni.dhcp.exchange import Client
@@ -102,6 +102,11 @@ def vrfs(netns: Namespace | None) -> dict[str, int]:
     return {link["ifname"]: link["linkinfo"]["info_data"]["table"] for link in found}
 
 
+def addresses_of(one: Attachment) -> set[str]:
+    """Those of its interface, without their prefixes."""
+    return {text.partition("/")[0] for text in global_addresses(one.ifname, one.sandbox)}
+
+
 @pytest.mark.parametrize("keep", ["0", "1"])
 def test_routes_and_addresses_move_along(attach: Attach, keep: str) -> None:
     one = attach()
@@ -112,7 +117,7 @@ def test_routes_and_addresses_move_along(attach: Attach, keep: str) -> None:
     assert one.add() == one.config["prevResult"]
     assert vrfs(one.sandbox) == {"blue": 1}
     assert one.link()["master"] == "blue"
-    assert addresses(one) == {"10.1.1.2", "fd00:1::2"}
+    assert addresses_of(one) == {"10.1.1.2", "fd00:1::2"}
     assert routes(one.sandbox, "net1", "1") == before
     assert routes(one.sandbox, "net1", "main") == set()
     # At once: nothing waits for duplicate address detection.
@@ -124,7 +129,7 @@ def test_routes_and_addresses_move_along(attach: Attach, keep: str) -> None:
     one.delete()
     assert vrfs(one.sandbox) == {}
     assert "master" not in one.link()
-    assert addresses(one) == {"10.1.1.2", "fd00:1::2"}
+    assert addresses_of(one) == {"10.1.1.2", "fd00:1::2"}
     assert routes(one.sandbox, "net1", "main") == before
     for address in ("fd00:1::1", "10.1.1.1"):
         run_in(one.sandbox, ["ping", "-c1", "-W5", address])
@@ -317,7 +322,7 @@ def test_routes_come_back_with_a_lease_that_was_lost(attach: Attach, tmp_path: P
             place.find(space)
         keeper = Keeper(record, client, place, lambda _: None, lambda _: None, asyncio.Semaphore())
         keeper.start()
-        await reached(lambda: "10.1.1.2" not in addresses(one))
+        await reached(lambda: "10.1.1.2" not in addresses_of(one))
         assert routes(one.sandbox, "net1", "1") & {("10.21.0.0/16", "10.1.1.1", 7)} == set()
         with server:
             await reached(lambda: keeper.state == "bound")
@@ -347,7 +352,7 @@ def test_failing_half_way_leaves_everything_as_it_was(attach: Attach) -> None:
         return [
             vrfs(one.sandbox),
             one.link().get("master"),
-            addresses(one),
+            addresses_of(one),
             routes(one.sandbox, "net1", "main"),
         ]
 
@@ -394,7 +399,7 @@ def test_one_of_us_and_the_reference(attach: Attach, reference_dir: Path, versio
         # Debian's release of the reference keeps only the routes of addresses.
         assert routes(ours.sandbox, ours.ifname, "1") <= before
         assert not ours_first or routes(ours.sandbox, ours.ifname, "1") == before
-        assert addresses(ours) == {f"10.1.{number}.2", f"fd00:{number}::2"}
+        assert addresses_of(ours) == {f"10.1.{number}.2", f"fd00:{number}::2"}
         deleter.result = adder.result
         if version != "0.3.1":
             deleter.check()
