@@ -126,9 +126,16 @@ def test_what_is_left_is_noted_for_del(
     assert any("10.30.0.2" in line for line in own())
     (left,) = notes()
     assert left["addresses"] == ["10.30.0.2", "fd00:30::2"]
+    assert reserved(tmp_path / "leases/net") == ["10.30.0.2", "fd00:30::2"]
     one.delete()
+    assert reserved(tmp_path / "leases/net") == []
     assert not any("10.30.0.2" in line for line in own())
     assert notes() == []
+
+
+def reserved(folder: Path) -> list[str]:
+    """The addresses that host-local gives to no other container."""
+    return sorted(path.name for path in folder.glob("*") if path.name[:2] in ("10", "fd"))
 
 
 @pytest.mark.parametrize("another", [False, True])

@@ -48,7 +48,7 @@ class InterfacePlugin(PlannedPlugin):
         with open_sandbox(request) as kernel, executor.Transaction(kernel) as interface:
             supersede_if_gone(kernel, request.ifname)
             made, mtu = Plan(), 0
-            allocation = Allocation(request)
+            allocation = Allocation(request, kernel=kernel)
             if allocation.needs_link():
                 made = self.plan(request, config, Result()).before_addresses()
                 interface.apply(made)

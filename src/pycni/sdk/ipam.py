@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pycni.sdk.delegate import Found
     from pycni.sdk.request import Request
+    from pycni.steps.namespaces import HostAndSandbox
 
 
 class Allocation:
@@ -22,11 +23,15 @@ class Allocation:
     `addresses` is the address plugin's result, an empty one where the configuration names no
     address plugin. Raises CNIError, the address plugin's own. fresh: whether the interface was made
     by this very call. An address plugin that fails is then called with DEL; without, it may have
-    failed because the attachment exists, whose addresses DEL would release.
+    failed because the attachment exists, whose addresses DEL would release. kernel: of the steps
+    that use the addresses: while something is left of these, the addresses stay reserved for DEL.
     """
 
-    def __init__(self, request: Request, *, fresh: bool = False) -> None:
+    def __init__(
+        self, request: Request, *, fresh: bool = False, kernel: HostAndSandbox | None = None
+    ) -> None:
         self.fresh = fresh
+        self._kernel = kernel
         self._request = request
         self._found: Found | None = None
 
@@ -58,7 +63,7 @@ class Allocation:
         return result
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
+        if kind is not None and not (self._kernel is not None and self._kernel.leaves):
             self._release()
 
     def _release(self) -> CNIError | None:

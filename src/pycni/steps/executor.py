@@ -80,6 +80,7 @@ class Transaction:
     def undo(self) -> None:
         """Take back what was made, in reverse; a part that cannot be taken back is left to DEL."""
         if not take_back(self._undo) or self._kernel.leaves:
+            self._kernel.leaves = True
             ownership.note_for_delete(self._kernel, self._plan, lasting(self._plan.steps))
 
     def __enter__(self) -> Self:
