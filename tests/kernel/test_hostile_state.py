@@ -257,7 +257,7 @@ def test_cache_of_another_user_is_not_believed(tmp_path: Path) -> None:
     assert cache.read("net", "one", "eth0") is None
 
 
-def test_cache_file_that_says_of_another(tmp_path: Path) -> None:
+def test_cache_file_that_names_another(tmp_path: Path) -> None:
     """A file counts for the attachment that it is named after, and for no other."""
     cache = ResultCache(str(tmp_path))
     cache.write(CachedAttachment("net", "one", "eth0", netns="/x"))

@@ -169,7 +169,7 @@ def test_what_the_program_changes_meanwhile_is_its_own(
         os.chdir(home)
 
 
-def test_what_another_call_changes_is_reported_of_that(
+def test_what_another_call_changes_is_reported_as_its_own(
     tmp_path: Path, before: list[object]
 ) -> None:
     """Two calls at once, one of which changes what it may not."""

@@ -31,7 +31,7 @@ def modules() -> dict[str, ModuleType]:
     return {kind: import_module(f"pycni.steps.{kind}") for kind in KINDS}
 
 
-def test_the_interface_names_each_verb_that_the_package_says_of() -> None:
+def test_the_interface_has_each_verb_that_the_package_describes() -> None:
     documentation = import_module("pycni.steps").__doc__ or ""
     assert sorted(VERBS) == sorted(verb for verb in VERBS if f"    {verb}(" in documentation)
     assert set(OPTIONAL) < VERBS.keys()

@@ -143,7 +143,7 @@ def test_status_makes_nothing(net: Network) -> None:
     assert not net.data_dir.exists()
 
 
-def test_status_says_of_a_full_range_set(net: Network, capfd: pytest.CaptureFixture[str]) -> None:
+def test_status_reports_a_full_range_set(net: Network, capfd: pytest.CaptureFixture[str]) -> None:
     """And succeeds: runtimes collect what has leaked only while it does."""
     for number in range(4):
         net.add(f"c{number}", ranges=[[V6], [SMALL]])
